@@ -1,0 +1,27 @@
+"""Quantized layers."""
+
+from qframework.layers.activation import (
+    QuantHardTanh,
+    QuantIdentity,
+    QuantNonLinearActLayer,
+    QuantReLU,
+    QuantSigmoid,
+    QuantTanh,
+)
+from qframework.layers.conv import QuantConv1d, QuantConv2d
+from qframework.layers.linear import QuantLinear
+from qframework.layers.wbiol import QuantWBIOL, QuantWeightBiasInputOutputLayer
+
+__all__ = [
+    "QuantConv1d",
+    "QuantConv2d",
+    "QuantHardTanh",
+    "QuantIdentity",
+    "QuantLinear",
+    "QuantNonLinearActLayer",
+    "QuantReLU",
+    "QuantSigmoid",
+    "QuantTanh",
+    "QuantWBIOL",
+    "QuantWeightBiasInputOutputLayer",
+]

@@ -1,0 +1,162 @@
+"""Activation functions with a quantized result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from qframework.layers.base import QuantLayer, route_keywords
+from qframework.proxy import ActQuantProxyFromInjector, build_proxy
+from qframework.quantizers.none import NoneActQuant
+from qframework.quantizers.scaled_int import (
+    Int8ActPerTensorFloat,
+    Int8ActPerTensorFloatMinMaxInit,
+    Uint8ActPerTensorFloat,
+)
+
+_ARGUMENTS = """
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        input_quant: quantizer of the input, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
+            ``input_quant`` (prefix ``input_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+    """
+
+
+class QuantNonLinearActLayer(QuantLayer):
+    """Base: an activation function, and the quantizers of its input and its result.
+
+    Subclasses set ``act_impl`` (a module class, its arguments resolved by name in the quantizer),
+    ``passthrough_act`` (it keeps a quantized input on its grid) and ``drop_act_when_quantized`` (the
+    quantizer does all that the function does).
+    """
+
+    act_impl: type[nn.Module] | None = None
+    passthrough_act = False
+    drop_act_when_quantized = False
+    act_quant: ActQuantProxyFromInjector
+    input_quant: ActQuantProxyFromInjector
+
+    def __init__(
+        self,
+        act_quant: Any = None,
+        input_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.return_quant_tensor = return_quant_tensor
+        routed = route_keywords(self, kwargs, ("input_", "act_"), default="act_")
+        self.input_quant = build_proxy(  # type: ignore[assignment]
+            self, "input_quant", input_quant, NoneActQuant, routed["input_"], "input_", ActQuantProxyFromInjector
+        )
+        provided = {
+            "act_impl": self.act_impl,
+            "passthrough_act": self.passthrough_act,
+            "drop_act_when_quantized": self.drop_act_when_quantized,
+        }
+        self.act_quant = build_proxy(  # type: ignore[assignment]
+            self, "act_quant", act_quant, NoneActQuant, routed["act_"], "", ActQuantProxyFromInjector, provided
+        )
+
+    def forward(self, x: Any) -> Any:
+        """Apply and quantize.
+
+        Args:
+            x: float or quantized tensor of any shape.
+
+        Returns:
+            A tensor, or with ``return_quant_tensor`` a quantized tensor.
+
+        Raises:
+            RuntimeError: a quantized result is asked for and the quantizer is off.
+        """
+        return self._pack(self.act_quant(self.input_quant(x)))
+
+    def _remedy(self) -> str:
+        return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."
+
+
+class QuantIdentity(QuantNonLinearActLayer):
+    __doc__ = "Quantizes its input." + _ARGUMENTS.replace(
+        "        input_quant: quantizer of the input, likewise.\n", ""
+    ).replace("``, or in\n            ``input_quant`` (prefix ``input_``)", "``")
+
+    passthrough_act = True
+
+    def __init__(
+        self, act_quant: Any = Int8ActPerTensorFloat, return_quant_tensor: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(act_quant, None, return_quant_tensor, **kwargs)
+
+
+class QuantReLU(QuantNonLinearActLayer):
+    __doc__ = "``max(x, 0)``, quantized." + _ARGUMENTS
+
+    act_impl = nn.ReLU
+    passthrough_act = True
+
+    def __init__(
+        self,
+        act_quant: Any = Uint8ActPerTensorFloat,
+        input_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+
+
+class QuantHardTanh(QuantNonLinearActLayer):
+    __doc__ = (
+        "``clamp(x, min_val, max_val)``, quantized; the quantizer's own range does the clipping.\n\n"
+        "    ``min_val`` and ``max_val`` are required by the default quantizer." + _ARGUMENTS
+    )
+
+    act_impl = nn.Hardtanh
+    passthrough_act = True
+    drop_act_when_quantized = True
+
+    def __init__(
+        self,
+        act_quant: Any = Int8ActPerTensorFloatMinMaxInit,
+        input_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+
+
+class QuantSigmoid(QuantNonLinearActLayer):
+    __doc__ = "``1 / (1 + exp(-x))``, quantized." + _ARGUMENTS
+
+    act_impl = nn.Sigmoid
+
+    def __init__(
+        self,
+        act_quant: Any = Uint8ActPerTensorFloat,
+        input_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+
+
+class QuantTanh(QuantNonLinearActLayer):
+    __doc__ = "``tanh(x)``, quantized." + _ARGUMENTS
+
+    act_impl = nn.Tanh
+
+    def __init__(
+        self,
+        act_quant: Any = Int8ActPerTensorFloat,
+        input_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)

@@ -1,0 +1,58 @@
+"""Fully connected layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
+from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
+
+
+class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
+    """``torch.nn.Linear`` with quantized weight, bias, input and output.
+
+    Args:
+        in_features: size of the last axis of the input.
+        out_features: size of the last axis of the output.
+        bias: whether there is a bias.
+        weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
+        bias_quant: quantizer of the bias, likewise.
+        input_quant: quantizer of the input, likewise.
+        output_quant: quantizer of the output, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        device: of parameters and quantizers.
+        dtype: of the parameters.
+        **kwargs: names to bind anew in a quantizer, prefixed ``weight_``, ``bias_``, ``input_``, ``output_``.
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool | None = True,
+        weight_quant: Any = Int8WeightPerTensorFloat,
+        bias_quant: Any = None,
+        input_quant: Any = None,
+        output_quant: Any = None,
+        return_quant_tensor: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bool(bias), device=device, dtype=dtype)
+        self._init_quant(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs)
+
+    @property
+    def channelwise_separable(self) -> bool:
+        """Whether each output channel depends on one input channel alone."""
+        return False
+
+    def _compute(self, x: Any, weight: Any, bias: Any) -> Any:
+        return F.linear(x, weight, bias)

@@ -1,0 +1,133 @@
+"""Layers with a weight, a bias, an input and an output to quantize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from qframework.layers.base import QuantLayer, route_keywords
+from qframework.proxy import (
+    ActQuantProxyFromInjector,
+    BiasQuantProxyFromInjector,
+    ParameterQuantProxyFromInjector,
+    WeightQuantProxyFromInjector,
+    build_proxy,
+)
+from qframework.proxy.base import plain
+from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import QuantTensor
+from qframework.quantizers.none import NoneActQuant, NoneBiasQuant, NoneWeightQuant
+
+
+class QuantWeightBiasInputOutputLayer(QuantLayer):
+    """Mixin in front of a torch layer: quantize input, weight and bias, compute, quantize the output.
+
+    The arithmetic on scales and widths is that of the torch function on quantized tensors; it is left out where the
+    result is a plain tensor anyway.
+    """
+
+    weight_quant: WeightQuantProxyFromInjector
+    bias_quant: BiasQuantProxyFromInjector
+    input_quant: ActQuantProxyFromInjector
+    output_quant: ActQuantProxyFromInjector
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    output_channel_dim = 0
+
+    def _init_quant(
+        self,
+        weight_quant: Any,
+        bias_quant: Any,
+        input_quant: Any,
+        output_quant: Any,
+        return_quant_tensor: bool,
+        keywords: dict[str, Any],
+    ) -> None:
+        """The last step of a layer's constructor; see the layers for the arguments."""
+        self.return_quant_tensor = return_quant_tensor
+        routed = route_keywords(self, keywords, ("weight_", "bias_", "input_", "output_"))
+        for name, quantizer, none, kind in (
+            ("weight", weight_quant, NoneWeightQuant, WeightQuantProxyFromInjector),
+            ("bias", bias_quant, NoneBiasQuant, BiasQuantProxyFromInjector),
+            ("input", input_quant, NoneActQuant, ActQuantProxyFromInjector),
+            ("output", output_quant, NoneActQuant, ActQuantProxyFromInjector),
+        ):
+            prefix = f"{name}_"
+            provided: dict[str, Any] = {}
+            if kind is ActQuantProxyFromInjector:
+                provided = {"device": self.weight.device, "dtype": self.weight.dtype}
+            proxy = build_proxy(
+                self, f"{name}_quant", quantizer, none, routed[prefix], prefix, kind, provided
+            )
+            self.add_module(f"{name}_quant", proxy)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("weight", "bias") and isinstance(value, nn.Parameter):
+            proxy = self._modules.get(f"{name}_quant")
+            if isinstance(proxy, ParameterQuantProxyFromInjector):
+                proxy.reinitialize()
+
+    def _compute(self, x: Any, weight: Any, bias: Any) -> Any:
+        """The torch function of the layer, on plain or quantized tensors."""
+        raise NotImplementedError
+
+    def quant_weight(self) -> Any:
+        """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized."""
+        return self.weight_quant(self.weight)
+
+    def quant_bias(self) -> Any:
+        """The quantized bias, None without one.
+
+        Raises:
+            RuntimeError: its scale comes from the input, which isn't here.
+        """
+        return self.bias_quant(self.bias)
+
+    def forward(self, x: Any) -> Any:
+        """Apply the layer.
+
+        Args:
+            x: float or quantized tensor, in the shape that the torch layer takes.
+
+        Returns:
+            A tensor, or with ``return_quant_tensor`` a quantized tensor.
+
+        Raises:
+            RuntimeError: a bias quantizer needs the scale of an input that isn't quantized, or a quantized
+                result is asked for that can't be had.
+        """
+        quant_input = self.input_quant(x)
+        quant_weight = self.weight_quant(self.weight)
+        as_quant = self.return_quant_tensor and not self.output_quant.is_quant_enabled
+        if as_quant and not (isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)):
+            raise RuntimeError(self._not_configured(quant_input, quant_weight))
+        quant_bias = self.bias_quant(self.bias, quant_input, quant_weight)
+        if as_quant:
+            out = self._compute(quant_input, quant_weight, quant_bias)
+        else:
+            out = self._compute(plain(quant_input), plain(quant_weight), plain(quant_bias))
+        return self._pack(self.output_quant(out))
+
+    def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:
+        lacking = [
+            what
+            for what, t in (("input", quant_input), ("weight", quant_weight))
+            if not isinstance(t, QuantTensor)
+        ]
+        return (
+            f"{qualified_name(self)}: QuantLayer is not correctly configured. return_quant_tensor=True needs a "
+            f"quantized {' and a quantized '.join(lacking)}, or an output_quant. {self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        return (
+            "Give input_quant=Int8ActPerTensorFloat or feed a quantized tensor (return_quant_tensor=True on the "
+            "layer before), or give output_quant=Int8ActPerTensorFloat, or return_quant_tensor=False. A zero "
+            "point on input or weight makes the plain product unquantized."
+        )
+
+
+QuantWBIOL = QuantWeightBiasInputOutputLayer
+_Input = Tensor | QuantTensor

@@ -1,0 +1,56 @@
+"""Base classes of the engine's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LOW_PRECISION = (torch.float16, torch.bfloat16)
+
+
+class Stateless(nn.Module):
+    """A module without parameters, buffers or children: a named function with settings.
+
+    A :class:`CoreModule` holds it as a plain attribute: it costs nothing in ``modules()``, ``to()`` or
+    attribute look-up, and has no part in a state dict.
+    """
+
+
+class CoreModule(nn.Module):
+    """A module of the engine; its own numbers never drop below float32.
+
+    ``model.half()`` or ``model.to(torch.bfloat16)`` converts a layer's weights but leaves scales, zero points
+    and bit widths alone: an 8-bit range needs 256 exact integers, and a scale's rounding error is
+    multiplied by all of them.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Stateless):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoreModule:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            if out.dtype in _LOW_PRECISION and tensor.dtype not in _LOW_PRECISION:
+                return tensor.to(out.device)
+            return out
+
+        super()._apply(keep_wide, recurse)
+        return self
+
+
+def wide_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype of a quantizer's own numbers beside values of ``dtype``: float32, or float64."""
+    if dtype is None:
+        dtype = torch.get_default_dtype()
+    return torch.float32 if dtype in _LOW_PRECISION else dtype
+
+
+def widen(x: Tensor) -> Tensor:
+    """``x`` in float32 when it is of lower precision."""
+    return x.float() if x.dtype in _LOW_PRECISION else x

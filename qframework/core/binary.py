@@ -1,0 +1,110 @@
+"""Binary and ternary quantizers; they return ``(value, scale, zero_point, bit_width)``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.base import CoreModule
+from qframework.core.delay import DelayWrapper
+from qframework.core.function_wrapper import TensorClamp
+from qframework.core.quant import QuantOutput
+from qframework.functional import binary_sign_ste, ternary_sign_ste
+
+
+class _ScaledSign(CoreModule):
+    def __init__(self, scaling_impl: nn.Module, bits: float, quant_delay_steps: int | None) -> None:
+        super().__init__()
+        self.scaling_impl = scaling_impl
+        self.register_buffer("bit_width", torch.tensor(bits), persistent=False)
+        self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
+        self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
+        self.observer_only = False
+
+    def _output(self, x: Tensor, y: Tensor, scale: Tensor) -> QuantOutput:
+        if self.observer_only:
+            y = x
+        elif self.delay_wrapper is not None:
+            y = self.delay_wrapper(x, y)
+        return y, scale, self.zero_point, self.bit_width  # type: ignore[return-value]
+
+
+class BinaryQuant(_ScaledSign):
+    """``y = scale`` where ``x >= 0``, else ``-scale``; the gradient passes everywhere.
+
+    Args:
+        scaling_impl: called with ``(x,)``.
+        signed: must be True.
+        quant_delay_steps: how many training calls return the input as it is.
+
+    Raises:
+        ValueError: unsigned.
+    """
+
+    def __init__(self, scaling_impl: nn.Module, signed: bool = True, quant_delay_steps: int = 0) -> None:
+        if not signed:
+            raise ValueError("a binary quantizer has the values -scale and scale: signed must be True, got False")
+        super().__init__(scaling_impl, 1.0, quant_delay_steps)
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        scale = self.scaling_impl(x)
+        return self._output(x, binary_sign_ste(x) * scale, scale)
+
+
+class ClampedBinaryQuant(_ScaledSign):
+    """:class:`BinaryQuant` behind a clamp to ``[-scale, scale]``, which decides on the gradient outside.
+
+    Args:
+        scaling_impl: called with ``(x,)``.
+        tensor_clamp_impl: the clamp.
+        signed: must be True.
+        quant_delay_steps: how many training calls return the input as it is.
+
+    Raises:
+        ValueError: unsigned.
+    """
+
+    def __init__(
+        self,
+        scaling_impl: nn.Module,
+        tensor_clamp_impl: nn.Module | None = None,
+        signed: bool = True,
+        quant_delay_steps: int = 0,
+    ) -> None:
+        if not signed:
+            raise ValueError("a binary quantizer has the values -scale and scale: signed must be True, got False")
+        super().__init__(scaling_impl, 1.0, quant_delay_steps)
+        self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        scale = self.scaling_impl(x)
+        clamped = self.tensor_clamp_impl(x, -scale, scale)
+        return self._output(x, binary_sign_ste(clamped) * scale, scale)
+
+
+class TernaryQuant(_ScaledSign):
+    """``y = sign(x) * scale`` where ``|x| > threshold * scale``, else 0.
+
+    The gradient passes where ``y`` isn't 0, also far outside.
+
+    Args:
+        scaling_impl: called with ``(x,)``.
+        threshold: half width of the dead zone as a fraction of the scale, 0 to 1.
+        quant_delay_steps: how many training calls return the input as it is.
+
+    Raises:
+        ValueError: ``threshold`` outside 0 to 1.
+    """
+
+    def __init__(
+        self, scaling_impl: nn.Module, threshold: float, quant_delay_steps: int | None = None
+    ) -> None:
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a fraction of the scale, 0 to 1; got {threshold!r}")
+        super().__init__(scaling_impl, 2.0, quant_delay_steps)
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        scale = self.scaling_impl(x)
+        mask = x.abs().gt(self.threshold * scale).to(x.dtype)
+        return self._output(x, mask * ternary_sign_ste(x) * scale, scale)

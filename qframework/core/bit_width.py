@@ -1,0 +1,116 @@
+"""Bit widths: constant, constant but saved, learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.function_wrapper import RoundSte
+from qframework.core.restrict_val import IntRestrictValue, RestrictValue
+from qframework.functional import abs_binary_sign_grad, scalar_clamp_ste
+
+
+def _whole(bit_width: int) -> int:
+    if isinstance(bit_width, bool) or not isinstance(bit_width, int):
+        raise TypeError(f"bit_width must be an int, got {bit_width!r} of type {type(bit_width).__name__}")
+    if not bit_width >= 1:
+        raise ValueError(f"bit_width must be at least 1, got {bit_width}")
+    return bit_width
+
+
+class BitWidthConst(CoreModule):
+    """A fixed width; nothing of it is in the state dict.
+
+    Args:
+        bit_width: width in bits, at least 1.
+        dtype, device: of the 0-dim tensor that ``forward()`` returns.
+    """
+
+    bit_width: Tensor
+
+    def __init__(
+        self, bit_width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        self.initial = _whole(bit_width)
+        value = torch.full((), float(bit_width), dtype=wide_dtype(dtype), device=device)
+        self.register_buffer("bit_width", value, persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.bit_width
+
+
+class BitWidthStatefulConst(CoreModule):
+    """A fixed width that a state dict carries, under ``bit_width``."""
+
+    bit_width: Tensor
+
+    def __init__(
+        self, bit_width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
+        super().__init__()
+        value = torch.full((), float(_whole(bit_width)), dtype=wide_dtype(dtype), device=device)
+        self.register_buffer("bit_width", value)
+
+    def forward(self) -> Tensor:
+        return self.bit_width
+
+
+class BitWidthParameter(CoreModule):
+    """A learned width ``b = round(|offset| + min_bit_width)``, ``offset`` a 0-dim parameter.
+
+    The gradient of ``|.|`` at 0 is +1, that of rounding and of the bounds the identity, so a width that sits
+    on a bound can leave it.
+
+    Args:
+        bit_width: initial width in bits.
+        min_bit_width: the width that no offset goes below.
+        restrict_bit_width_impl: rounding of the sum.
+        bit_width_offset_min_val, bit_width_offset_max_val: bounds of the total width, in bits.
+        override_pretrained_bit_width: keep the initial width when a state dict is loaded.
+        dtype, device: of the parameter.
+
+    Raises:
+        ValueError: ``bit_width`` below ``min_bit_width``.
+    """
+
+    def __init__(
+        self,
+        bit_width: int,
+        min_bit_width: int = 2,
+        restrict_bit_width_impl: RestrictValue | None = None,
+        bit_width_offset_min_val: float | None = None,
+        bit_width_offset_max_val: float | None = None,
+        override_pretrained_bit_width: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        if _whole(bit_width) < min_bit_width:
+            raise ValueError(f"bit_width={bit_width} is below min_bit_width={min_bit_width}")
+        self.base = float(min_bit_width)
+        offset = torch.full((), bit_width - self.base, dtype=wide_dtype(dtype), device=device)
+        self.bit_width_offset = nn.Parameter(offset)
+        self.restrict_bit_width_impl = restrict_bit_width_impl or IntRestrictValue(RoundSte())
+        self.minimum, self.maximum = bit_width_offset_min_val, bit_width_offset_max_val
+        self.override_pretrained_bit_width = override_pretrained_bit_width
+
+    def forward(self) -> Tensor:
+        width: Tensor = self.restrict_bit_width_impl(
+            abs_binary_sign_grad(self.bit_width_offset) + self.base
+        )
+        if self.minimum is not None or self.maximum is not None:
+            width = scalar_clamp_ste(width, self.minimum, self.maximum)
+        return width
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A width saved by a constant (key ``bit_width``) becomes the offset that gives it."""
+        key = prefix + "bit_width_offset"
+        if prefix + "bit_width" in state_dict:
+            state_dict[key] = state_dict.pop(prefix + "bit_width") - self.base
+        if self.override_pretrained_bit_width:
+            state_dict[key] = self.bit_width_offset.detach()
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,0 +1,208 @@
+"""A number that is collected from activations first and learned afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.base import CoreModule, wide_dtype
+
+
+def running_update(running: Tensor, new: Tensor, steps: Tensor | int, momentum: float | None) -> Tensor:
+    """The running mean after one more statistic.
+
+    The first statistic is taken as it is; then ``(1 - m) * running + m * new``, or with ``momentum=None`` the plain
+    mean of all so far. A statistic that isn't finite leaves the mean alone.
+    """
+    if momentum is None:
+        mean = running + (new - running) / (steps + 1)
+    elif isinstance(steps, int):
+        mean = new if steps == 0 else running * (1 - momentum) + new * momentum
+    else:
+        mean = torch.where(steps == 0, new, running * (1 - momentum) + new * momentum)
+    return torch.where(torch.isfinite(new), mean, running)
+
+
+_LEARNED = -1
+
+
+class CollectThenLearn(CoreModule):
+    """Collects a statistic over the first training steps, then hands it over to a parameter.
+
+    Training calls 1 to N use the statistic of the batch (with its gradient) and update a running mean. Call N+1
+    stores the mean in ``value``, from then on an ordinary learned parameter. In evaluation mode the running mean
+    stands in until the hand-over. Batches whose statistic isn't finite are left out of the mean and counted;
+    the hand-over warns of them. Subclasses say what is collected and how it is stored.
+
+    State-dict keys, fixed: ``value``, ``running_stats``, ``collected_steps`` (0 to N while collecting, -1 after). A
+    state dict that holds ``value`` alone is one of a finished collection.
+    """
+
+    running_stats: Tensor
+
+    def __init__(
+        self,
+        collect_stats_steps: int,
+        shape: tuple[int, ...],
+        momentum: float | None,
+        neutral: float,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+    ) -> None:
+        super().__init__()
+        if isinstance(collect_stats_steps, bool) or not isinstance(collect_stats_steps, int):
+            raise TypeError(f"collect_stats_steps must be an int, got {collect_stats_steps!r}")
+        if collect_stats_steps < 1:
+            raise ValueError(f"collect_stats_steps must be at least 1, got {collect_stats_steps}")
+        self.collect_stats_steps, self.momentum = collect_stats_steps, momentum
+        start = torch.full(shape, neutral, dtype=wide_dtype(dtype), device=device)
+        self.register_buffer("running_stats", start.clone())
+        self.value = nn.Parameter(start)
+        # On the CPU wherever the module is, so that reading it costs no synchronisation.
+        self.collected_steps = torch.zeros((), dtype=torch.int64, device="cpu")
+        self.left_out = torch.zeros((), dtype=torch.int64, device=device)
+
+    # ------------------------------------------------------------ for subclasses
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """The statistic of one batch, in the shape of ``value``."""
+        raise NotImplementedError
+
+    def to_stored(self, statistic: Tensor) -> Tensor:
+        """The content of ``value`` for a statistic."""
+        return statistic
+
+    # ------------------------------------------------------------ phases
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether anything was collected or learned."""
+        return int(self.collected_steps) != 0
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the hand-over has taken place."""
+        return int(self.collected_steps) < 0
+
+    @torch.no_grad()
+    def finish_collection(self) -> bool:
+        """Hand over now what was collected so far; False when there was nothing."""
+        if self.is_learned or not self.has_statistics:
+            return self.is_learned
+        self.value.copy_(self.to_stored(self.running_stats))
+        self.collected_steps.fill_(_LEARNED)
+        if self.left_out.device.type != "meta" and int(self.left_out) > 0:
+            warnings.warn(
+                f"{int(self.left_out)} of the batches that statistics were collected from held NaN or infinity; "
+                "they were left out",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            self.left_out.zero_()
+        return True
+
+    @torch.no_grad()
+    def restart_collection(self) -> None:
+        """Forget what was collected or learned."""
+        self.collected_steps.zero_()
+
+    @torch.no_grad()
+    def _record(self, statistic: Tensor, steps: int) -> None:
+        self.running_stats.copy_(running_update(self.running_stats, statistic, steps, self.momentum))
+        self.left_out.add_((~torch.isfinite(statistic)).any())
+        self.collected_steps.add_(1)
+
+    def collect_or_learned(self, x: Tensor) -> tuple[Tensor, bool]:
+        """The number for this call.
+
+        Returns:
+            ``(statistic of this batch, True)`` while collecting, else ``(stored number, False)``.
+        """
+        steps = int(self.collected_steps)
+        if self.training and steps >= self.collect_stats_steps:
+            self.finish_collection()
+            steps = _LEARNED
+        if steps < 0:
+            return self.value, False
+        if not self.training or x.numel() == 0:
+            return self.to_stored(self.running_stats), False
+        statistic = self.statistic(x)
+        self._record(statistic.detach(), steps)
+        return statistic, True
+
+    def traced(self, x: Tensor, from_statistic: Any, from_stored: Any) -> Tensor:
+        """The same for compilers: the phase is chosen inside the graph, so that a change of it recompiles nothing.
+
+        Args:
+            x: the batch.
+            from_statistic: maps the statistic to the result of the call.
+            from_stored: maps the stored number to it.
+        """
+        limit = self.collect_stats_steps
+        if not self.training or x.numel() == 0:
+            learned = (self.collected_steps < 0).to(self.value.device)
+            stored = torch.where(learned, self.value, self.to_stored(self.running_stats))
+            return from_stored(stored)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            hand_over = self.collected_steps >= limit
+            here = hand_over.to(self.value.device)
+            self.value.copy_(torch.where(here, self.to_stored(self.running_stats), self.value))
+            self.collected_steps.masked_fill_(hand_over, _LEARNED)
+        collecting = self.collected_steps >= 0
+
+        def collect(x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            statistic = self.statistic(x)
+            return from_statistic(statistic), statistic.detach().clone()
+
+        def learned_(x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+            return from_stored(value).clone(), torch.zeros_like(value)
+
+        result, statistic = torch.cond(collecting, collect, learned_, (x, self.value))
+        with torch.no_grad():
+            here = collecting.to(self.value.device)
+            steps = self.collected_steps.to(self.value.device)
+            updated = running_update(self.running_stats, statistic, steps, self.momentum)
+            self.running_stats.copy_(torch.where(here, updated, self.running_stats))
+            self.left_out.add_((~torch.isfinite(statistic)).any())
+            self.collected_steps.add_(collecting.to(torch.int64))
+        return result
+
+    # ------------------------------------------------------------ state
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CollectThenLearn:
+        super()._apply(fn, recurse)
+        self.left_out = self.left_out.to(self.running_stats.device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "collected_steps"] = self.collected_steps
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        value, running, steps = (prefix + k for k in ("value", "running_stats", "collected_steps"))
+        legacy = value in state_dict and running not in state_dict and steps not in state_dict
+        collected = state_dict.get(steps)
+        if legacy:
+            state_dict = {**state_dict, running: self.running_stats}
+            collected = torch.tensor(_LEARNED)
+        if collected is not None:
+            self.collected_steps.copy_(collected)
+        elif strict:
+            missing_keys.append(steps)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
+        )
+        if strict:
+            missing_keys.extend(k for k in (value, running) if k not in state_dict)

@@ -1,0 +1,36 @@
+"""Start quantizing after a number of training steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qframework.core.base import CoreModule
+
+
+class DelayWrapper(CoreModule):
+    """Returns the float input for the first training calls; state-dict key ``steps_left``.
+
+    Args:
+        quant_delay_steps: how many calls in training mode. Evaluation always quantizes.
+
+    Raises:
+        ValueError: a negative number of steps.
+    """
+
+    steps_left: Tensor
+
+    def __init__(self, quant_delay_steps: int) -> None:
+        super().__init__()
+        if quant_delay_steps < 0:
+            raise ValueError(f"quant_delay_steps must be at least 0, got {quant_delay_steps}")
+        self.register_buffer("steps_left", torch.tensor(quant_delay_steps, dtype=torch.int64))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` while steps are left, then ``y``."""
+        if not self.training:
+            return y
+        out = torch.where(self.steps_left > 0, x, y)
+        with torch.no_grad():
+            self.steps_left.sub_(1).clamp_(min=0)
+        return out

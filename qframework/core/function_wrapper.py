@@ -1,0 +1,207 @@
+"""Functions as modules: rounding, clamping, and the views that a statistic reduces over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qframework.core.base import Stateless
+from qframework.functional import (
+    ROUNDINGS,
+    scalar_clamp_min_ste,
+    scalar_clamp_ste,
+    tensor_clamp,
+    tensor_clamp_ste,
+)
+from qframework.functional.straight_through import _apply as _straight_through
+
+
+class Rounding(Stateless):
+    """A rounding rule with a straight-through gradient.
+
+    ``rule`` names one of :data:`qframework.functional.ROUNDINGS`, which lets a fused kernel take its place.
+    """
+
+    rule = "round"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _straight_through(x, self.rule)
+
+
+class RoundSte(Rounding):
+    """Nearest integer, halves to even."""
+
+
+class FloorSte(Rounding):
+    """Next integer below."""
+
+    rule = "floor"
+
+
+class CeilSte(Rounding):
+    """Next integer above."""
+
+    rule = "ceil"
+
+
+class RoundToZeroSte(Rounding):
+    """Integer part."""
+
+    rule = "round_to_zero"
+
+
+class DPURoundSte(Rounding):
+    """Nearest integer; halves to even, negative halves up."""
+
+    rule = "dpu"
+
+
+assert {c.rule for c in Rounding.__subclasses__()} == set(ROUNDINGS)
+
+
+class TensorClamp(Stateless):
+    """Clamp to tensor bounds; outside, the gradient goes to the bound."""
+
+    masked = True
+
+    def forward(self, x: Tensor, min_val: Tensor, max_val: Tensor) -> Tensor:
+        return tensor_clamp(x, min_val, max_val)
+
+
+class TensorClampSte(Stateless):
+    """Clamp to tensor bounds; the gradient passes to the input unchanged."""
+
+    masked = False
+
+    def forward(self, x: Tensor, min_val: Tensor, max_val: Tensor) -> Tensor:
+        return tensor_clamp_ste(x, min_val, max_val)
+
+
+class InplaceTensorClampSte(TensorClampSte):
+    """The name under which some quantizers ask for a straight-through clamp; it never touches its input."""
+
+
+class ScalarClamp(Stateless):
+    """Clamp to two numbers, with the true gradient."""
+
+    def __init__(self, min_val: float | None, max_val: float | None) -> None:
+        super().__init__()
+        self.min_val, self.max_val = min_val, max_val
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, self.min_val, self.max_val)
+
+
+class ScalarClampSte(ScalarClamp):
+    """Clamp to two numbers; the gradient passes unchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scalar_clamp_ste(x, self.min_val, self.max_val)
+
+
+class ClampMin(Stateless):
+    """Clamp from below, with the true gradient."""
+
+    def __init__(self, min_val: float) -> None:
+        super().__init__()
+        self.min_val = min_val
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp_min(self.min_val)
+
+
+class ScalarClampMinSte(ClampMin):
+    """Clamp from below; the gradient passes unchanged."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scalar_clamp_min_ste(x, self.min_val)
+
+
+class ScalarSignedClampMinSte(ClampMin):
+    """Keep the magnitude above ``min_val`` and the sign: ``sgn(x) * max(|x|, min_val)``, ``sgn(0) = 1``.
+
+    The gradient passes unchanged. ``min_val`` must be positive.
+    """
+
+    def __init__(self, min_val: float) -> None:
+        if not min_val > 0:
+            raise ValueError(f"min_val must be > 0, got {min_val!r}")
+        super().__init__(min_val)
+
+    def forward(self, x: Tensor) -> Tensor:
+        below = scalar_clamp_ste(x, None, -self.min_val)
+        return torch.where(x < 0, below, scalar_clamp_ste(x, self.min_val, None))
+
+
+class Identity(Stateless):
+    """The input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Abs(Stateless):
+    """Absolute value."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class PowerOfTwo(Stateless):
+    """``2 ** x``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.exp2(x)
+
+
+class LogTwo(Stateless):
+    """``log2(x)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.log2(x)
+
+
+class OverTensorView(Stateless):
+    """All elements in one axis: ``(n,)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1)
+
+
+class OverOutputChannelView(Stateless):
+    """One row per output channel: ``(C, n)``, after ``permute_dims`` has brought the channels first."""
+
+    def __init__(self, permute_dims: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.permute_dims = permute_dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.permute_dims is not None:
+            if len(self.permute_dims) != x.dim():
+                raise ValueError(
+                    f"scaling_stats_permute_dims={tuple(self.permute_dims)} is for {len(self.permute_dims)} "
+                    f"axes, the input has {x.dim()}: {tuple(x.shape)}"
+                )
+            x = x.permute(*self.permute_dims)
+        return x.reshape(x.shape[0], -1)
+
+
+class OverBatchOverTensorView(Stateless):
+    """One row per sample: ``(N, n)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], -1)
+
+
+class OverBatchOverOutputChannelView(Stateless):
+    """One row per sample and channel: ``(N, C, n)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], -1)
+
+
+class OverOutputFeaturesView(Stateless):
+    """One row per position of the leading axes: ``(n, F)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,193 @@
+"""Integer tensor quantizers; all but :class:`IntQuant` return ``(value, scale, zero_point, bit_width)``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.base import CoreModule
+from qframework.core.bit_width import BitWidthConst
+from qframework.core.delay import DelayWrapper
+from qframework.core.function_wrapper import Identity, Rounding, RoundSte, TensorClamp, TensorClampSte
+from qframework.functional import check_range, fake_quantize, max_int, min_int
+
+QuantOutput = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _largest_float_below(power: Tensor) -> Tensor:
+    """The largest number of the dtype below a power of two: where a float can't hold ``2^b - 1``."""
+    return power * (1 - torch.finfo(power.dtype).eps / 2)
+
+
+class IntQuant(CoreModule):
+    """``q = clamp(round(x / scale + zero_point), min_int, max_int)``, ``y = (q - zero_point) * scale``.
+
+    With the rounding rules and clamps of the library this is one fused step; with others it is composed.
+    Bounds that the float dtype can't hold (over 24 bits in float32) are the nearest inside the range.
+
+    Args:
+        narrow_range, signed: the integer range.
+        input_view_impl: shapes the input before, the identity when None.
+        float_to_int_impl: the rounding rule.
+        tensor_clamp_impl: the clamp, which decides on its gradient.
+        quant_delay_steps: how many training calls return the input as it is.
+    """
+
+    def __init__(
+        self,
+        narrow_range: bool,
+        signed: bool,
+        input_view_impl: nn.Module | None = None,
+        float_to_int_impl: nn.Module | None = None,
+        tensor_clamp_impl: nn.Module | None = None,
+        quant_delay_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        self.narrow_range, self.signed = narrow_range, signed
+        self.input_view_impl = input_view_impl or Identity()
+        self.float_to_int_impl = float_to_int_impl or RoundSte()
+        self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
+        self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
+        self._fused = (
+            isinstance(self.float_to_int_impl, Rounding)
+            and type(self.float_to_int_impl).forward is Rounding.forward
+            and type(self.tensor_clamp_impl).forward in (TensorClamp.forward, TensorClampSte.forward)
+        )
+
+    def min_int(self, bit_width: Tensor) -> Tensor:
+        """Smallest integer, 0-dim float tensor."""
+        return min_int(self.signed, self.narrow_range, bit_width)
+
+    def max_int(self, bit_width: Tensor) -> Tensor:
+        """Largest integer that the dtype of ``bit_width`` holds, 0-dim float tensor."""
+        bound = max_int(self.signed, self.narrow_range, bit_width)
+        power = 2.0 ** (bit_width - 1) if self.signed else 2.0**bit_width
+        return torch.minimum(bound, _largest_float_below(power))
+
+    def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """The integers ``q``, in the float dtype of ``x``, with straight-through gradients."""
+        q = self.float_to_int_impl(x / scale + zero_point)
+        return self.tensor_clamp_impl(q, self.min_int(bit_width), self.max_int(bit_width))  # type: ignore[no-any-return]
+
+    def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """The dequantized values of ``x``.
+
+        Args:
+            scale, zero_point: tensors that broadcast to the viewed ``x``.
+            bit_width: 0-dim tensor.
+            x: floating-point values.
+        """
+        viewed = self.input_view_impl(x)
+        if self._fused:
+            low, high = self.min_int(bit_width), self.max_int(bit_width)
+            rule, masked = self.float_to_int_impl.rule, self.tensor_clamp_impl.masked
+            y = fake_quantize(viewed, scale, zero_point, low, high, rule, masked)  # type: ignore[arg-type]
+        else:
+            y = ((self.to_int(scale, zero_point, bit_width, viewed) - zero_point) * scale).to(x.dtype)
+        return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
+
+
+class DecoupledIntQuant(CoreModule):
+    """Integers by one scale and zero point, values by another.
+
+    ``q = clamp(round(x / pre_scale + pre_zero_point))``, ``y = (q - zero_point) * scale``. Arguments as for
+    :class:`IntQuant`.
+    """
+
+    def __init__(
+        self,
+        narrow_range: bool,
+        signed: bool,
+        input_view_impl: nn.Module | None = None,
+        float_to_int_impl: nn.Module | None = None,
+        tensor_clamp_impl: nn.Module | None = None,
+        quant_delay_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        self.int_quant = IntQuant(narrow_range, signed, None, float_to_int_impl, tensor_clamp_impl)
+        self.input_view_impl = input_view_impl or Identity()
+        self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
+
+    def forward(
+        self,
+        pre_scale: Tensor,
+        pre_zero_point: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bit_width: Tensor,
+        x: Tensor,
+    ) -> Tensor:
+        viewed = self.input_view_impl(x)
+        q = self.int_quant.to_int(pre_scale, pre_zero_point, bit_width, viewed)
+        y = (q - zero_point) * scale
+        return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
+
+
+class RescalingIntQuant(CoreModule):
+    """An integer quantizer that computes its own scale, zero point and bit width.
+
+    Args:
+        int_quant: rounds and clamps.
+        scaling_impl: called with ``(x, threshold)``.
+        int_scaling_impl: from the bit width to the integer threshold of the scale.
+        zero_point_impl: called with ``(x, scale, bit_width)``.
+        bit_width_impl: called with nothing.
+
+    Raises:
+        ValueError: a constant width whose range holds no integer but 0.
+    """
+
+    def __init__(
+        self,
+        int_quant: nn.Module,
+        scaling_impl: nn.Module,
+        int_scaling_impl: nn.Module,
+        zero_point_impl: nn.Module,
+        bit_width_impl: nn.Module,
+    ) -> None:
+        super().__init__()
+        self.int_quant = int_quant
+        self.scaling_impl = scaling_impl
+        self.int_scaling_impl = int_scaling_impl
+        self.zero_point_impl = zero_point_impl
+        self.msb_clamp_bit_width_impl = bit_width_impl
+        self.observer_only = False
+        if isinstance(bit_width_impl, BitWidthConst) and isinstance(int_quant, IntQuant):
+            check_range(int_quant.signed, int_quant.narrow_range, bit_width_impl.initial)
+
+    def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, zero point and bit width for ``x``."""
+        bit_width = self.msb_clamp_bit_width_impl()
+        scale = self.scaling_impl(x, self.int_scaling_impl(bit_width))
+        return scale, self.zero_point_impl(x, scale, bit_width), bit_width
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        scale, zero_point, bit_width = self.parameters_for(x)
+        y = x if self.observer_only else self.int_quant(scale, zero_point, bit_width, x)
+        return y, scale, zero_point, bit_width
+
+
+class PrescaledRestrictIntQuant(CoreModule):
+    """An integer quantizer of a bias: the scale is given, the zero point is 0.
+
+    Args:
+        int_quant: rounds and clamps.
+        bit_width_impl: called with nothing.
+    """
+
+    def __init__(self, int_quant: nn.Module, bit_width_impl: nn.Module) -> None:
+        super().__init__()
+        self.int_quant, self.msb_clamp_bit_width_impl = int_quant, bit_width_impl
+
+    def forward(self, x: Tensor, scale: Tensor) -> QuantOutput:
+        """Quantize ``x`` by ``scale``, which broadcasts to it."""
+        bit_width = self.msb_clamp_bit_width_impl()
+        zero_point = torch.zeros((), dtype=scale.dtype, device=scale.device)
+        return self.int_quant(scale, zero_point, bit_width, x), scale, zero_point, bit_width
+
+
+def is_integer_quantizer(module: Any) -> bool:
+    """Whether a tensor quantizer gives affine integers."""
+    return hasattr(module, "int_quant")

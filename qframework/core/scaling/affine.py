@@ -1,0 +1,82 @@
+"""A learned affine map on a statistic."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.base import CoreModule, wide_dtype
+
+
+class AffineRescaling(CoreModule):
+    """``y = x * affine_weight + affine_bias``; the bias only when it is asked for.
+
+    Args:
+        rescaling_init: initial weight.
+        shifting_init: initial bias, None for no bias.
+        shape: of both.
+        dtype, device: of the parameters.
+    """
+
+    affine_bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        rescaling_init: float,
+        shifting_init: float | None,
+        shape: tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        options = {"dtype": wide_dtype(dtype), "device": device}
+        self.affine_weight = nn.Parameter(torch.full(shape, float(rescaling_init), **options))
+        self.affine_bias = None
+        if shifting_init is not None:
+            self.affine_bias = nn.Parameter(torch.full(shape, float(shifting_init), **options))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.affine_weight
+        return x if self.affine_bias is None else x + self.affine_bias
+
+
+def affine_or_none(
+    rescaling_init: float | None,
+    shifting_init: float | None,
+    shape: tuple[int, ...],
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    names: str,
+) -> AffineRescaling | None:
+    """An :class:`AffineRescaling` where one is asked for.
+
+    Raises:
+        RuntimeError: a shift without a rescaling.
+    """
+    if rescaling_init is None:
+        if shifting_init is not None:
+            raise RuntimeError(
+                f"{names}_affine_shifting_init={shifting_init!r} needs {names}_affine_rescaling_init as well; "
+                "give 1.0 to start with no rescaling"
+            )
+        return None
+    return AffineRescaling(rescaling_init, shifting_init, shape, dtype, device)
+
+
+class StatsScaling(CoreModule):
+    """From a statistic to a scale: minimum, domain, optional affine map, restriction, threshold."""
+
+    affine_rescaling: AffineRescaling | None
+
+    def __init__(self, restriction: nn.Module, affine: AffineRescaling | None) -> None:
+        super().__init__()
+        self.restriction = restriction
+        self.affine_rescaling = affine
+
+    def stored(self, statistic: Tensor) -> Tensor:
+        """The statistic in the domain of the restriction, after the affine map."""
+        stored: Tensor = self.restriction.to_domain(statistic)  # type: ignore[operator]
+        return stored if self.affine_rescaling is None else self.affine_rescaling(stored)
+
+    def forward(self, statistic: Tensor, threshold: Tensor | None) -> Tensor:
+        return self.restriction(self.stored(statistic), threshold)  # type: ignore[no-any-return]

@@ -1,0 +1,107 @@
+"""Scales that don't look at any data: a constant, a learned parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+
+
+def _as_scale(init: float | Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    if isinstance(init, Tensor):
+        return init.detach().clone().to(dtype=wide_dtype(dtype or init.dtype), device=device)
+    return torch.tensor(float(init), dtype=wide_dtype(dtype), device=device)
+
+
+class ConstScaling(CoreModule):
+    """A fixed threshold: ``scale = max(init, minimum) / threshold``, in the domain of the restriction.
+
+    Args:
+        scaling_init: positive number, or tensor of the shape of the scale.
+        restrict_scaling_impl, restrict_threshold_impl, restrict_scale_threshold_impl, scaling_min_val: see
+            :class:`~qframework.core.restrict_val.ScaleRestriction`.
+        dtype, device: of the stored tensor.
+    """
+
+    stored: Tensor
+
+    def __init__(
+        self,
+        scaling_init: float | Tensor,
+        restrict_scaling_impl: RestrictValue | None = None,
+        restrict_threshold_impl: RestrictValue | None = None,
+        restrict_scale_threshold_impl: nn.Module | None = None,
+        scaling_min_val: float | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.restriction = ScaleRestriction(
+            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_threshold_impl,
+            restrict_scale_threshold_impl,
+            scaling_min_val,
+        )
+        stored = self.restriction.to_domain(_as_scale(scaling_init, dtype, device))
+        self.register_buffer("stored", stored, persistent=False)
+
+    def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """The scale; ``x`` is not looked at."""
+        return self.restriction(self.stored, threshold)  # type: ignore[no-any-return]
+
+
+class ParameterScaling(CoreModule):
+    """A learned threshold; state-dict key ``value``, stored in the domain of the restriction.
+
+    Args:
+        scaling_init: positive number or tensor.
+        scaling_shape: shape of the scale, that of ``scaling_init`` when None.
+        restrict_scaling_impl, restrict_threshold_impl, restrict_scale_threshold_impl, scaling_min_val: see
+            :class:`~qframework.core.restrict_val.ScaleRestriction`.
+        dtype, device: of the parameter.
+
+    Raises:
+        RuntimeError: ``scaling_init`` doesn't fit ``scaling_shape``.
+    """
+
+    def __init__(
+        self,
+        scaling_init: float | Tensor,
+        scaling_shape: tuple[int, ...] | None = None,
+        restrict_scaling_impl: RestrictValue | None = None,
+        restrict_threshold_impl: RestrictValue | None = None,
+        restrict_scale_threshold_impl: nn.Module | None = None,
+        scaling_min_val: float | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.restriction = ScaleRestriction(
+            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_threshold_impl,
+            restrict_scale_threshold_impl,
+            scaling_min_val,
+        )
+        init = _as_scale(scaling_init, dtype, device)
+        if scaling_shape is not None:
+            if init.numel() > 1 and init.shape != torch.Size(scaling_shape):
+                raise RuntimeError(
+                    f"scaling_init has shape {tuple(init.shape)}, scaling_shape is {tuple(scaling_shape)}; "
+                    "give one number, or a tensor of that shape"
+                )
+            init = init.reshape(scaling_shape) if init.numel() > 1 else init.reshape(()).expand(scaling_shape)
+        self.value = nn.Parameter(self.restriction.to_domain(init).clone())
+
+    def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """The scale; ``x`` is not looked at."""
+        return self.restriction(self.value, threshold)  # type: ignore[no-any-return]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Accept the older key ``learned_value``."""
+        if prefix + "learned_value" in state_dict:
+            state_dict[prefix + "value"] = state_dict.pop(prefix + "learned_value")
+        super()._load_from_state_dict(state_dict, prefix, *args)

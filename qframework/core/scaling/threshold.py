@@ -1,0 +1,43 @@
+"""Integer thresholds: the integer that a scale's statistic is mapped to."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qframework.core.base import Stateless
+from qframework.functional import max_int, min_int
+
+
+class IntScaling(Stateless):
+    """The largest magnitude of the range: signed ``-min_int``, unsigned ``max_int``.
+
+    Args:
+        narrow_range, signed: the range.
+        dtype: ignored; the result has the dtype of the bit width.
+    """
+
+    def __init__(self, narrow_range: bool, signed: bool, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.narrow_range, self.signed = narrow_range, signed
+
+    def forward(self, bit_width: Tensor) -> Tensor:
+        if self.signed:
+            return -min_int(True, self.narrow_range, bit_width)
+        return max_int(False, self.narrow_range, bit_width)
+
+
+class PowerOfTwoIntScaling(Stateless):
+    """The power of two above the range: signed ``2^(b-1)``, unsigned ``2^b``.
+
+    Args:
+        signed: the range.
+        dtype: ignored; the result has the dtype of the bit width.
+    """
+
+    def __init__(self, signed: bool, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.signed = signed
+
+    def forward(self, bit_width: Tensor) -> Tensor:
+        return max_int(self.signed, False, bit_width) + 1

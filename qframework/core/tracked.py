@@ -1,0 +1,44 @@
+"""The parameters that a quantizer takes its statistics from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.function_wrapper import Identity
+
+
+class TrackedParameters(Sequence[Any]):
+    """A live, read-only list of ``module.weight`` (or ``.bias``) over the layers that share a quantizer.
+
+    It holds the layers and looks their parameters up at every access: one that is assigned anew, moved or
+    loaded is seen at once.
+
+    Args:
+        modules: the layers; the list is shared with the caller, who may add to it.
+        name: attribute of the layers.
+    """
+
+    def __init__(self, modules: list[nn.Module], name: str) -> None:
+        self.modules, self.name = modules, name
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __getitem__(self, index: Any) -> Any:
+        return getattr(self.modules[index], self.name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(m, self.name) for m in self.modules)
+
+
+def tracked_view(
+    parameters: Sequence[Tensor], view: nn.Module | None, concat_dim: int | None
+) -> Tensor:
+    """All parameters, each shaped by ``view``, joined along ``concat_dim``."""
+    view = view or Identity()
+    views = [view(p) for p in parameters]
+    return views[0] if len(views) == 1 else torch.cat(views, dim=concat_dim or 0)

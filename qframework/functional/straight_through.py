@@ -1,0 +1,150 @@
+"""Straight-through estimators: a step function forwards, the identity backwards.
+
+The gradient rule is the one of Bengio et al., "Estimating or Propagating Gradients Through Stochastic
+Neurons for Conditional Computation", https://arxiv.org/abs/1308.3432.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def _round_to_zero(x: Tensor) -> Tensor:
+    return torch.trunc(x)
+
+
+def _dpu_round(x: Tensor) -> Tensor:
+    """Half to even, but halves of negative numbers go up: -1.5 -> -1, 1.5 -> 2."""
+    rounded = torch.round(x)
+    return torch.where((x < 0) & (x - torch.floor(x) == 0.5), torch.ceil(x), rounded)
+
+
+def _binary_sign(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+#: The rounding rules by name: plain functions without a gradient of their own.
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "round": torch.round,
+    "ceil": torch.ceil,
+    "floor": torch.floor,
+    "round_to_zero": _round_to_zero,
+    "dpu": _dpu_round,
+}
+
+_STEPS = {**ROUNDINGS, "binary_sign": _binary_sign, "ternary_sign": torch.sign}
+
+
+class _StraightThrough(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, step: str) -> Tensor:
+        return _STEPS[step](x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, None
+
+
+def _apply(x: Tensor, step: str) -> Tensor:
+    return _StraightThrough.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest integer, halves to even; the gradient passes unchanged.
+
+    Args:
+        x: floating-point tensor of any shape.
+
+    Returns:
+        Tensor of integers in the dtype and shape of ``x``.
+    """
+    return _apply(x, "round")
+
+
+def ceil_ste(x: Tensor) -> Tensor:
+    """Round up; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
+    return _apply(x, "ceil")
+
+
+def floor_ste(x: Tensor) -> Tensor:
+    """Round down; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
+    return _apply(x, "floor")
+
+
+def round_to_zero_ste(x: Tensor) -> Tensor:
+    """Cut the fraction off; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
+    return _apply(x, "round_to_zero")
+
+
+def dpu_round_ste(x: Tensor) -> Tensor:
+    """Round as AMD's DPU does: halves to even, but negative halves go up; identity gradient.
+
+    For example -0.5 -> -0, -1.5 -> -1, -2.5 -> -2, 0.5 -> 0, 1.5 -> 2, 2.5 -> 2.
+    """
+    return _apply(x, "dpu")
+
+
+def binary_sign_ste(x: Tensor) -> Tensor:
+    """1 where ``x >= 0``, else -1; the gradient passes unchanged."""
+    return _apply(x, "binary_sign")
+
+
+def ternary_sign_ste(x: Tensor) -> Tensor:
+    """-1, 0 or 1 as ``torch.sign``; the gradient passes unchanged."""
+    return _apply(x, "ternary_sign")
+
+
+def abs_binary_sign_grad(x: Tensor) -> Tensor:
+    """``abs(x)`` whose gradient at 0 is +1 rather than 0, so that a parameter can leave 0."""
+    return x * torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+class _ClampStraightThrough(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, minimum: Any, maximum: Any) -> Tensor:
+        return torch.clamp(x, minimum, maximum)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, None, None
+
+
+def scalar_clamp_ste(x: Tensor, minimum: float | None, maximum: float | None) -> Tensor:
+    """Clamp to ``[minimum, maximum]``; the gradient passes unchanged, also outside."""
+    return _ClampStraightThrough.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def scalar_clamp_min_ste(x: Tensor, minimum: float) -> Tensor:
+    """Clamp from below; the gradient passes unchanged."""
+    return scalar_clamp_ste(x, minimum, None)
+
+
+def tensor_clamp_ste(x: Tensor, minimum: Tensor, maximum: Tensor) -> Tensor:
+    """Clamp to tensor bounds that broadcast to ``x``; the gradient goes to ``x`` alone, unchanged."""
+    return _ClampStraightThrough.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def tensor_clamp(x: Tensor, minimum: Tensor, maximum: Tensor) -> Tensor:
+    """Clamp to tensor bounds that broadcast to ``x``, with the true gradient.
+
+    Inside (bounds included) the gradient goes to ``x``, outside to the bound that was hit. NaN stays NaN.
+    """
+    x = torch.where(x > maximum, maximum, x)
+    return torch.where(x < minimum, minimum, x)

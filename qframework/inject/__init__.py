@@ -1,0 +1,26 @@
+"""Declarative quantizers: classes whose names are bound to values, classes and functions of other names."""
+
+from qframework.inject.errors import (
+    CircularDependencyError,
+    MissingDependencyError,
+    PolicyTypeError,
+    PolicyValueError,
+    QuantizerError,
+    UnknownNameError,
+)
+from qframework.inject.expressions import this, value
+from qframework.inject.injector import BaseInjector, ExtendedInjector, Injector
+
+__all__ = [
+    "BaseInjector",
+    "CircularDependencyError",
+    "ExtendedInjector",
+    "Injector",
+    "MissingDependencyError",
+    "PolicyTypeError",
+    "PolicyValueError",
+    "QuantizerError",
+    "UnknownNameError",
+    "this",
+    "value",
+]

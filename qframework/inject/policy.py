@@ -1,0 +1,230 @@
+"""The policy variables: what a user may set on any quantizer, with type, range and meaning.
+
+One documented pydantic model is the single source of the checks, of error messages and of the documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from qframework.inject.enum import (
+    BitWidthImplType,
+    FloatToIntImplType,
+    LearnedRoundImplType,
+    PolicyEnum,
+    QuantType,
+    RestrictValueType,
+    ScalingImplType,
+    ScalingPerOutputType,
+    StatsOp,
+)
+from qframework.inject.errors import PolicyTypeError, PolicyValueError, did_you_mean
+
+
+def _member(enum: type[PolicyEnum], value: Any) -> Any:
+    allowed = ", ".join(repr(m.value) for m in enum)
+    if isinstance(value, enum):
+        return value
+    if isinstance(value, PolicyEnum):
+        raise ValueError(f"is a {type(value).__name__}, needed is a {enum.__name__}: {allowed}")
+    if isinstance(value, str):
+        try:
+            return enum(value)
+        except ValueError:
+            hint = did_you_mean(value.lower(), [m.value for m in enum])
+            raise ValueError(f"allowed: {allowed}.{hint}") from None
+    raise ValueError(f"is a {type(value).__name__}, needed is a {enum.__name__}: {allowed}")
+
+
+def _choice(enum: type[PolicyEnum]) -> Any:
+    return BeforeValidator(partial(_member, enum))
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value)
+    if isinstance(value, bool):
+        raise ValueError("is a bool, needed is a number")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError("must be a whole number")
+    return value
+
+
+def _axes(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, torch.Size)) else value
+
+
+Flag = Annotated[bool, Field(strict=True)]
+Bits = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1, le=32)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
+Shape = Annotated[tuple[int, ...], BeforeValidator(_axes)]
+
+
+class Policy(BaseModel):
+    """All policy variables. The defaults are those in effect where no quantizer class says otherwise."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, validate_assignment=True)
+
+    quant_type: Annotated[QuantType, _choice(QuantType)] = Field(
+        QuantType.INT, description="Number format; 'fp' switches quantization off."
+    )
+    bit_width: Bits = Field(8, description="Bits of an integer; the initial width where it is learned.")
+    bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
+        BitWidthImplType.CONST, description="Whether the bit width is fixed, fixed but saved, or learned."
+    )
+    min_bit_width: Bits = Field(2, description="Base of a learned bit width.")
+    bit_width_offset_min_val: Positive | None = Field(None, description="Lower bound of a learned width, bits.")
+    bit_width_offset_max_val: Positive | None = Field(None, description="Upper bound of a learned width, bits.")
+    override_pretrained_bit_width: Flag = Field(
+        False, description="Keep the declared width when a state dict with a learned one is loaded."
+    )
+    signed: Flag = Field(True, description="Two's complement integers, or integers from 0.")
+    narrow_range: Flag = Field(False, description="Leave one code out: signed ranges become symmetric.")
+    float_to_int_impl_type: Annotated[FloatToIntImplType, _choice(FloatToIntImplType)] = Field(
+        FloatToIntImplType.ROUND, description="Rounding rule."
+    )
+    quant_delay_steps: Annotated[int, Field(strict=True, ge=0)] = Field(
+        0, description="Training calls before quantization starts."
+    )
+    scaling_impl_type: Annotated[ScalingImplType, _choice(ScalingImplType)] = Field(
+        ScalingImplType.STATS, description="Where the scale comes from."
+    )
+    scaling_stats_op: Annotated[StatsOp, _choice(StatsOp)] = Field(
+        StatsOp.MAX, description="Statistic that the scale is made of."
+    )
+    scaling_per_output_type: Annotated[ScalingPerOutputType, _choice(ScalingPerOutputType)] = Field(
+        ScalingPerOutputType.TENSOR, description="Granularity: one scale a tensor, channel or group."
+    )
+    scaling_per_output_channel: Flag = Field(
+        False, description="Older form of scaling_per_output_type; wins over it when set."
+    )
+    per_channel_broadcastable_shape: Shape | None = Field(
+        None, description="Shape of a per-channel activation scale, such as (1, C, 1, 1)."
+    )
+    scaling_stats_permute_dims: Shape | None = Field(
+        None, description="Order of axes that brings the channels of an activation first: (1, 0, 2, 3)."
+    )
+    restrict_scaling_type: Annotated[RestrictValueType, _choice(RestrictValueType)] = Field(
+        RestrictValueType.FP, description="Which values the scale may take."
+    )
+    scaling_min_val: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = Field(
+        None, description="Lower bound of the statistic before it is divided by the integer threshold."
+    )
+    scaling_const: Positive = Field(1.0, description="Initial or fixed largest value of a weight's scale.")
+    min_val: Number = Field(-1.0, description="Lower end of an activation's initial range.")
+    max_val: Number = Field(1.0, description="Upper end of an activation's initial range.")
+    collect_stats_steps: Count = Field(300, description="Training calls that activation statistics are collected over.")
+    scaling_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        0.1, description="Momentum of the running statistic; None for the plain mean."
+    )
+    zero_point_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        0.1, description="Momentum of the zero point's running statistic; None for the plain mean."
+    )
+    high_percentile_q: Percent = Field(99.999, description="Upper percentile, in percent.")
+    low_percentile_q: Percent = Field(0.001, description="Lower percentile, in percent.")
+    sigma: Positive = Field(3.0, description="Standard deviations above the mean magnitude.")
+    std_dev_epsilon: Positive = Field(1e-8, description="Added to the variance.")
+    scaling_affine_rescaling_init: Number | None = Field(None, description="Initial weight of a learned map on the statistic.")
+    scaling_affine_shifting_init: Number | None = Field(None, description="Initial bias of that map.")
+    zero_point_affine_rescaling_init: Number | None = Field(None, description="The same for the zero point.")
+    zero_point_affine_shifting_init: Number | None = Field(None, description="The same for the zero point.")
+    force_parameter: Flag = Field(False, description="Take statistics of the stored parameter, whatever is given.")
+    quantize_zero_point: Flag = Field(True, description="Round the zero point to an integer of the range.")
+    requires_input_scale: Flag = Field(True, description="A bias takes input scale times weight scale as its own.")
+    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
+    )
+    learned_round_impl_type: Annotated[LearnedRoundImplType, _choice(LearnedRoundImplType)] = Field(
+        LearnedRoundImplType.HARD_SIGMOID, description="Parametrization of learned rounding."
+    )
+    learned_round_zeta: Number = Field(1.1, description="Upper stretch of the hard sigmoid.")
+    learned_round_gamma: Number = Field(-0.1, description="Lower stretch of the hard sigmoid.")
+    learned_round_temperature: Positive = Field(1.0, description="Temperature of the sigmoid.")
+    deterministic_inference: Flag = Field(True, description="Stochastic rounding rounds to nearest in evaluation.")
+    seed: Annotated[int, Field(strict=True)] | None = Field(None, description="Seed of stochastic rounding.")
+
+
+#: Names that are bound to classes or modules rather than to values: one per slot of a quantizer.
+SLOTS = {
+    "tensor_quant": "the tensor quantizer; None switches quantization off",
+    "proxy_class": "the proxy that a layer holds",
+    "scaling_impl": "the scale",
+    "scaling_stats_impl": "the scale's statistic",
+    "scaling_stats_input_view_shape_impl": "the view that the statistic reduces over",
+    "scaling_init": "initial value of the scale",
+    "scaling_shape": "shape of the scale",
+    "int_scaling_impl": "the integer threshold",
+    "restrict_scaling_impl": "the domain of the scale",
+    "restrict_threshold_impl": "the domain of the threshold",
+    "restrict_scale_threshold_impl": "applied to the final scale",
+    "restrict_value_float_to_int_impl": "rounding of integer and power-of-two domains",
+    "zero_point_impl": "the zero point",
+    "zero_point_stats_impl": "the zero point's statistic",
+    "zero_point_stats_input_view_shape_impl": "the view for it",
+    "zero_point_shape": "shape of the zero point",
+    "zero_point_init": "initial value of the zero point",
+    "scale_shift_zero_point_impl": "from offset and scale to the zero point",
+    "bit_width_impl": "the bit width",
+    "restrict_bit_width_impl": "rounding of a learned bit width",
+    "int_quant": "rounds and clamps",
+    "float_to_int_impl": "the rounding rule",
+    "tensor_clamp_impl": "the clamp",
+    "input_view_impl": "shapes the input",
+    "stats_reduce_dim": "axis of the statistic",
+    "act_impl": "activation function in front of the quantizer",
+    "passthrough_act": "whether it keeps a quantized input on its grid",
+    "learned_round_impl": "parametrization of learned rounding",
+    "learned_round_init": "its initial value",
+}
+
+POLICY_NAMES: frozenset[str] = frozenset(Policy.model_fields) | frozenset(SLOTS)
+
+_validate: Callable[..., Any] = Policy.__pydantic_validator__.validate_assignment
+_checked: dict[tuple[str, type, Any], Any] = {}
+
+
+def check_policy(name: str, value: Any) -> Any:
+    """The value of a policy variable, checked; a string becomes a member of its enum.
+
+    Raises:
+        PolicyValueError: out of range, or not one of the choices.
+        PolicyTypeError: of a type that can't be.
+    """
+    if name not in Policy.model_fields:
+        return value
+    try:
+        key = (name, type(value), value)
+        if key in _checked:
+            return _checked[key]
+    except TypeError:
+        key = None  # not hashable
+    try:
+        result = _check(name, value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        range_or_choice = first["type"] not in ("int_type", "bool_type", "float_type", "tuple_type")
+        raise (PolicyValueError if range_or_choice else PolicyTypeError)(
+            f"{message}. It is: {Policy.model_fields[name].description}"
+        ) from None
+    if key is not None:
+        _checked[key] = result
+    return result
+
+
+def _check(name: str, value: Any) -> Any:
+    probe = Policy.model_construct()
+    _validate(probe, name, value)
+    return getattr(probe, name)

@@ -1,0 +1,280 @@
+"""From the names of a quantizer class to values and to a graph of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+from qframework.inject.container import instantiate
+from qframework.inject.errors import (
+    CircularDependencyError,
+    MissingDependencyError,
+    PolicyTypeError,
+    PolicyValueError,
+    QuantizerError,
+    UnknownNameError,
+    did_you_mean,
+    nearest,
+)
+from qframework.inject.expressions import This, Value, arguments_of, this_levels, this_path
+from qframework.inject.injector import Binding, InjectorType, with_legacy_names
+from qframework.inject.policy import POLICY_NAMES, check_policy
+
+_MISSING = object()
+
+
+class _Planned(NamedTuple):
+    """A name whose class is known and not yet built."""
+
+    cls: type
+    needs: tuple[str, ...]
+
+
+class NestedInjector:
+    """A nested injector in the context of the one around it; its names are read as attributes."""
+
+    def __init__(self, resolver: Resolver) -> None:
+        self._resolver = resolver
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._resolver.read(name)
+
+    def __contains__(self, name: str) -> bool:
+        return self._resolver.find(name) is not None
+
+
+class Resolver:
+    """Resolves the names of one quantizer class, once.
+
+    A name is looked up in the overrides, then in the class and its bases, then among what the layer provides.
+
+    Args:
+        injector: the quantizer class.
+        overrides: names bound anew for this one use, already without the layer's prefix.
+        provided: names that the layer gives: modules, shapes, dtype, device.
+        subject: what the quantizer is for, in error messages: ``"QuantLinear.weight_quant"``.
+        prefix: what a user writes before an override's name: ``"weight_"``.
+        parent: the resolver of the enclosing injector, for ``this << 1``.
+    """
+
+    def __init__(
+        self,
+        injector: InjectorType,
+        overrides: Mapping[str, Any] | None = None,
+        provided: Mapping[str, Any] | None = None,
+        subject: str = "",
+        prefix: str = "",
+        parent: Resolver | None = None,
+    ) -> None:
+        self.injector = injector
+        self.overrides = with_legacy_names(dict(overrides or {}))
+        self.provided = provided or {}
+        self.subject, self.prefix, self.parent = subject, prefix, parent
+        self.origins: dict[str, str] = {}
+        self.used: set[str] = set()
+        self._nodes: dict[str, Any] = {}
+        self._stack: list[str] = []
+
+    # ------------------------------------------------------------ public
+
+    def find(self, name: str) -> Binding | None:
+        """The binding of ``name``, None where there is none."""
+        if name in self.overrides:
+            return Binding(self.overrides[name], f"keyword {self.prefix}{name}")
+        bindings = self.injector.__bindings__
+        if name in bindings:
+            return bindings[name]
+        if name in self.provided:
+            return Binding(self.provided[name], "provided by the layer")
+        return None
+
+    def read(self, name: str, default: Any = _MISSING) -> Any:
+        """The resolved value of ``name``; a class is built.
+
+        Args:
+            name: any name of the quantizer.
+            default: returned when nothing binds the name.
+
+        Raises:
+            MissingDependencyError: nothing binds ``name`` or a name that it needs.
+            CircularDependencyError: it needs itself.
+            PolicyValueError, PolicyTypeError: a value isn't allowed.
+        """
+        if default is not _MISSING and self.find(name) is None:
+            self.used.add(name)
+            return default
+        node = self._node(name)
+        if isinstance(node, _Planned):
+            node = self._build(name)
+        return node
+
+    def values(self) -> dict[str, Any]:
+        """All names resolved so far, with classes still to be built as classes."""
+        return {k: v.cls if isinstance(v, _Planned) else v for k, v in self._nodes.items()}
+
+    def check_names(self) -> None:
+        """Refuse overrides that nothing has read, and names of the class that look misspelled.
+
+        Raises:
+            UnknownNameError: names the keyword and the nearest real one.
+        """
+        known = POLICY_NAMES | self.used
+        for name in self.overrides.keys() - self.used:
+            shown = self.prefix + name
+            if self._nodes.get("tensor_quant", _MISSING) is None:
+                what = f"{shown}={self.overrides[name]!r} has no effect: this tensor is not quantized"
+            elif name in POLICY_NAMES:
+                what = f"{shown}={self.overrides[name]!r} has no effect: nothing that was built reads {name!r}"
+                what += self._hint_for_unread(name)
+            else:
+                close = nearest(name, known)
+                what = f"unknown keyword {shown}={self.overrides[name]!r}."
+                what += f" Did you mean {self.prefix + close!r}?" if close else ""
+            raise UnknownNameError(self._located(what))
+        for cls in self.injector.__mro__:
+            if cls.__module__.partition(".")[0] == "qframework":
+                continue  # the library's own names are not typing errors
+            for name, bound in cls.__dict__.get("__declared__", {}).items():
+                close = None if name in known else nearest(name, known, cutoff=0.85)
+                if close and not isinstance(bound, InjectorType):
+                    raise UnknownNameError(
+                        self._located(f"class {cls.__name__} binds {name!r}, which nothing reads. Did you mean {close!r}?")
+                    )
+
+    # ------------------------------------------------------------ resolution
+
+    def _node(self, name: str) -> Any:
+        self.used.add(name)
+        if name in self._nodes:
+            return self._nodes[name]
+        if name in self._stack:
+            circle = " -> ".join([*self._stack[self._stack.index(name) :], name])
+            raise CircularDependencyError(self._located(f"these names need each other: {circle}"))
+        binding = self.find(name)
+        if binding is None:
+            raise MissingDependencyError(self._located(self._missing(name)))
+        self._stack.append(name)
+        try:
+            self._nodes[name] = node = self._evaluate(name, *binding)
+        finally:
+            self._stack.pop()
+        return node
+
+    def _evaluate(self, name: str, bound: Any, origin: str) -> Any:
+        while isinstance(bound, (Value, This)):
+            if isinstance(bound, Value):
+                origin = f"{origin}, computed by {bound.function.__qualname__}"
+                bound = self._call(bound)
+            else:
+                origin, bound = f"{origin}, {bound!r}", self._follow(bound)
+        self.origins[name] = origin
+        if isinstance(bound, InjectorType):
+            if name.endswith("_class"):
+                return bound
+            return NestedInjector(Resolver(bound, subject=self.subject, parent=self))
+        if isinstance(bound, type) and not name.endswith("_class") and not issubclass(bound, Enum):
+            return self._plan(name, bound)
+        if name in POLICY_NAMES:
+            shown = self.prefix + name if origin.startswith("keyword") else name
+            try:
+                return check_policy(name, bound)
+            except (PolicyValueError, PolicyTypeError) as error:
+                raise type(error)(self._located(f"{shown}={bound!r} ({origin}): {error}")) from None
+        return bound
+
+    def _call(self, bound: Value) -> Any:
+        arguments = {}
+        for argument in bound.arguments:
+            if argument.required or self.find(argument.name) is not None:
+                arguments[argument.name] = self.read(argument.name)
+            else:
+                self.used.add(argument.name)
+        try:
+            return bound.function(**arguments)
+        except QuantizerError as error:
+            if self.subject and self.subject not in str(error):
+                raise type(error)(self._located(str(error))) from error
+            raise
+
+    def _follow(self, expression: This) -> Any:
+        resolver: Resolver = self
+        for _ in range(this_levels(expression)):
+            if resolver.parent is None:
+                raise QuantizerError(self._located(f"{expression!r} goes out further than there are injectors"))
+            resolver = resolver.parent
+        path = this_path(expression)
+        if not path:
+            raise QuantizerError(self._located(f"{expression!r} names nothing; write this.name"))
+        found = resolver.read(path[0])
+        for step in path[1:]:
+            found = getattr(found, step)
+        return found
+
+    def _plan(self, name: str, cls: type) -> Any:
+        arguments = arguments_of(cls)
+        if arguments is None:
+            return cls()
+        needs = []
+        for argument in arguments:
+            if not argument.required and self.find(argument.name) is None:
+                self.used.add(argument.name)
+                continue
+            self._node(argument.name)
+            needs.append(argument.name)
+        return _Planned(cls, tuple(needs))
+
+    def _build(self, name: str) -> Any:
+        classes: dict[str, type] = {}
+        values: dict[str, Any] = {}
+        pending = [name]
+        while pending:
+            current = pending.pop()
+            node = self._nodes[current]
+            if isinstance(node, _Planned):
+                if current not in classes:
+                    classes[current] = node.cls
+                    pending.extend(node.needs)
+            else:
+                values[current] = node
+        try:
+            built = instantiate(name, classes, values)
+        except QuantizerError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            kind = next(k for k in (PolicyTypeError, PolicyValueError, _BuildError) if isinstance(error, k.__bases__[1]))
+            raise kind(self._located(str(error))) from error
+        self._nodes[name] = built
+        return built
+
+    # ------------------------------------------------------------ messages
+
+    def _located(self, message: str) -> str:
+        where = self.injector.__name__
+        return f"{self.subject} ({where}): {message}" if self.subject else f"{where}: {message}"
+
+    def _missing(self, name: str) -> str:
+        chain = " -> ".join([*self._stack, name])
+        needed = f" (needed by {chain})" if self._stack else ""
+        names = {*self.injector.__bindings__, *self.provided}
+        hint = did_you_mean(name, names)
+        if self._stack:
+            hint = f" Bind it in a subclass, or give the keyword {self.prefix}{name}.{hint}"
+        if not self.subject:
+            hint += " A name that a layer provides can only be read inside a layer." if self._stack else ""
+        return f"nothing binds {name!r}{needed}.{hint}"
+
+    def _hint_for_unread(self, name: str) -> str:
+        kinds = [
+            f"{self.prefix}{k}={v.value!r}"
+            for k, v in self._nodes.items()
+            if k in ("quant_type", "scaling_impl_type", "scaling_stats_op", "bit_width_impl_type")
+            and hasattr(v, "value")
+        ]
+        return f" with {', '.join(kinds)}" if kinds else ""
+
+
+class _BuildError(QuantizerError, RuntimeError):
+    """A module of a quantizer refuses how it is put together."""

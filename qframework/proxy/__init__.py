@@ -1,0 +1,19 @@
+"""The modules that a layer holds, one for each tensor that it quantizes."""
+
+from qframework.proxy.base import QuantProxy
+from qframework.proxy.build import build_proxy
+from qframework.proxy.parameter_quant import (
+    BiasQuantProxyFromInjector,
+    ParameterQuantProxyFromInjector,
+    WeightQuantProxyFromInjector,
+)
+from qframework.proxy.runtime_quant import ActQuantProxyFromInjector
+
+__all__ = [
+    "ActQuantProxyFromInjector",
+    "BiasQuantProxyFromInjector",
+    "ParameterQuantProxyFromInjector",
+    "QuantProxy",
+    "WeightQuantProxyFromInjector",
+    "build_proxy",
+]

@@ -1,0 +1,69 @@
+"""From what a user gives a layer as a quantizer to the proxy that the layer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from qframework.inject.errors import PolicyTypeError, UnknownNameError
+from qframework.inject.injector import InjectorType
+from qframework.inject.resolver import Resolver
+from qframework.proxy.base import QuantProxy
+
+
+def build_proxy(
+    layer: nn.Module,
+    attribute: str,
+    quantizer: Any,
+    none_quantizer: InjectorType,
+    overrides: Mapping[str, Any],
+    prefix: str,
+    kind: type[QuantProxy],
+    provided: Mapping[str, Any] | None = None,
+) -> QuantProxy:
+    """The proxy of one tensor of a layer.
+
+    Args:
+        layer: the owner.
+        attribute: name of the proxy in the layer, ``"weight_quant"``.
+        quantizer: None, a quantizer class, or the proxy of another layer, which is then shared.
+        none_quantizer: the class that stands for None.
+        overrides: the layer's keywords for this tensor, without their prefix.
+        prefix: of those keywords.
+        kind: what the proxy has to be.
+        provided: further names for the quantizer.
+
+    Raises:
+        PolicyTypeError: anything else, or a quantizer for another kind of tensor.
+        UnknownNameError: keywords that nothing reads, or for a quantizer that is shared.
+    """
+    where = f"{type(layer).__name__}.{attribute}"
+    if isinstance(quantizer, QuantProxy):
+        if not isinstance(quantizer, kind):
+            raise PolicyTypeError(f"{where}: can't share a {type(quantizer).__name__}; needed is a {kind.__name__}")
+        if overrides:
+            first = prefix + next(iter(overrides))
+            raise UnknownNameError(
+                f"{where}: {first} has no effect, the quantizer is shared and already built; "
+                f"give it to the layer that the quantizer comes from"
+            )
+        quantizer.add_tracked_module(layer)
+        return quantizer
+    if quantizer is None:
+        quantizer = none_quantizer
+    if not isinstance(quantizer, InjectorType):
+        hint = " (the class itself, not an instance)" if isinstance(type(quantizer), InjectorType) else ""
+        raise PolicyTypeError(
+            f"{where} must be None, a quantizer class or another layer's proxy to share{hint}; "
+            f"got {quantizer!r} of type {type(quantizer).__name__}"
+        )
+    proxy_class = Resolver(quantizer, overrides, subject=where, prefix=prefix).read("proxy_class")
+    if not issubclass(proxy_class, kind):
+        raise PolicyTypeError(
+            f"{where}: {quantizer.__name__} is a quantizer with a {proxy_class.__name__}; "
+            f"needed is one with a {kind.__name__}"
+        )
+    proxy: QuantProxy = proxy_class(layer, quantizer, overrides, attribute, prefix, provided)
+    return proxy

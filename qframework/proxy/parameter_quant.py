@@ -1,0 +1,223 @@
+"""Proxies of weights and biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.tracked import TrackedParameters
+from qframework.inject.resolver import Resolver
+from qframework.proxy.base import QuantProxy
+from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import IntQuantTensor, product_source
+
+
+class ParameterQuantProxyFromInjector(QuantProxy):
+    """Quantizes a parameter of one or several layers."""
+
+    parameter_name = "weight"
+
+    @property
+    def tracked_parameter_list(self) -> TrackedParameters:
+        """The parameters of all layers that share this quantizer, live."""
+        return TrackedParameters(self.tracked_module_list, self.parameter_name)
+
+    def provided_names(self) -> dict[str, Any]:
+        """What the layer provides: modules, parameters, shapes, dtype and device."""
+        names = super().provided_names()
+        parameters = self.tracked_parameter_list
+        first = parameters[0]
+        layer = self.tracked_module_list[0]
+        names["tracked_parameter_list"] = parameters
+        if first is not None:
+            names.update(dtype=first.dtype, device=first.device)
+            names.update(out_channels=self._out_channels(), weight_shape=tuple(first.shape))
+            names["weight_ndims"] = first.dim()
+        names["output_channel_dim"] = getattr(layer, "output_channel_dim", 0)
+        return names
+
+    def _out_channels(self) -> int:
+        layer = self.tracked_module_list[0]
+        for name in ("out_channels", "out_features"):
+            if hasattr(layer, name):
+                return int(getattr(layer, name))
+        shape = getattr(layer, self.parameter_name).shape
+        return int(shape[getattr(layer, "output_channel_dim", 0)])
+
+    def add_tracked_module(self, layer: nn.Module) -> None:
+        """Let one more layer use this quantizer; statistics are then taken over the parameters of all.
+
+        What was learned stays; a scale that only ever was initialised is initialised anew from all layers.
+
+        Raises:
+            ValueError: scales per channel, and another number of channels.
+        """
+        if any(layer is m for m in self.tracked_module_list):
+            return
+        first = self.tracked_module_list[0]
+        self.tracked_module_list.append(layer)
+        if self.tensor_quant is None:
+            return
+        shape = getattr(getattr(self.tensor_quant, "scaling_impl", None), "scaling_shape", ())
+        mine = getattr(layer, self.parameter_name)
+        if shape and tuple(shape) != ():
+            axis = next((i for i, n in enumerate(shape) if n > 1), None)
+            if axis is not None and (mine.dim() != len(shape) or mine.shape[axis] != shape[axis]):
+                self.tracked_module_list.pop()
+                raise ValueError(
+                    f"{type(layer).__name__}.{self.attribute}: the quantizer shared from a {type(first).__name__} "
+                    f"has {shape[axis]} scales, one a channel; this layer has {mine.shape[axis]} channels. "
+                    "Share a per-tensor quantizer, or layers with equally many output channels."
+                )
+        learned = self.learned_parameters()
+        try:
+            self.init_tensor_quant()
+        except Exception:
+            self.tracked_module_list.pop()
+            raise
+        self.restore_parameters(learned)
+
+    def reinitialize(self) -> None:
+        """The parameters were replaced, or loaded without this proxy's own state: start from them."""
+        if self.tensor_quant is not None:
+            self.init_tensor_quant()
+
+    def max_uint_value(self, bit_width: Tensor) -> Tensor:
+        """Largest unsigned integer of a width: ``2^b - 1``, narrow ``2^b - 2``."""
+        return 2.0**bit_width - (2 if self.is_narrow_range else 1)
+
+    def _wrap(self, output: Any, source: Any) -> IntQuantTensor:
+        value, scale, zero_point, bit_width = output
+        return IntQuantTensor.unchecked(
+            value,
+            scale,
+            zero_point,
+            bit_width,
+            bool(self.is_signed),
+            self.training,
+            source,
+            self.is_symmetric,
+        )
+
+
+class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
+    """Quantizes a weight; state-dict entries below ``weight_quant.tensor_quant``."""
+
+    requires_quant_input = False
+
+    def forward(self, x: Tensor) -> Any:
+        """The quantized weight, or ``x`` itself when quantization is off.
+
+        Args:
+            x: the weight, of any shape; gradients flow to it.
+
+        Returns:
+            :class:`~qframework.quant_tensor.IntQuantTensor`, or ``x``.
+        """
+        if self.tensor_quant is None or self.disable_quant:
+            return x
+        return self._wrap(self.tensor_quant(x), self.source)
+
+    def _parameters(self) -> Any:
+        if self.tensor_quant is None or self.disable_quant:
+            return None, None, None
+        weight = self.tracked_parameter_list[0]
+        if hasattr(self.tensor_quant, "parameters_for"):
+            return self.tensor_quant.parameters_for(weight)
+        return self.tensor_quant(weight)[1:]
+
+    def scale(self) -> Tensor | None:
+        """The present scale, that broadcasts to the weight; None when quantization is off."""
+        return self._parameters()[0]  # type: ignore[no-any-return]
+
+    def zero_point(self) -> Tensor | None:
+        """The present zero point, in integer steps; None when quantization is off."""
+        return self._parameters()[1]  # type: ignore[no-any-return]
+
+    def bit_width(self) -> Tensor | None:
+        """The present bit width, 0-dim; None when quantization is off."""
+        return self._parameters()[2]  # type: ignore[no-any-return]
+
+
+class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
+    """Quantizes a bias, by input scale times weight scale or by a scale of its own."""
+
+    parameter_name = "bias"
+
+    def init_tensor_quant(self) -> None:
+        """As the base; a layer without a bias has nothing to build."""
+        if self.tracked_parameter_list[0] is None and self.quantizer is not None:
+            self.tensor_quant = None
+            self.is_signed, self.is_narrow_range, self.is_symmetric = None, None, True
+            self.rounding_mode, self.requires_input_scale, self._rows = None, False, ()
+            return
+        super().init_tensor_quant()
+
+    def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
+        super()._read_settings(resolver, built)
+        enabled = built is not None
+        self.requires_input_scale = bool(resolver.read("requires_input_scale", False)) if enabled else False
+
+    def forward(self, bias: Tensor | None, quant_input: Any = None, quant_weight: Any = None) -> Any:
+        """The quantized bias, or ``bias`` itself when quantization is off.
+
+        Args:
+            bias: shape ``(C,)``, or None.
+            quant_input: the layer's input, which gives the scale where ``requires_input_scale``.
+            quant_weight: the layer's quantized weight, likewise.
+
+        Raises:
+            RuntimeError: a scale is required and one of the two isn't quantized.
+        """
+        if bias is None or self.tensor_quant is None or self.disable_quant:
+            return bias
+        if not self.requires_input_scale:
+            return self._wrap(self.tensor_quant(bias), self.source)
+        for tensor, what in ((quant_input, "input"), (quant_weight, "weight")):
+            if not isinstance(tensor, IntQuantTensor):
+                raise RuntimeError(self._scale_missing(what))
+        scale = (quant_input.scale * quant_weight.scale).reshape(-1)
+        if scale.numel() == 1:
+            scale = scale.reshape(())
+        return self._wrap(self.tensor_quant(bias, scale), product_source(quant_input, quant_weight))
+
+    def _scale_missing(self, what: str) -> str:
+        layer = self.tracked_module_list[0]
+        remedy = {
+            "input": "give input_quant=Int8ActPerTensorFloat, or feed the layer a quantized tensor "
+            "(return_quant_tensor=True on the layer before)",
+            "weight": "give a weight_quant",
+        }[what]
+        return (
+            f"{qualified_name(layer)}: Input scale required. {self.quantizer.__name__} quantizes the bias by input "
+            f"scale times weight scale, and the {what} is not quantized; {remedy}, or use a bias quantizer with a "
+            "scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
+        )
+
+    def _parameters(self) -> Any:
+        if self.tensor_quant is None or self.disable_quant:
+            return None, None, None
+        if self.requires_input_scale:
+            raise RuntimeError(self._scale_missing("input"))
+        bias = self.tracked_parameter_list[0]
+        return self.tensor_quant.parameters_for(bias)  # type: ignore[operator]
+
+    def scale(self) -> Tensor | None:
+        """The present scale; None when quantization is off.
+
+        Raises:
+            RuntimeError: the scale is that of an input, which isn't here.
+        """
+        return self._parameters()[0]  # type: ignore[no-any-return]
+
+    def zero_point(self) -> Tensor | None:
+        """The present zero point; None when quantization is off. Raises as :meth:`scale`."""
+        return self._parameters()[1]  # type: ignore[no-any-return]
+
+    def bit_width(self) -> Tensor | None:
+        """The present bit width; None when quantization is off."""
+        if self.tensor_quant is None or self.disable_quant:
+            return None
+        return self.tensor_quant.msb_clamp_bit_width_impl()  # type: ignore[operator, no-any-return]

@@ -1,0 +1,128 @@
+"""The proxy of an activation."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.inject.resolver import Resolver
+from qframework.proxy.base import QuantProxy, plain
+from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import IntQuantTensor, QuantTensor
+
+
+class ActQuantProxyFromInjector(QuantProxy):
+    """Quantizes activations; state-dict entries below ``act_quant.tensor_quant``.
+
+    An activation function in front of the quantizer belongs to the proxy (``act_impl``); it is left out while the
+    quantizer itself does its work (``drop_act_when_quantized``, the clipping of a hard tanh).
+    """
+
+    activation_impl: nn.Module | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._eval_checked = False
+        super().__init__(*args, **kwargs)
+
+    def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
+        super()._read_settings(resolver, built)
+        act_impl = resolver.read("act_impl", None)
+        self.activation_impl = act_impl
+        self.is_passthrough_act = bool(resolver.read("passthrough_act", False))
+        self.drops_activation = bool(resolver.read("drop_act_when_quantized", False))
+        # Meant for whole networks, it may be given to a quantizer that has nothing to collect.
+        self.collect_stats_steps = resolver.read("collect_stats_steps", None)
+        self._eval_checked = False
+
+    @property
+    def fused_activation_quant_proxy(self) -> ActQuantProxyFromInjector:
+        """The proxy itself, which holds ``activation_impl`` and ``tensor_quant``."""
+        return self
+
+    def forward(self, x: Any) -> Any:
+        """The quantized activation.
+
+        Args:
+            x: float or quantized tensor of any shape; a quantized one is quantized again.
+
+        Returns:
+            :class:`~qframework.quant_tensor.IntQuantTensor`. With quantization off, the activation function of
+            ``x``, which keeps a quantized ``x`` quantized where the function does.
+        """
+        if self.tensor_quant is None or self.disable_quant:
+            return x if self.activation_impl is None else self.activation_impl(x)
+        if isinstance(x, QuantTensor):
+            x = x.value
+        if self.activation_impl is not None and not self.drops_activation:
+            x = self.activation_impl(x)
+        if not (self._eval_checked or self.training or torch.compiler.is_compiling()):
+            self._check_statistics()
+        value, scale, zero_point, bit_width = self.tensor_quant(x)
+        return IntQuantTensor.unchecked(
+            value,
+            scale,
+            zero_point,
+            bit_width,
+            bool(self.is_signed),
+            self.training,
+            self.source,
+            self.is_symmetric,
+        )
+
+    def collectors(self) -> list[Any]:
+        """The modules that collect statistics."""
+        return [] if self.tensor_quant is None else [
+            m for m in self.tensor_quant.modules() if hasattr(m, "has_statistics")
+        ]
+
+    def _check_statistics(self) -> None:
+        if all(c.has_statistics for c in self.collectors()):
+            self._eval_checked = True
+            return
+        if getattr(self, "_warned", False):
+            return
+        self._warned = True
+        layer = self.tracked_module_list[0]
+        warnings.warn(
+            f"{qualified_name(layer)}.{self.attribute} is in evaluation mode and has seen no data: its scale is "
+            "a placeholder. Run some batches in training mode or under qframework.graph.calibration_mode, or load "
+            "a state dict",
+            UserWarning,
+            stacklevel=3,
+        )
+
+    def _parameters(self) -> Any:
+        if self.tensor_quant is None or self.disable_quant:
+            return None, None, None
+        training, quantizer = self.training, self.tensor_quant
+        quantizer.eval()
+        try:
+            probe = torch.zeros(1, device=next((t.device for t in _tensors(quantizer)), None))
+            if hasattr(quantizer, "parameters_for"):
+                return quantizer.parameters_for(probe)
+            return quantizer(probe)[1:]
+        finally:
+            quantizer.train(training)
+
+    def scale(self) -> Tensor | None:
+        """The present scale, None when quantization is off. No statistic is changed by asking."""
+        return self._parameters()[0]  # type: ignore[no-any-return]
+
+    def zero_point(self) -> Tensor | None:
+        """The present zero point, in integer steps; None when quantization is off."""
+        return self._parameters()[1]  # type: ignore[no-any-return]
+
+    def bit_width(self) -> Tensor | None:
+        """The present bit width, 0-dim; None when quantization is off."""
+        return self._parameters()[2]  # type: ignore[no-any-return]
+
+
+def _tensors(module: nn.Module) -> Any:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+__all__ = ["ActQuantProxyFromInjector", "plain"]

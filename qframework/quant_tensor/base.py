@@ -1,0 +1,233 @@
+"""The interface of a tensor, for a record that holds one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from qframework.quant_tensor.registry import METHODS, RULES
+
+Self = TypeVar("Self", bound="QuantTensor")
+
+
+def unpack(x: Any) -> Any:
+    """Quantized tensors replaced by their values, inside tuples, lists and dicts too."""
+    if isinstance(x, QuantTensor):
+        return x.value
+    if isinstance(x, (tuple, list)):
+        items = [unpack(i) for i in x]
+        return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
+    if isinstance(x, dict):
+        return {k: unpack(v) for k, v in x.items()}
+    return x
+
+
+def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Apply a torch function by its rule, or to the values where there is none."""
+    found = RULES.get(function)
+    if found is not None:
+        result = found(*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    return function(*unpack(args), **unpack(kwargs))
+
+
+class QuantTensor:
+    """Base of quantized tensors: immutable records around a dequantized ``value``.
+
+    They behave as tensors do: everything that ``torch.Tensor`` has works here too. Functions that keep a grid
+    return a quantized tensor; the others decay to a float tensor, the result on ``value``.
+    """
+
+    value: Tensor
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return dispatch(func, args, kwargs or {})
+
+    # ------------------------------------------------------------ for subclasses
+
+    def map_tensors(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same record with ``function`` applied to each of its tensors."""
+        raise NotImplementedError
+
+    def set(self: Self, **changes: Any) -> Self:
+        """The same record with fields replaced."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ attributes of a tensor
+
+    @property
+    def tensor(self) -> Tensor:
+        """The dequantized value."""
+        return self.value
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the value."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the value."""
+        return self.value.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the value."""
+        return self.value.device
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the value."""
+        return self.value.ndim
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the value has a gradient."""
+        return self.value.requires_grad
+
+    def dim(self) -> int:
+        """Number of axes of the value."""
+        return self.value.dim()
+
+    def size(self, *args: Any) -> Any:
+        """Size of the value."""
+        return self.value.size(*args)
+
+    def numel(self) -> int:
+        """Number of elements of the value."""
+        return self.value.numel()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "value":
+            raise AttributeError(name)
+        found = METHODS.get(name)
+        if found is not None:
+            return _Method(self, name, found)
+        if hasattr(torch.Tensor, name):
+            return getattr(self.value, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}, and neither has torch.Tensor")
+
+    # ------------------------------------------------------------ moving and copying
+
+    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Move to a device, or convert the value to a dtype; scale, zero point and bit width keep theirs.
+
+        Arguments as for ``torch.Tensor.to``.
+        """
+        value = self.value.to(*args, **kwargs)
+        return self.map_tensors(lambda t: value if t is self.value else t.to(value.device))
+
+    def cpu(self: Self) -> Self:
+        """Move to the CPU."""
+        return self.map_tensors(lambda t: t.cpu())
+
+    def cuda(self: Self, *args: Any, **kwargs: Any) -> Self:
+        """Move to a GPU."""
+        return self.map_tensors(lambda t: t.cuda(*args, **kwargs))
+
+    def float(self: Self) -> Self:
+        """The value in float32."""
+        return self.to(torch.float32)
+
+    def double(self: Self) -> Self:
+        """The value in float64."""
+        return self.to(torch.float64)
+
+    def half(self: Self) -> Self:
+        """The value in float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self: Self) -> Self:
+        """The value in bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def detach(self: Self) -> Self:
+        """Cut value and metadata off the graph."""
+        return self.map_tensors(lambda t: t.detach())
+
+    def clone(self: Self, **kwargs: Any) -> Self:
+        """Copy all tensors."""
+        return self.map_tensors(lambda t: t.clone(**kwargs))
+
+    def contiguous(self: Self) -> Self:
+        """Lay out the value contiguously."""
+        return self.set(value=self.value.contiguous())
+
+    # ------------------------------------------------------------ Python protocols
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(torch.unbind(self))  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __float__(self) -> Any:
+        return self.value.item()
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.value.__array__(*args, **kwargs)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return dispatch(torch.Tensor.__getitem__, (self, index), {})
+
+    def __matmul__(self, other: Any) -> Any:
+        return dispatch(torch.matmul, (self, other), {})
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return dispatch(torch.matmul, (other, self), {})
+
+    def __pos__(self: Self) -> Self:
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} doesn't change; use q.set({name}=...) for a new one")
+
+
+class _Method:
+    """A tensor method of a quantized tensor that has a rule."""
+
+    __slots__ = ("name", "owner", "rule")
+
+    def __init__(self, owner: QuantTensor, name: str, rule: Any) -> None:
+        self.owner, self.name, self.rule = owner, name, rule
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return dispatch(getattr(torch.Tensor, self.name), (self.owner, *args), kwargs)
+
+
+def _comparison(function: Callable[[Any, Any], Any]) -> Any:
+    def compare(self: QuantTensor, other: Any) -> Any:
+        return function(self.value, unpack(other))
+
+    return compare
+
+
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(QuantTensor, f"__{_name}__", _comparison(getattr(operator, _name)))
+
+
+def _decaying(function: Callable[[Any, Any], Any], reverse: bool) -> Any:
+    def apply(self: QuantTensor, other: Any) -> Any:
+        other = unpack(other)
+        return function(other, self.value) if reverse else function(self.value, other)
+
+    return apply
+
+
+for _name in ("pow", "mod", "floordiv"):
+    setattr(QuantTensor, f"__{_name}__", _decaying(getattr(operator, _name), False))
+    setattr(QuantTensor, f"__r{_name}__", _decaying(getattr(operator, _name), True))

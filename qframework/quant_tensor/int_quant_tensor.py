@@ -1,0 +1,240 @@
+"""Affine integers in a dequantized tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qframework.functional import max_int, min_int
+from qframework.quant_tensor import algebra
+from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.source import can_read
+from qframework.quant_tensor.validation import check_fields, check_names
+
+_TENSORS = ("value", "scale", "zero_point", "bit_width")
+_STATIC = ("signed", "training", "source", "symmetric", "has_zero")
+_TOLERANCE = {torch.float64: 0.1, torch.float32: 0.2, torch.float16: 0.5, torch.bfloat16: 0.5}
+
+
+class IntQuantTensor(QuantTensor):
+    """A tensor of integers ``q`` in dequantized form: ``value = (q - zero_point) * scale``.
+
+    Args:
+        value: floating-point tensor of any shape.
+        scale: positive; a number, or a tensor that broadcasts to ``value``.
+        zero_point: in integer steps; a number, or a tensor that broadcasts to ``value``.
+        bit_width: bits of the integers, at least 1; a number or a 0-dim tensor.
+        signed: whether the integers are two's complement.
+        training: whether it was made in training mode.
+        source: where the scale comes from; equal sources in evaluation mode mean equal scales.
+        symmetric: the zero point is known to be 0; looked up when None.
+        has_zero: 0 is known to be on the grid; looked up when None.
+
+    Raises:
+        TypeError: a field of a type that it can't be.
+        ValueError: a scale that isn't positive and finite, less than one bit, a shape that doesn't broadcast.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    bit_width: Tensor
+    signed: bool
+    training: bool
+    source: Any
+    symmetric: bool
+    has_zero: bool
+
+    def __init__(
+        self,
+        value: Tensor,
+        scale: Tensor | float,
+        zero_point: Tensor | float,
+        bit_width: Tensor | float,
+        signed: bool,
+        training: bool = False,
+        source: Any = None,
+        symmetric: bool | None = None,
+        has_zero: bool | None = None,
+    ) -> None:
+        fields = check_fields(value, scale, zero_point, bit_width, signed, training)
+        if symmetric is None or has_zero is None:
+            readable = can_read(*fields[:3])
+            if symmetric is None:
+                symmetric = readable and not bool(fields[2].any())
+            if has_zero is None:
+                has_zero = symmetric or (readable and bool((fields[2] == fields[2].round()).all()))
+        _fill(self, (*fields, source, symmetric, has_zero))
+
+    @classmethod
+    def unchecked(
+        cls,
+        value: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bit_width: Tensor,
+        signed: bool,
+        training: bool,
+        source: Any = None,
+        symmetric: bool = False,
+        has_zero: bool = False,
+    ) -> IntQuantTensor:
+        """Make one without any check, for layers and rules; arguments as for the class, all tensors."""
+        self = object.__new__(cls)
+        fields = (value, scale, zero_point, bit_width, signed, training, source, symmetric)
+        _fill(self, (*fields, symmetric or has_zero))
+        return self
+
+    # ------------------------------------------------------------ the record
+
+    def set(self, **changes: Any) -> IntQuantTensor:
+        """The same tensor with fields replaced, unchecked.
+
+        Raises:
+            TypeError: an unknown field.
+        """
+        check_names(changes, _TENSORS + _STATIC)
+        fields = [changes[n] if n in changes else getattr(self, n) for n in _TENSORS + _STATIC]
+        out = object.__new__(type(self))
+        _fill(out, tuple(fields))
+        return out
+
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> IntQuantTensor:
+        """The same tensor with ``function`` applied to value, scale, zero point and bit width."""
+        return self.set(**{n: function(getattr(self, n)) for n in _TENSORS})
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all parts.
+
+        Raises:
+            RuntimeError: they are on different devices.
+        """
+        devices = {n: getattr(self, n).device for n in _TENSORS}
+        if len(set(devices.values())) > 1:
+            where = ", ".join(f"{n} on {d}" for n, d in devices.items())
+            raise RuntimeError(f"the parts of this IntQuantTensor are on different devices: {where}; use q.to(device)")
+        return self.value.device
+
+    def __repr__(self) -> str:
+        parts = [f"{n}={getattr(self, n)!r}" for n in (*_TENSORS, "signed", "training")]
+        return f"IntQuantTensor({', '.join(parts)})"
+
+    # ------------------------------------------------------------ integers
+
+    @property
+    def _pre_round_int_value(self) -> Tensor:
+        wide = self.value.float() if self.value.dtype in (torch.float16, torch.bfloat16) else self.value
+        return wide / self.scale + self.zero_point
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether ``value / scale + zero_point`` are, up to rounding errors, integers of the declared range.
+
+        Reads all values; a 1-bit tensor is valid when it holds no more than two integers of the right sign.
+        """
+        with torch.no_grad():
+            exact = self._pre_round_int_value
+            rounded = exact.round()
+            tolerance = _TOLERANCE.get(self.value.dtype, 0.2)
+            if not bool(((exact - rounded).abs() < tolerance).all()):
+                return False
+            if float(self.bit_width) < 2:
+                few = rounded.unique().numel() <= 2
+                return few and (self.signed or not bool((rounded < 0).any()))
+            low, high = min_int(self.signed, False, self.bit_width), max_int(self.signed, False, self.bit_width)
+            return bool(((rounded >= low) & (rounded <= high)).all())
+
+    def int(self, float_datatype: bool = False) -> Tensor:
+        """The integers ``q``.
+
+        Args:
+            float_datatype: return them in the float dtype of the scale.
+
+        Returns:
+            int8 or uint8 up to 8 bits, int32 up to 32, int64 above (and for unsigned 32); same shape.
+
+        Raises:
+            RuntimeError: the tensor isn't valid.
+        """
+        if not self.is_valid:
+            with torch.no_grad():
+                exact = self._pre_round_int_value
+                off = float((exact - exact.round()).abs().max())
+                span = f"{float(exact.min()):.6g} to {float(exact.max()):.6g}"
+            sign = "signed" if self.signed else "unsigned"
+            raise RuntimeError(
+                f"this IntQuantTensor is not valid: value / scale + zero_point spans {span} and is up to {off:.3g} "
+                f"away from an integer; allowed are {sign} integers of {float(self.bit_width):g} bits"
+            )
+        rounded = self._pre_round_int_value.round()
+        if float_datatype:
+            return rounded.to(self.scale.dtype)
+        bits = float(self.bit_width)
+        if bits <= 8:
+            return rounded.to(torch.int8 if self.signed else torch.uint8)
+        return rounded.to(torch.int32 if bits <= (32 if self.signed else 31) else torch.int64)
+
+    # ------------------------------------------------------------ arithmetic
+
+    def __neg__(self) -> Any:
+        return algebra.negative(self)
+
+    def __abs__(self) -> Any:
+        return algebra.absolute(self)
+
+    def __add__(self, other: Any) -> Any:
+        return algebra.add(self, other)
+
+    def __radd__(self, other: Any) -> Any:
+        return algebra.add(self, other)
+
+    def __sub__(self, other: Any) -> Any:
+        return algebra.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return algebra.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Any:
+        return algebra.multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Any:
+        return algebra.multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Any:
+        return algebra.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return algebra.divide(other, self)
+
+
+def _fill(self: IntQuantTensor, fields: tuple[Any, ...]) -> None:
+    for name, content in zip(_TENSORS + _STATIC, fields, strict=True):
+        object.__setattr__(self, name, content)
+
+
+def _flatten(q: IntQuantTensor) -> tuple[list[Tensor], tuple[Any, ...]]:
+    return [getattr(q, n) for n in _TENSORS], tuple(getattr(q, n) for n in _STATIC)
+
+
+def _flatten_with_keys(q: IntQuantTensor) -> Any:
+    tensors, context = _flatten(q)
+    return [(pytree.GetAttrKey(n), t) for n, t in zip(_TENSORS, tensors, strict=True)], context
+
+
+def _unflatten(tensors: Any, context: tuple[Any, ...]) -> IntQuantTensor:
+    out = object.__new__(IntQuantTensor)
+    _fill(out, (*tensors, *context))
+    return out
+
+
+pytree.register_pytree_node(
+    IntQuantTensor,
+    _flatten,
+    _unflatten,
+    serialized_type_name="qframework.IntQuantTensor",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

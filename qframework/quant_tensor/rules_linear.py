@@ -1,0 +1,231 @@
+"""Sums of products: linear layers, convolutions, embeddings; exact scale and width of the accumulator.
+
+The widths are worst cases: ``ceil(log2(U(b_in) U(b_w) K + 1))``, ``U(b) = 2^b - 1``, ``K`` products a sum.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qframework.quant_tensor.algebra import bits_of
+from qframework.quant_tensor.registry import rule
+from qframework.quant_tensor.source import can_read, product_source
+
+
+def _is_plain_int(x: Any) -> bool:
+    return hasattr(x, "bit_width") and hasattr(x, "symmetric")
+
+
+def _value(x: Any) -> Any:
+    return x.value if hasattr(x, "zero_point") else x
+
+
+def _magnitude(q: Any) -> Tensor:
+    """Bound of ``|q|`` by the width; -1 and 1 in one bit count as 2-bit integers."""
+    top: Tensor = 2.0**q.bit_width - 1
+    return torch.clamp(top, min=2.0) if q.signed else top
+
+
+def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
+    """``t`` as a 0-dim tensor or spread along ``axis`` alone; None when it varies along another."""
+    if t.numel() == 1:
+        return t.reshape(())
+    if t.numel() != channels:
+        return None
+    shape = [1] * ndim
+    shape[axis] = channels
+    return t.reshape(shape)
+
+
+def _input_scale(x: Any, axis: int, ndim: int, depthwise: int | None) -> Tensor | None:
+    if x.scale.numel() == 1:
+        return x.scale.reshape(())
+    if depthwise is None or x.scale.dim() != x.value.dim():
+        return None
+    if any(n != 1 for i, n in enumerate(x.scale.shape) if i != axis % ndim):
+        return None
+    scale: Tensor = x.scale
+    return scale.repeat_interleave(depthwise, dim=axis) if depthwise != 1 else scale
+
+
+def _products(
+    value: Tensor,
+    x: Any,
+    w: Any,
+    bias: Any,
+    products: int,
+    axis: int,
+    weight_axis: int,
+    depthwise: int | None = None,
+) -> Any:
+    """Wrap a sum of ``products`` products, or return the float ``value`` where it has no exact metadata.
+
+    Args:
+        value: the result, with its output channels along ``axis``.
+        x: input.
+        w: weight, with its output channels along ``weight_axis``.
+        bias: None, float tensor or quantized tensor.
+        products: how many products one output is a sum of, at most.
+        axis: of the output channels in the result.
+        weight_axis: of the output channels in the weight.
+        depthwise: output channels per input channel, where each output depends on one input channel.
+    """
+    if not (x.symmetric and w.symmetric):
+        return value
+    ndim, channels = value.dim(), value.shape[axis]
+    if w.scale.numel() > 1 and w.scale.shape[weight_axis - w.value.dim()] not in (channels, w.scale.numel()):
+        return value
+    weight_scale = _along(w.scale, axis, ndim, channels)
+    input_scale = _input_scale(x, axis, ndim, depthwise)
+    if weight_scale is None or input_scale is None:
+        return value
+    scale = weight_scale * input_scale
+    bits = bits_of(_magnitude(x) * _magnitude(w) * products)
+    fields: dict[str, Any] = {"symmetric": True, "has_zero": True, "zero_point": torch.zeros_like(scale.detach().reshape(-1)[0])}
+    source = product_source(x, w)
+    if bias is not None:
+        if _is_plain_int(bias) and _on_scale(bias, scale, source, axis, ndim, channels):
+            bits = torch.maximum(bits, bias.bit_width) + 1
+        else:
+            moved = _along(_value(bias), axis, ndim, channels)
+            assert moved is not None
+            fields = {"symmetric": False, "has_zero": False, "zero_point": -moved / scale}
+    return x.set(
+        value=value,
+        scale=scale,
+        bit_width=bits,
+        signed=x.signed or w.signed,
+        training=x.training or w.training,
+        source=source,
+        **fields,
+    )
+
+
+def _on_scale(bias: Any, scale: Tensor, source: Any, axis: int, ndim: int, channels: int) -> bool:
+    """Whether a quantized bias lies on the scale of the accumulator."""
+    if not bias.symmetric:
+        return False
+    if source is not None and bias.source == source:
+        return True
+    own = _along(bias.scale, axis, ndim, channels)
+    if own is None or not can_read(own, scale):
+        return False
+    return bool(torch.allclose(own.detach().expand_as(scale), scale.detach(), rtol=1e-5, atol=0.0))
+
+
+@rule("linear", method=False)
+def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    if not (_is_plain_int(x) and _is_plain_int(weight)):
+        return NotImplemented
+    value = F.linear(x.value, weight.value, _value(bias))
+    return _products(value, x, weight, bias, weight.value.shape[1], -1, 0)
+
+
+def _conv_rule(spatial: int) -> None:
+    function = getattr(F, f"conv{spatial}d")
+
+    def apply(
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Any:
+        if not (_is_plain_int(x) and _is_plain_int(weight)):
+            return NotImplemented
+        w = weight.value
+        value = function(x.value, w, _value(bias), stride, padding, dilation, groups)
+        depthwise = w.shape[0] // groups if w.shape[1] == 1 else None
+        axis = value.dim() - spatial - 1
+        return _products(value, x, weight, bias, math.prod(w.shape[1:]), axis, 0, depthwise)
+
+    rule(f"conv{spatial}d", method=False)(apply)
+
+
+def _conv_transpose_rule(spatial: int) -> None:
+    function = getattr(F, f"conv_transpose{spatial}d")
+
+    def apply(
+        x: Any,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Any:
+        if not (_is_plain_int(x) and _is_plain_int(weight)):
+            return NotImplemented
+        w = weight.value
+        value = function(x.value, w, _value(bias), stride, padding, output_padding, groups, dilation)
+        if groups != 1 and weight.scale.numel() > 1:
+            return value
+        strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
+        dilations = (dilation,) * spatial if isinstance(dilation, int) else tuple(dilation)
+        taps = math.prod(
+            -(-k // (s // math.gcd(s, d))) for k, s, d in zip(w.shape[2:], strides, dilations, strict=True)
+        )
+        axis = value.dim() - spatial - 1
+        return _products(value, x, weight, bias, taps * (w.shape[0] // groups), axis, 1)
+
+    rule(f"conv_transpose{spatial}d", method=False)(apply)
+
+
+for _n in (1, 2, 3):
+    _conv_rule(_n)
+    _conv_transpose_rule(_n)
+
+
+@rule("matmul", "__matmul__", "bmm", "mm")
+def _matmul(a: Any, b: Any, *, out: Any = None) -> Any:
+    """Per-tensor scales, no zero points; else a float tensor."""
+    if out is not None or not (_is_plain_int(a) and _is_plain_int(b)):
+        return NotImplemented
+    value = torch.matmul(a.value, b.value)
+    if not (a.symmetric and b.symmetric) or a.scale.numel() > 1 or b.scale.numel() > 1:
+        return value
+    scale = a.scale.reshape(()) * b.scale.reshape(())
+    return a.set(
+        value=value,
+        scale=scale,
+        zero_point=torch.zeros_like(scale.detach()),
+        bit_width=bits_of(_magnitude(a) * _magnitude(b) * a.value.shape[-1]),
+        signed=a.signed or b.signed,
+        training=a.training or b.training,
+        source=product_source(a, b),
+    )
+
+
+@rule("embedding", method=False)
+def _embedding(
+    input: Any,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    """Rows of a quantized table; per-tensor metadata is needed.
+
+    Raises:
+        RuntimeError: a scale or zero point per row or column.
+    """
+    if not _is_plain_int(weight):
+        return NotImplemented
+    if weight.scale.numel() > 1 or weight.zero_point.numel() > 1:
+        raise RuntimeError(
+            f"an embedding of quantized weights needs one scale; got scales of shape {tuple(weight.scale.shape)}"
+        )
+    value = F.embedding(input, weight.value, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    return weight.set(
+        value=value, scale=weight.scale.reshape(()), zero_point=weight.zero_point.reshape(())
+    )

@@ -1,0 +1,72 @@
+"""Integers with a power-of-two scale: fixed-point numbers."""
+
+from __future__ import annotations
+
+from qframework.quantizers.base import (
+    IntQuant,
+    MaxStatsScaling,
+    NarrowIntQuant,
+    ParamFromRuntimePercentileIntervalScaling,
+    ParamFromRuntimePercentileScaling,
+    ParamMinMaxInitScaling,
+    PerChannelPoTScaling8bit,
+    PerTensorPoTScaling8bit,
+    ShiftedParamFromPercentileUintQuant,
+    UintQuant,
+)
+from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
+
+
+class Int8WeightPerTensorFixedPoint(
+    NarrowIntQuant, MaxStatsScaling, PerTensorPoTScaling8bit, WeightQuantSolver
+):
+    """8-bit symmetric weights, ``scale = 2^ceil(log2 max|w|) / 128``."""
+
+
+class Int8WeightPerChannelFixedPoint(
+    NarrowIntQuant, MaxStatsScaling, PerChannelPoTScaling8bit, WeightQuantSolver
+):
+    """8-bit symmetric weights, ``scale = 2^ceil(log2 max|w|) / 128`` per output channel."""
+
+
+class Int8ActPerTensorFixedPoint(
+    IntQuant, ParamFromRuntimePercentileScaling, PerTensorPoTScaling8bit, ActQuantSolver
+):
+    """8-bit signed activations; the exponent of the scale is collected, then learned."""
+
+
+class Uint8ActPerTensorFixedPoint(
+    UintQuant, ParamFromRuntimePercentileScaling, PerTensorPoTScaling8bit, ActQuantSolver
+):
+    """8-bit unsigned activations; the exponent of the scale is collected, then learned."""
+
+
+class ShiftedUint8ActPerTensorFixedPoint(
+    ShiftedParamFromPercentileUintQuant,
+    ParamFromRuntimePercentileIntervalScaling,
+    PerTensorPoTScaling8bit,
+    ActQuantSolver,
+):
+    """8-bit unsigned activations with an integer zero point and a power-of-two scale."""
+
+
+class Int8ActPerTensorFixedPointMinMaxInit(
+    IntQuant, ParamMinMaxInitScaling, PerTensorPoTScaling8bit, ActQuantSolver
+):
+    """8-bit signed activations; the exponent is learned from ``min_val`` and ``max_val`` on, both required."""
+
+
+class Uint8ActPerTensorFixedPointMaxInit(
+    UintQuant, ParamMinMaxInitScaling, PerTensorPoTScaling8bit, ActQuantSolver
+):
+    """8-bit unsigned activations; the exponent is learned from ``max_val`` on, which is required."""
+
+    min_val = 0.0
+
+
+class Int8BiasPerTensorFixedPointInternalScaling(
+    IntQuant, MaxStatsScaling, PerTensorPoTScaling8bit, BiasQuantSolver
+):
+    """8-bit bias with a power-of-two scale of its own."""
+
+    requires_input_scale = False

@@ -1,0 +1,24 @@
+"""No quantization: what a layer uses where it is given None."""
+
+from __future__ import annotations
+
+from qframework.inject.enum import QuantType
+from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
+
+
+class NoneWeightQuant(WeightQuantSolver):
+    """Weights stay floats."""
+
+    quant_type = QuantType.FP
+
+
+class NoneActQuant(ActQuantSolver):
+    """Activations stay floats."""
+
+    quant_type = QuantType.FP
+
+
+class NoneBiasQuant(BiasQuantSolver):
+    """Biases stay floats."""
+
+    quant_type = QuantType.FP

@@ -1,0 +1,125 @@
+"""Integers with a float scale and no zero point."""
+
+from __future__ import annotations
+
+from qframework.quantizers.base import (
+    BatchQuantStatsScaling1d,
+    BatchQuantStatsScaling2d,
+    IntQuant,
+    MaxStatsScaling,
+    NarrowIntQuant,
+    ParamFromRuntimePercentileScaling,
+    ParamMinMaxInitScaling,
+    PerChannelFloatScaling8bit,
+    PerTensorFloatScaling8bit,
+    UintQuant,
+)
+from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
+
+# ------------------------------------------------------------------ weights
+
+
+class Int8WeightPerTensorFloat(
+    NarrowIntQuant, MaxStatsScaling, PerTensorFloatScaling8bit, WeightQuantSolver
+):
+    """8-bit symmetric weights, ``scale = max|w| / 127``."""
+
+
+class Int8WeightPerChannelFloat(
+    NarrowIntQuant, MaxStatsScaling, PerChannelFloatScaling8bit, WeightQuantSolver
+):
+    """8-bit symmetric weights, ``scale = max|w| / 127`` per output channel."""
+
+
+# ------------------------------------------------------------------ activations
+
+
+class Int8ActPerTensorFloat(
+    IntQuant, ParamFromRuntimePercentileScaling, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit signed activations; the scale is collected for 300 steps, then learned."""
+
+
+class Uint8ActPerTensorFloat(
+    UintQuant, ParamFromRuntimePercentileScaling, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit unsigned activations; the scale is collected for 300 steps, then learned."""
+
+
+class Int8ActPerTensorFloatMinMaxInit(
+    IntQuant, ParamMinMaxInitScaling, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit signed activations; the scale is learned from ``min_val`` and ``max_val`` on, both required."""
+
+
+class Uint8ActPerTensorFloatMaxInit(
+    UintQuant, ParamMinMaxInitScaling, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit unsigned activations; the scale is learned from ``max_val`` on, which is required."""
+
+    min_val = 0.0
+
+
+class Int8ActPerTensorFloatBatchQuant1d(
+    IntQuant, BatchQuantStatsScaling1d, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit signed activations (N, C, L), scaled by batch statistics as batch normalization is."""
+
+
+class Int8ActPerTensorFloatBatchQuant2d(
+    IntQuant, BatchQuantStatsScaling2d, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit signed activations (N, C, H, W), scaled by batch statistics as batch normalization is."""
+
+
+class Uint8ActPerTensorFloatBatchQuant1d(
+    UintQuant, BatchQuantStatsScaling1d, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit unsigned activations (N, C, L), scaled by batch statistics as batch normalization is."""
+
+
+class Uint8ActPerTensorFloatBatchQuant2d(
+    UintQuant, BatchQuantStatsScaling2d, PerTensorFloatScaling8bit, ActQuantSolver
+):
+    """8-bit unsigned activations (N, C, H, W), scaled by batch statistics as batch normalization is."""
+
+
+# ------------------------------------------------------------------ biases
+
+
+class IntBias(IntQuant, BiasQuantSolver):
+    """Signed bias with the scale of the accumulator: input scale times weight scale. ``bit_width`` is required."""
+
+    requires_input_scale = True
+
+
+class Int8Bias(IntBias):
+    """8-bit bias with the scale of the accumulator."""
+
+    bit_width = 8
+
+
+class Int16Bias(IntBias):
+    """16-bit bias with the scale of the accumulator."""
+
+    bit_width = 16
+
+
+class Int24Bias(IntBias):
+    """24-bit bias with the scale of the accumulator."""
+
+    bit_width = 24
+
+
+class Int32Bias(IntBias):
+    """32-bit bias with the scale of the accumulator."""
+
+    bit_width = 32
+
+
+class Int8BiasPerTensorFloatInternalScaling(
+    IntQuant, MaxStatsScaling, PerTensorFloatScaling8bit, BiasQuantSolver
+):
+    """8-bit bias with a scale of its own, ``max|b| / 128``."""
+
+    requires_input_scale = False
