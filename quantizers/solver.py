@@ -120,12 +120,7 @@ class _ParameterSolver(QuantSolver):
 
     @value
     def tensor_clamp_impl(bit_width_impl_type, scaling_impl_type):
-        learned = bit_width_impl_type == BitWidthImplType.PARAMETER or scaling_impl_type in (
-            ScalingImplType.AFFINE_STATS,
-            ScalingImplType.PARAMETER_FROM_STATS,
-            ScalingImplType.PARAMETER,
-        )
-        return TensorClamp if learned else TensorClampSte
+        return _clamp(bit_width_impl_type, scaling_impl_type)
 
     @value
     def scaling_shape(scaling_per_output, tracked_parameter_list, scaling_per_output_channel_shape):
@@ -156,6 +151,16 @@ class _ParameterSolver(QuantSolver):
         if len(tracked_parameter_list) > 1:
             raise PolicyValueError("learned rounding belongs to one weight; its quantizer can't be shared")
         return torch.zeros_like(tracked_parameter_list[0])
+
+
+def _clamp(bit_width_impl_type: Any, scaling_impl_type: Any) -> type:
+    """A learned range needs the gradient of the clamp; one that follows the parameter doesn't clip."""
+    learned = bit_width_impl_type == BitWidthImplType.PARAMETER or scaling_impl_type in (
+        ScalingImplType.AFFINE_STATS,
+        ScalingImplType.PARAMETER_FROM_STATS,
+        ScalingImplType.PARAMETER,
+    )
+    return TensorClamp if learned else TensorClampSte
 
 
 def _he_scale(parameters: Any) -> torch.Tensor:
@@ -193,10 +198,16 @@ class BiasQuantSolver(_ParameterSolver):
 
     proxy_class = BiasQuantProxyFromInjector
     requires_input_scale = True
-    permute_dims = None
+    permute_dims = this.scaling_stats_permute_dims
+    scaling_stats_permute_dims = None
 
     @value
-    def tensor_quant(quant_type, requires_input_scale, scaling_stats_permute_dims=None):
+    def tensor_clamp_impl(bit_width_impl_type, scaling_impl_type, requires_input_scale):
+        # Under a scale that isn't its own, a bias that saturates gets no gradient.
+        return TensorClamp if requires_input_scale else _clamp(bit_width_impl_type, scaling_impl_type)
+
+    @value
+    def tensor_quant(quant_type, requires_input_scale):
         chosen = table.PRESCALED_BIAS_TENSOR_QUANT if requires_input_scale else table.BIAS_TENSOR_QUANT
         return table.choose(chosen, "quant_type", quant_type, "a bias")
 

@@ -120,7 +120,7 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             return x
         return self._wrap(self.tensor_quant(x), self.source)
 
-    def _parameters(self) -> Any:
+    def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
             return None, None, None
         weight = self.tracked_parameter_list[0]
@@ -130,15 +130,15 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
 
     def scale(self) -> Tensor | None:
         """The present scale, that broadcasts to the weight; None when quantization is off."""
-        return self._parameters()[0]  # type: ignore[no-any-return]
+        return self._current()[0]  # type: ignore[no-any-return]
 
     def zero_point(self) -> Tensor | None:
         """The present zero point, in integer steps; None when quantization is off."""
-        return self._parameters()[1]  # type: ignore[no-any-return]
+        return self._current()[1]  # type: ignore[no-any-return]
 
     def bit_width(self) -> Tensor | None:
         """The present bit width, 0-dim; None when quantization is off."""
-        return self._parameters()[2]  # type: ignore[no-any-return]
+        return self._current()[2]  # type: ignore[no-any-return]
 
 
 class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
@@ -196,7 +196,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             "scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
         )
 
-    def _parameters(self) -> Any:
+    def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
             return None, None, None
         if self.requires_input_scale:
@@ -210,11 +210,11 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         Raises:
             RuntimeError: the scale is that of an input, which isn't here.
         """
-        return self._parameters()[0]  # type: ignore[no-any-return]
+        return self._current()[0]  # type: ignore[no-any-return]
 
     def zero_point(self) -> Tensor | None:
         """The present zero point; None when quantization is off. Raises as :meth:`scale`."""
-        return self._parameters()[1]  # type: ignore[no-any-return]
+        return self._current()[1]  # type: ignore[no-any-return]
 
     def bit_width(self) -> Tensor | None:
         """The present bit width; None when quantization is off."""

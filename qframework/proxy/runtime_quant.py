@@ -94,7 +94,7 @@ class ActQuantProxyFromInjector(QuantProxy):
             stacklevel=3,
         )
 
-    def _parameters(self) -> Any:
+    def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
             return None, None, None
         training, quantizer = self.training, self.tensor_quant
@@ -109,15 +109,15 @@ class ActQuantProxyFromInjector(QuantProxy):
 
     def scale(self) -> Tensor | None:
         """The present scale, None when quantization is off. No statistic is changed by asking."""
-        return self._parameters()[0]  # type: ignore[no-any-return]
+        return self._current()[0]  # type: ignore[no-any-return]
 
     def zero_point(self) -> Tensor | None:
         """The present zero point, in integer steps; None when quantization is off."""
-        return self._parameters()[1]  # type: ignore[no-any-return]
+        return self._current()[1]  # type: ignore[no-any-return]
 
     def bit_width(self) -> Tensor | None:
         """The present bit width, 0-dim; None when quantization is off."""
-        return self._parameters()[2]  # type: ignore[no-any-return]
+        return self._current()[2]  # type: ignore[no-any-return]
 
 
 def _tensors(module: nn.Module) -> Any:

@@ -155,7 +155,7 @@ class IntQuantTensor(QuantTensor):
             float_datatype: return them in the float dtype of the scale.
 
         Returns:
-            int8 or uint8 up to 8 bits, int32 up to 32, int64 above (and for unsigned 32); same shape.
+            int8 or uint8 up to 8 bits, else int32, or int64 where an integer needs it; same shape.
 
         Raises:
             RuntimeError: the tensor isn't valid.
@@ -176,7 +176,8 @@ class IntQuantTensor(QuantTensor):
         bits = float(self.bit_width)
         if bits <= 8:
             return rounded.to(torch.int8 if self.signed else torch.uint8)
-        return rounded.to(torch.int32 if bits <= (32 if self.signed else 31) else torch.int64)
+        fits = bits < 32 or bool(((rounded >= -(2.0**31)) & (rounded < 2.0**31)).all())
+        return rounded.to(torch.int32 if fits else torch.int64)
 
     # ------------------------------------------------------------ arithmetic
 

@@ -89,9 +89,9 @@ def _products(
     fields: dict[str, Any] = {"symmetric": True, "has_zero": True, "zero_point": torch.zeros_like(scale.detach().reshape(-1)[0])}
     source = product_source(x, w)
     if bias is not None:
-        if _is_plain_int(bias) and _on_scale(bias, scale, source, axis, ndim, channels):
+        if _is_plain_int(bias):
             bits = torch.maximum(bits, bias.bit_width) + 1
-        else:
+        if not (_is_plain_int(bias) and _on_scale(bias, scale, source, axis, ndim, channels)):
             moved = _along(_value(bias), axis, ndim, channels)
             assert moved is not None
             fields = {"symmetric": False, "has_zero": False, "zero_point": -moved / scale}
@@ -115,7 +115,7 @@ def _on_scale(bias: Any, scale: Tensor, source: Any, axis: int, ndim: int, chann
     own = _along(bias.scale, axis, ndim, channels)
     if own is None or not can_read(own, scale):
         return False
-    return bool(torch.allclose(own.detach().expand_as(scale), scale.detach(), rtol=1e-5, atol=0.0))
+    return bool(torch.isclose(own.detach(), scale.detach(), rtol=1e-5, atol=0.0).all())
 
 
 @rule("linear", method=False)
