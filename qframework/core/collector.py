@@ -67,13 +67,25 @@ class CollectThenLearn(CoreModule):
 
     # ------------------------------------------------------------ for subclasses
 
-    def statistic(self, x: Tensor) -> Tensor:
-        """The statistic of one batch, in the shape of ``value``."""
+    def view_of(self, x: Tensor) -> Tensor:
+        """The batch in the shape that the statistic reduces."""
+        raise NotImplementedError
+
+    def reduce(self, viewed: Tensor) -> Tensor:
+        """The statistic of a viewed batch, in the shape of ``value``."""
         raise NotImplementedError
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The content of ``value`` for a statistic."""
         return statistic
+
+    def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
+        """The result of a call that collects."""
+        raise NotImplementedError
+
+    def from_stored(self, stored: Tensor, *context: Tensor) -> Tensor:
+        """The result of a call that uses what is stored."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------ phases
 
@@ -115,37 +127,39 @@ class CollectThenLearn(CoreModule):
         self.left_out.add_((~torch.isfinite(statistic)).any())
         self.collected_steps.add_(1)
 
-    def collect_or_learned(self, x: Tensor) -> tuple[Tensor, bool]:
-        """The number for this call.
+    def collect_or_learned(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The result for one batch: of its own statistic while collecting, else of the stored number.
 
-        Returns:
-            ``(statistic of this batch, True)`` while collecting, else ``(stored number, False)``.
+        Args:
+            x: the batch.
+            *context: further tensors for :meth:`from_statistic` and :meth:`from_stored`.
         """
+        if torch.compiler.is_compiling():
+            return self._traced(x, *context)
         steps = int(self.collected_steps)
         if self.training and steps >= self.collect_stats_steps:
             self.finish_collection()
             steps = _LEARNED
         if steps < 0:
-            return self.value, False
+            return self.from_stored(self.value, *context)
         if not self.training or x.numel() == 0:
-            return self.to_stored(self.running_stats), False
-        statistic = self.statistic(x)
+            return self.from_stored(self.to_stored(self.running_stats), *context)
+        statistic = self.reduce(self.view_of(x))
         self._record(statistic.detach(), steps)
-        return statistic, True
+        return self.from_statistic(statistic, *context)
 
-    def traced(self, x: Tensor, from_statistic: Any, from_stored: Any) -> Tensor:
+    def _traced(self, x: Tensor, *context: Tensor) -> Tensor:
         """The same for compilers: the phase is chosen inside the graph, so that a change of it recompiles nothing.
 
         Args:
             x: the batch.
-            from_statistic: maps the statistic to the result of the call.
-            from_stored: maps the stored number to it.
+            *context: further tensors for :meth:`from_statistic` and :meth:`from_stored`.
         """
         limit = self.collect_stats_steps
         if not self.training or x.numel() == 0:
             learned = (self.collected_steps < 0).to(self.value.device)
             stored = torch.where(learned, self.value, self.to_stored(self.running_stats))
-            return from_stored(stored)  # type: ignore[no-any-return]
+            return self.from_stored(stored, *context)
         with torch.no_grad():
             hand_over = self.collected_steps >= limit
             here = hand_over.to(self.value.device)
@@ -153,14 +167,16 @@ class CollectThenLearn(CoreModule):
             self.collected_steps.masked_fill_(hand_over, _LEARNED)
         collecting = self.collected_steps >= 0
 
-        def collect(x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            statistic = self.statistic(x)
-            return from_statistic(statistic), statistic.detach().clone()
+        def collect(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+            statistic = self.reduce(viewed)
+            return self.from_statistic(statistic, *context), statistic.detach().clone()
 
-        def learned_(x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            return from_stored(value).clone(), torch.zeros_like(value)
+        def learned(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+            return self.from_stored(value, *context).clone(), torch.zeros_like(value)
 
-        result, statistic = torch.cond(collecting, collect, learned_, (x, self.value))
+        # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
+        operands = (self.view_of(x), self.value.clone(), *context)
+        result, statistic = torch.cond(collecting, collect, learned, operands)
         with torch.no_grad():
             here = collecting.to(self.value.device)
             steps = self.collected_steps.to(self.value.device)

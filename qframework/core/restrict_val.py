@@ -102,12 +102,12 @@ class ScaleRestriction(Stateless):
         """The stored number for ``scale``, which is first kept above the minimum."""
         return self.restrict.to_domain(self.clamp_min(scale))
 
-    def divide(self, scale: Tensor, threshold: Tensor | None) -> Tensor:
+    def divide(self, scale: Tensor, threshold: Tensor | None = None) -> Tensor:
         """``scale`` over the restricted threshold (1 when None)."""
         if threshold is not None:
             threshold = self.restrict_threshold(self.restrict_threshold.to_domain(threshold))
             scale = scale / threshold
         return self.restrict_quotient(scale)  # type: ignore[no-any-return]
 
-    def forward(self, stored: Tensor, threshold: Tensor | None) -> Tensor:
+    def forward(self, stored: Tensor, threshold: Tensor | None = None) -> Tensor:
         return self.divide(self.clamp_min(self.restrict(stored)), threshold)

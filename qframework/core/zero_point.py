@@ -226,13 +226,22 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
         self.int_quant, self.quantize_zero_point = int_quant, quantize_zero_point
         self.stats, self.view = zero_point_stats_impl, zero_point_stats_input_view_shape_impl
 
-    def statistic(self, x: Tensor) -> Tensor:
-        """The statistic of one batch, in the shape of the zero point."""
-        return self.stats(self.view(x)).reshape(self.value.shape)  # type: ignore[no-any-return]
+    def view_of(self, x: Tensor) -> Tensor:
+        """The batch in the shape that the statistic reduces."""
+        return self.view(x)  # type: ignore[no-any-return]
+
+    def reduce(self, viewed: Tensor) -> Tensor:
+        """The statistic of a viewed batch, in the shape of the zero point."""
+        return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
+
+    def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
+        """The magnitude of the statistic."""
+        return abs_binary_sign_grad(statistic)
+
+    def from_stored(self, stored: Tensor, *context: Tensor) -> Tensor:
+        """The magnitude of the learned number."""
+        return abs_binary_sign_grad(stored)
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            offset = self.traced(x, abs_binary_sign_grad, abs_binary_sign_grad)
-        else:
-            offset = abs_binary_sign_grad(self.collect_or_learned(x)[0])
+        offset = self.collect_or_learned(x)
         return shift_zero_point(offset, scale, bit_width, self.int_quant, self.quantize_zero_point)

@@ -174,24 +174,27 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         with torch.no_grad():
             self.value.copy_(self.to_stored(self.value))
 
-    def statistic(self, x: Tensor) -> Tensor:
-        """The statistic of one batch, kept above the minimum, in the shape of the scale."""
-        statistic = self.scaling_stats_impl(self.view(x)).reshape(self.value.shape)
+    def view_of(self, x: Tensor) -> Tensor:
+        """The batch in the shape that the statistic reduces."""
+        return self.view(x)  # type: ignore[no-any-return]
+
+    def reduce(self, viewed: Tensor) -> Tensor:
+        """The statistic of a viewed batch, kept above the minimum, in the shape of the scale."""
+        statistic = self.scaling_stats_impl(viewed).reshape(self.value.shape)
         return self.restriction.clamp_min(statistic)  # type: ignore[no-any-return]
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction."""
         return self.restriction.to_domain(statistic)
 
+    def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
+        """The statistic over the threshold, unrestricted."""
+        return self.restriction.divide(statistic, *context)
+
+    def from_stored(self, stored: Tensor, *context: Tensor) -> Tensor:
+        """The restricted number over the threshold."""
+        return self.restriction(stored, *context)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for the activations ``x``."""
-        if torch.compiler.is_compiling():
-            return self.traced(
-                x,
-                lambda statistic: self.restriction.divide(statistic, threshold),
-                lambda stored: self.restriction(stored, threshold),
-            )
-        number, collecting = self.collect_or_learned(x)
-        if collecting:
-            return self.restriction.divide(number, threshold)
-        return self.restriction(number, threshold)  # type: ignore[no-any-return]
+        return self.collect_or_learned(x) if threshold is None else self.collect_or_learned(x, threshold)
