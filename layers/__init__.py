@@ -1,6 +1,7 @@
 """Quantized layers."""
 
 from qframework.layers.activation import (
+    QuantHardSwish,
     QuantHardTanh,
     QuantIdentity,
     QuantNonLinearActLayer,
@@ -15,6 +16,7 @@ from qframework.layers.wbiol import QuantWBIOL, QuantWeightBiasInputOutputLayer
 __all__ = [
     "QuantConv1d",
     "QuantConv2d",
+    "QuantHardSwish",
     "QuantHardTanh",
     "QuantIdentity",
     "QuantLinear",

@@ -160,3 +160,18 @@ class QuantTanh(QuantNonLinearActLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+
+
+class QuantHardSwish(QuantNonLinearActLayer):
+    __doc__ = "``x * clamp(x + 3, 0, 6) / 6``, quantized." + _ARGUMENTS
+
+    act_impl = nn.Hardswish
+
+    def __init__(
+        self,
+        act_quant: Any = Uint8ActPerTensorFloat,
+        input_quant: Any = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)

@@ -42,6 +42,16 @@ class ActQuantProxyFromInjector(QuantProxy):
         """The proxy itself, which holds ``activation_impl`` and ``tensor_quant``."""
         return self
 
+    @property
+    def observer_only(self) -> bool:
+        """Whether values pass unquantized while statistics are collected."""
+        return bool(getattr(self.tensor_quant, "observer_only", False))
+
+    @observer_only.setter
+    def observer_only(self, value: bool) -> None:
+        if self.tensor_quant is not None:
+            self.tensor_quant.observer_only = value  # type: ignore[assignment]
+
     def forward(self, x: Any) -> Any:
         """The quantized activation.
 
@@ -56,7 +66,7 @@ class ActQuantProxyFromInjector(QuantProxy):
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
-        if self.activation_impl is not None and not self.drops_activation:
+        if self.activation_impl is not None and (self.observer_only or not self.drops_activation):
             x = self.activation_impl(x)
         if not (self._eval_checked or self.training or torch.compiler.is_compiling()):
             self._check_statistics()

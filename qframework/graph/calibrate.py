@@ -1,0 +1,133 @@
+"""Post-training calibration: collect activation statistics of a float forward pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from qframework.core.collector import CollectThenLearn
+from qframework.core.scaling.runtime import RuntimeStats
+from qframework.proxy import ActQuantProxyFromInjector, ParameterQuantProxyFromInjector, QuantProxy
+
+_NEVER = 2**62
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def _training(module: nn.Module) -> Iterator[None]:
+    before = [(m, m.training) for m in module.modules()]
+    module.train()
+    try:
+        yield
+    finally:
+        for m, mode in before:
+            m.training = mode
+
+
+class _Snapshot:
+    """The state of one collector, to go back to."""
+
+    def __init__(self, collector: CollectThenLearn | RuntimeStats) -> None:
+        self.collector = collector
+        self.steps = collector.collected_steps.clone()
+        self.stats = collector.running_stats.clone()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        self.collector.collected_steps.copy_(self.steps)
+        self.collector.running_stats.copy_(self.stats)
+
+
+@contextmanager
+def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Module]:
+    """Let activation quantizers collect statistics of the float model.
+
+    Inside the context weights, biases and activations are not quantized and layers return plain tensors; every
+    activation quantizer that collects statistics takes the plain mean over all batches, however many
+    (``collect_stats_steps`` and momentum don't matter). On leaving it the scales and zero points are fixed from what was
+    collected; they can still be trained. Calibrating again starts anew. The modes of modules other than
+    activation quantizers are left alone, so batch norms and dropout behave as ``model`` is set.
+
+    A quantizer that saw no data keeps the state that it had, with a warning. If the body raises, everything is
+    as it was before.
+
+    Args:
+        model: holds quantized layers anywhere.
+        enabled: False makes the context do nothing.
+
+    Yields:
+        The model.
+
+    Example::
+
+        model.eval()
+        with torch.no_grad(), calibration_mode(model):
+            for batch, _ in loader:
+                model(batch)
+    """
+    if not enabled:
+        yield model
+        return
+    proxies = {id(m): (n, m) for n, m in model.named_modules() if isinstance(m, QuantProxy)}
+    acts = [(n, p) for n, p in proxies.values() if isinstance(p, ActQuantProxyFromInjector)]
+    parameters = [p for _, p in proxies.values() if isinstance(p, ParameterQuantProxyFromInjector)]
+    collectors: dict[int, tuple[str, CollectThenLearn | RuntimeStats]] = {}
+    for name, proxy in acts:
+        if proxy.is_quant_enabled:
+            for module in proxy.modules():
+                if isinstance(module, (CollectThenLearn, RuntimeStats)):
+                    collectors.setdefault(id(module), (name, module))
+    snapshots = [_Snapshot(c) for _, c in collectors.values()]
+    try:
+        with ExitStack() as stack:
+            for proxy in parameters:
+                stack.enter_context(_attribute(proxy, "disable_quant", True))
+            for _, act in acts:
+                if act.is_quant_enabled:
+                    stack.enter_context(_training(act))
+                    stack.enter_context(_attribute(act, "observer_only", True))
+            for module in model.modules():
+                if hasattr(module, "return_quant_tensor"):
+                    stack.enter_context(_attribute(module, "return_quant_tensor", False))
+            for _, collector in collectors.values():
+                stack.enter_context(_attribute(collector, "momentum", None))
+                collector.collected_steps.zero_()
+                if isinstance(collector, CollectThenLearn):
+                    stack.enter_context(_attribute(collector, "collect_stats_steps", _NEVER))
+            yield model
+    except BaseException:
+        for snapshot in snapshots:
+            snapshot.restore()
+        raise
+    _finish(collectors, snapshots)
+
+
+def _finish(collectors: dict[int, tuple[str, Any]], snapshots: list[_Snapshot]) -> None:
+    without: list[str] = []
+    for (name, collector), snapshot in zip(collectors.values(), snapshots, strict=True):
+        if not collector.has_statistics:
+            snapshot.restore()
+            without.append(name)
+        elif isinstance(collector, CollectThenLearn):
+            collector.finish_collection()
+    if without:
+        warnings.warn(
+            f"calibration_mode: no data reached {', '.join(dict.fromkeys(without))}; they keep the scale that "
+            "they had. Run batches through the model inside the context",
+            UserWarning,
+            stacklevel=4,
+        )
