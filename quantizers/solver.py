@@ -267,7 +267,7 @@ class ActQuantSolver(QuantSolver):
     @value
     def min_val(signed):
         if signed:
-            raise PolicyValueError("a signed range needs min_val, the smallest value")
+            raise PolicyValueError("a signed range needs min_val and max_val, its smallest and largest value")
         return 0.0
 
     @value

@@ -1,7 +1,9 @@
 """Declarative quantizers: classes whose names are bound to values, classes and functions of other names."""
 
 from qframework.inject.errors import (
+    BuildError,
     CircularDependencyError,
+    ImmutableQuantizerError,
     MissingDependencyError,
     PolicyTypeError,
     PolicyValueError,
@@ -13,8 +15,10 @@ from qframework.inject.injector import BaseInjector, ExtendedInjector, Injector
 
 __all__ = [
     "BaseInjector",
+    "BuildError",
     "CircularDependencyError",
     "ExtendedInjector",
+    "ImmutableQuantizerError",
     "Injector",
     "MissingDependencyError",
     "PolicyTypeError",

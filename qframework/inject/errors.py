@@ -33,10 +33,18 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A sentence with the nearest name, or nothing."""
+    """The end of a sentence and a question with the nearest name, or nothing."""
     close = nearest(name, names)
-    return f" Did you mean {close!r}?" if close else ""
+    return f". Did you mean {close!r}?" if close else ""
 
 
 class PolicyTypeError(QuantizerError, TypeError):
     """A value of a type that a policy can't be."""
+
+
+class BuildError(QuantizerError, RuntimeError):
+    """A module of a quantizer refuses how it is put together."""
+
+
+class ImmutableQuantizerError(QuantizerError, AttributeError):
+    """An attempt to change a quantizer class."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def short(value: Any) -> str:
         return type(value).__name__
     if isinstance(value, Tensor):
         return f"tensor{tuple(value.shape)}" if value.dim() or value.is_meta else f"{value.item():.6g}"
-    text = repr(value)
+    text = repr(value.value) if isinstance(value, Enum) else repr(value)
     return text if len(text) <= 48 else text[:45] + "..."
 
 

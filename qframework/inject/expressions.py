@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from qframework.inject.errors import QuantizerError
+from qframework.inject.errors import PolicyTypeError
 
 
 class Argument(NamedTuple):
@@ -55,11 +55,11 @@ class Value:
             raise TypeError(f"@value takes a function, got {function!r} of type {type(function).__name__}")
         arguments = arguments_of(function)
         if arguments is None:
-            raise QuantizerError(
+            raise PolicyTypeError(
                 f"@value {function.__name__}: arguments are resolved by name, *args and **kwargs can't be"
             )
         if arguments and arguments[0].name == "self":
-            raise QuantizerError(
+            raise PolicyTypeError(
                 f"@value {function.__name__}(self, ...): a quantizer has no instances; "
                 f"write the names that it needs as arguments, without self"
             )

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from qframework.inject.enum import ScalingPerOutputType
+from qframework.inject.errors import ImmutableQuantizerError, PolicyTypeError
 from qframework.inject.expressions import Value
-from qframework.inject.errors import QuantizerError
 
 
 class Binding(NamedTuple):
@@ -58,7 +58,7 @@ class InjectorType(type):
         if not any(isinstance(b, InjectorType) for b in bases):  # the root: its methods are ordinary
             ordinary, declared = dict(namespace), {}
         for wrong in _ORDINARY & declared.keys():
-            raise QuantizerError(f"{name}.{wrong}: this name is a method of every quantizer; choose another one")
+            raise PolicyTypeError(f"{name}.{wrong}: this name is a method of every quantizer; choose another one")
         ordinary["__declared__"] = with_legacy_names(declared)
         cls = super().__new__(mcls, name, bases, ordinary, **kwargs)
         merged: dict[str, Binding] = {}
@@ -76,15 +76,16 @@ class InjectorType(type):
         return Resolver(cls).read(name)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        raise QuantizerError(
+        raise ImmutableQuantizerError(
             f"{cls.__name__}.{name} = ...: quantizer classes don't change; "
             f"make a subclass, or {cls.__name__}.let({name}=...)"
         )
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(cls, name: str) -> None:
+        raise ImmutableQuantizerError(f"del {cls.__name__}.{name}: quantizer classes don't change")
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        raise QuantizerError(
+        raise PolicyTypeError(
             f"{cls.__name__}(...): a quantizer class has no instances; give the class itself to a layer, "
             f"or read what it builds: {cls.__name__}.tensor_quant"
         )

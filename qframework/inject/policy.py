@@ -37,7 +37,7 @@ def _member(enum: type[PolicyEnum], value: Any) -> Any:
             return enum(value)
         except ValueError:
             hint = did_you_mean(value.lower(), [m.value for m in enum])
-            raise ValueError(f"allowed: {allowed}.{hint}") from None
+            raise ValueError(f"allowed: {allowed}{hint}") from None
     raise ValueError(f"is a {type(value).__name__}, needed is a {enum.__name__}: {allowed}")
 
 
@@ -80,7 +80,7 @@ class Policy(BaseModel):
     quant_type: Annotated[QuantType, _choice(QuantType)] = Field(
         QuantType.INT, description="Number format; 'fp' switches quantization off."
     )
-    bit_width: Bits = Field(8, description="Bits of an integer; the initial width where it is learned.")
+    bit_width: Bits = Field(8, description="Bits of an integer, a whole number from 1 to 32; the initial width where it is learned.")
     bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
         BitWidthImplType.CONST, description="Whether the bit width is fixed, fixed but saved, or learned."
     )
@@ -217,7 +217,7 @@ def check_policy(name: str, value: Any) -> Any:
         message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         range_or_choice = first["type"] not in ("int_type", "bool_type", "float_type", "tuple_type")
         raise (PolicyValueError if range_or_choice else PolicyTypeError)(
-            f"{message}. It is: {Policy.model_fields[name].description}"
+            f"{message}{'' if message.endswith('?') else '.'} {Policy.model_fields[name].description}"
         ) from None
     if key is not None:
         _checked[key] = result

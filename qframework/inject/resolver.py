@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from qframework.inject.container import instantiate
 from qframework.inject.errors import (
+    BuildError,
     CircularDependencyError,
     MissingDependencyError,
     PolicyTypeError,
@@ -17,6 +18,7 @@ from qframework.inject.errors import (
     did_you_mean,
     nearest,
 )
+from qframework.inject.explanation import short
 from qframework.inject.expressions import This, Value, arguments_of, this_levels, this_path
 from qframework.inject.injector import Binding, InjectorType, with_legacy_names
 from qframework.inject.policy import POLICY_NAMES, check_policy
@@ -135,7 +137,7 @@ class Resolver:
                 what += f" Did you mean {self.prefix + close!r}?" if close else ""
             raise UnknownNameError(self._located(what))
         for cls in self.injector.__mro__:
-            if cls.__module__.partition(".")[0] == "qframework":
+            if cls.__module__.partition(".")[0] == "qframework" and "__let__" not in cls.__dict__:
                 continue  # the library's own names are not typing errors
             for name, bound in cls.__dict__.get("__declared__", {}).items():
                 close = None if name in known else nearest(name, known, cutoff=0.85)
@@ -166,7 +168,7 @@ class Resolver:
     def _evaluate(self, name: str, bound: Any, origin: str) -> Any:
         while isinstance(bound, (Value, This)):
             if isinstance(bound, Value):
-                origin = f"{origin}, computed by {bound.function.__qualname__}"
+                origin = f"computed by {bound.function.__qualname__}"
                 bound = self._call(bound)
             else:
                 origin, bound = f"{origin}, {bound!r}", self._follow(bound)
@@ -182,7 +184,8 @@ class Resolver:
             try:
                 return check_policy(name, bound)
             except (PolicyValueError, PolicyTypeError) as error:
-                raise type(error)(self._located(f"{shown}={bound!r} ({origin}): {error}")) from None
+                where = "" if origin.startswith("keyword") else f" ({origin})"
+                raise type(error)(self._located(f"{shown}={bound!r}{where}: {error}")) from None
         return bound
 
     def _call(self, bound: Value) -> Any:
@@ -198,16 +201,22 @@ class Resolver:
             if self.subject and self.subject not in str(error):
                 raise type(error)(self._located(str(error))) from error
             raise
+        except Exception as error:
+            given = ", ".join(f"{k}={short(v)}" for k, v in arguments.items())
+            error.add_note(self._located(f"raised by {bound!r}, called with {given}"))
+            if isinstance(arguments.get("module"), tuple):
+                error.add_note("The quantizer is shared: module is the tuple of all its layers.")
+            raise
 
     def _follow(self, expression: This) -> Any:
         resolver: Resolver = self
         for _ in range(this_levels(expression)):
             if resolver.parent is None:
-                raise QuantizerError(self._located(f"{expression!r} goes out further than there are injectors"))
+                raise MissingDependencyError(self._located(f"{expression!r} goes out further than there are injectors"))
             resolver = resolver.parent
         path = this_path(expression)
         if not path:
-            raise QuantizerError(self._located(f"{expression!r} names nothing; write this.name"))
+            raise PolicyTypeError(self._located(f"{expression!r} names nothing; write this.name"))
         found = resolver.read(path[0])
         for step in path[1:]:
             found = getattr(found, step)
@@ -244,7 +253,7 @@ class Resolver:
         except QuantizerError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
-            kind = next(k for k in (PolicyTypeError, PolicyValueError, _BuildError) if isinstance(error, k.__bases__[1]))
+            kind = next(k for k in (PolicyTypeError, PolicyValueError, BuildError) if isinstance(error, k.__bases__[1]))
             raise kind(self._located(str(error))) from error
         self._nodes[name] = built
         return built
@@ -257,24 +266,19 @@ class Resolver:
 
     def _missing(self, name: str) -> str:
         chain = " -> ".join([*self._stack, name])
-        needed = f" (needed by {chain})" if self._stack else ""
-        names = {*self.injector.__bindings__, *self.provided}
-        hint = did_you_mean(name, names)
+        message = f"nothing binds {name!r}" + (f" (needed by {chain})" if self._stack else "")
+        if name not in POLICY_NAMES:
+            message += did_you_mean(name, {*self.injector.__bindings__, *self.provided})
+        if self.subject:
+            return f"{message}. Bind it in a subclass, or give the keyword {self.prefix}{name}"
         if self._stack:
-            hint = f" Bind it in a subclass, or give the keyword {self.prefix}{name}.{hint}"
-        if not self.subject:
-            hint += " A name that a layer provides can only be read inside a layer." if self._stack else ""
-        return f"nothing binds {name!r}{needed}.{hint}"
+            return f"{message}. Bind it in a subclass; what a layer provides can only be read inside a layer"
+        return message
 
     def _hint_for_unread(self, name: str) -> str:
-        kinds = [
-            f"{self.prefix}{k}={v.value!r}"
-            for k, v in self._nodes.items()
-            if k in ("quant_type", "scaling_impl_type", "scaling_stats_op", "bit_width_impl_type")
-            and hasattr(v, "value")
+        chosen = [
+            f"{self.prefix}{k}={str(self._nodes[k])!r}"
+            for k in ("quant_type", "scaling_impl_type", "scaling_stats_op", "bit_width_impl_type")
+            if k in self._nodes
         ]
-        return f" with {', '.join(kinds)}" if kinds else ""
-
-
-class _BuildError(QuantizerError, RuntimeError):
-    """A module of a quantizer refuses how it is put together."""
+        return f" (with {', '.join(chosen)})" if chosen else ""

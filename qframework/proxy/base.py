@@ -211,7 +211,7 @@ class QuantProxy(nn.Module):
 
 
 def _choice(values: Mapping[str, str], name: str) -> str | None:
-    return values[name].split(".")[-1].lower() if name in values else None
+    return values[name].strip("'") if name in values else None
 
 
 @torch.no_grad()

@@ -62,8 +62,8 @@ def build_proxy(
     proxy_class = Resolver(quantizer, overrides, subject=where, prefix=prefix).read("proxy_class")
     if not issubclass(proxy_class, kind):
         raise PolicyTypeError(
-            f"{where}: {quantizer.__name__} is a quantizer with a {proxy_class.__name__}; "
-            f"needed is one with a {kind.__name__}"
+            f"{where}: {quantizer.__name__} is a quantizer of another kind of tensor (proxy_class "
+            f"{proxy_class.__name__}); needed is one whose proxy_class is a {kind.__name__}"
         )
     proxy: QuantProxy = proxy_class(layer, quantizer, overrides, attribute, prefix, provided)
     return proxy

@@ -1,0 +1,194 @@
+"""From a float network to 8, 4 and 2 bits on real data: scikit-learn's handwritten digits.
+
+Trains a small convolutional network in float, carries its weights over into quantized networks, calibrates their
+activations, trains them on, saves and reloads them, and prints and plots what came out.
+
+    python examples/quickstart.py [--epochs 12] [--output demo_output]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from safetensors.torch import load_model, save_model
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qframework.graph import calibration_mode
+from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
+from qframework.quantizers import Int8WeightPerChannelFloat
+
+CONSOLE = Console()
+
+
+class FloatNet(nn.Module):
+    """Two convolutions and a classifier for 8 x 8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant_input = nn.Identity()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.relu2 = nn.ReLU()
+        self.fc = nn.Linear(32 * 4 * 4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(self.quant_input(x))))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        return self.fc(F.max_pool2d(x, 2).flatten(1))
+
+
+class QuantNet(FloatNet):
+    """The same network with `bits`-bit weights and activations; the image keeps 8."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        weights = {"weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": bits}
+        self.quant_input = QuantIdentity(bit_width=8)
+        self.conv1 = QuantConv2d(1, 16, 3, padding=1, **weights)
+        self.relu1 = QuantReLU(bit_width=bits)
+        self.conv2 = QuantConv2d(16, 32, 3, padding=1, **weights)
+        self.relu2 = QuantReLU(bit_width=bits)
+        self.fc = QuantLinear(32 * 4 * 4, 10, **weights)
+
+
+def load_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """1,797 images of 8 x 8 pixels in [0, 1], a quarter of them for testing."""
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images / 16.0, labels, test_size=0.25, random_state=0, stratify=labels)
+    x, x_test, y, y_test = (torch.tensor(a) for a in split)
+    return x.float().view(-1, 1, 8, 8), y, x_test.float().view(-1, 1, 8, 8), y_test
+
+
+def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, name: str, progress: Progress) -> None:
+    """Adam with a cosine schedule, batches of 64."""
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    steps = epochs * -(-len(x) // 64)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    task = progress.add_task(name, total=steps)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x)).split(64):
+            loss = F.cross_entropy(model(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress.advance(task)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Percent of images that are recognized."""
+    model.eval()
+    return 100.0 * (model(x).argmax(1) == y).float().mean().item()
+
+
+def weight_bytes(model: nn.Module) -> float:
+    """Size of the weights of convolutions and the classifier, in bytes."""
+    total = 0.0
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            bits = layer.quant_weight().bit_width if hasattr(layer, "quant_weight") else 32
+            total += layer.weight.numel() * float(bits) / 8
+    return total
+
+
+def quantize(float_net: FloatNet, bits: int, x: Tensor) -> QuantNet:
+    """A quantized network with the float weights, its activations calibrated on some of the data."""
+    model = QuantNet(bits)
+    model.load_state_dict(float_net.state_dict())
+    model.eval()
+    with torch.no_grad(), calibration_mode(model):
+        for batch in x[:512].split(64):
+            model(batch)
+    return model
+
+
+def plot(float_net: FloatNet, nets: dict[int, QuantNet], results: dict[int, float], path: Path) -> None:
+    """Float against quantized weights on their grid, and accuracy against bits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(nets) + 1, figsize=(4.2 * (len(nets) + 1), 4))
+    for axis, (bits, net) in zip(axes, nets.items(), strict=False):
+        channel = net.conv2.weight.detach()[0].flatten()
+        quantized = net.conv2.quant_weight()
+        scale = quantized.scale.flatten()[0].item()
+        top = 2 ** (bits - 1) - 1
+        if bits <= 4:
+            for level in range(-top, top + 1):
+                axis.axhline(level * scale, color="0.85", linewidth=0.8, zorder=0)
+        axis.plot(channel, quantized.value.detach()[0].flatten(), ".", markersize=4)
+        axis.set(title=f"{bits} bits: conv2, channel 0", xlabel="float weight", ylabel="quantized weight")
+    bits_axis = [32, *nets]
+    axes[-1].plot(range(len(bits_axis)), [results[b] for b in bits_axis], "o-")
+    axes[-1].set_xticks(range(len(bits_axis)), ["float", *(f"{b} bits" for b in nets)])
+    axes[-1].set(title="accuracy on unseen digits", ylabel="percent")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run the whole road."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of each training (default 12)")
+    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoints and plot")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    start = time.perf_counter()
+    x, y, x_test, y_test = load_data()
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    table = Table(title="Handwritten digits, 450 unseen images")
+    for heading in ("weights", "activations", "calibrated", "trained", "weight size", "reloaded"):
+        table.add_column(heading, justify="right")
+    results: dict[int, float] = {}
+    nets: dict[int, QuantNet] = {}
+    with Progress(*columns, console=CONSOLE) as progress:
+        float_net = FloatNet()
+        train(float_net, x, y, options.epochs, 3e-3, "float", progress)
+        results[32] = accuracy(float_net, x_test, y_test)
+        size = f"{weight_bytes(float_net) / 1024:.1f} KiB"
+        table.add_row("float32", "float32", "", f"{results[32]:.1f} %", size, "")
+        for bits in (8, 4, 2):
+            net = quantize(float_net, bits, x)
+            calibrated = accuracy(net, x_test, y_test)
+            train(net, x, y, options.epochs, 1e-3 if bits > 2 else 3e-3, f"{bits} bits", progress)
+            nets[bits], results[bits] = net, accuracy(net, x_test, y_test)
+            path = options.output / f"digits_{bits}bit.safetensors"
+            save_model(net, str(path))
+            again = QuantNet(bits)
+            load_model(again, str(path))
+            reloaded = accuracy(again, x_test, y_test)
+            assert reloaded == results[bits], "a checkpoint must give back the same network"
+            table.add_row(
+                f"{bits} bits",
+                f"{bits} bits",
+                f"{calibrated:.1f} %",
+                f"{results[bits]:.1f} %",
+                f"{weight_bytes(net) / 1024:.1f} KiB",
+                f"{reloaded:.1f} %",
+            )
+    CONSOLE.print(table)
+    plot_path = options.output / "quickstart.png"
+    plot(float_net, nets, results, plot_path)
+    CONSOLE.print(f"One of the layers:\n{nets[4].conv2}", highlight=False)
+    CONSOLE.print(f"Checkpoints and plot are in {options.output}/ ({time.perf_counter() - start:.0f} s).")
+
+
+if __name__ == "__main__":
+    main()
