@@ -44,6 +44,7 @@ class FloatNet(nn.Module):
         self.fc = nn.Linear(32 * 4 * 4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scores of the ten digits for images of shape (N, 1, 8, 8)."""
         x = self.relu1(self.bn1(self.conv1(self.quant_input(x))))
         x = self.relu2(self.bn2(self.conv2(x)))
         return self.fc(F.max_pool2d(x, 2).flatten(1))
@@ -71,7 +72,9 @@ def load_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x.float().view(-1, 1, 8, 8), y, x_test.float().view(-1, 1, 8, 8), y_test
 
 
-def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, name: str, progress: Progress) -> None:
+def train(
+    model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float, name: str, progress: Progress
+) -> None:
     """Adam with a cosine schedule, batches of 64."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
@@ -116,7 +119,9 @@ def quantize(float_net: FloatNet, bits: int, x: Tensor) -> QuantNet:
     return model
 
 
-def plot(float_net: FloatNet, nets: dict[int, QuantNet], results: dict[int, float], path: Path) -> None:
+def plot(
+    float_net: FloatNet, nets: dict[int, QuantNet], results: dict[int, float], path: Path
+) -> None:
     """Float against quantized weights on their grid, and accuracy against bits."""
     import matplotlib
 
@@ -133,7 +138,9 @@ def plot(float_net: FloatNet, nets: dict[int, QuantNet], results: dict[int, floa
             for level in range(-top, top + 1):
                 axis.axhline(level * scale, color="0.85", linewidth=0.8, zorder=0)
         axis.plot(channel, quantized.value.detach()[0].flatten(), ".", markersize=4)
-        axis.set(title=f"{bits} bits: conv2, channel 0", xlabel="float weight", ylabel="quantized weight")
+        axis.set(
+            title=f"{bits} bits: conv2, channel 0", xlabel="float weight", ylabel="quantized weight"
+        )
     bits_axis = [32, *nets]
     axes[-1].plot(range(len(bits_axis)), [results[b] for b in bits_axis], "o-")
     axes[-1].set_xticks(range(len(bits_axis)), ["float", *(f"{b} bits" for b in nets)])
@@ -145,14 +152,23 @@ def plot(float_net: FloatNet, nets: dict[int, QuantNet], results: dict[int, floa
 def main() -> None:
     """Run the whole road."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=12, help="epochs of each training (default 12)")
-    parser.add_argument("--output", type=Path, default=Path("demo_output"), help="folder for checkpoints and plot")
+    parser.add_argument(
+        "--epochs", type=int, default=12, help="epochs of each training (default 12)"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo_output"), help="folder for checkpoints and plot"
+    )
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     start = time.perf_counter()
     x, y, x_test, y_test = load_data()
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     table = Table(title="Handwritten digits, 450 unseen images")
     for heading in ("weights", "activations", "calibrated", "trained", "weight size", "reloaded"):
         table.add_column(heading, justify="right")
@@ -187,7 +203,9 @@ def main() -> None:
     plot_path = options.output / "quickstart.png"
     plot(float_net, nets, results, plot_path)
     CONSOLE.print(f"One of the layers:\n{nets[4].conv2}", highlight=False)
-    CONSOLE.print(f"Checkpoints and plot are in {options.output}/ ({time.perf_counter() - start:.0f} s).")
+    CONSOLE.print(
+        f"Checkpoints and plot are in {options.output}/ ({time.perf_counter() - start:.0f} s)."
+    )
 
 
 if __name__ == "__main__":

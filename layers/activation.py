@@ -15,19 +15,6 @@ from qframework.quantizers.scaled_int import (
     Uint8ActPerTensorFloat,
 )
 
-_ARGUMENTS = """
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
-            ``input_quant`` (prefix ``input_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
-    """
-
 
 class QuantNonLinearActLayer(QuantLayer):
     """Base: an activation function, and the quantizers of its input and its result.
@@ -54,7 +41,13 @@ class QuantNonLinearActLayer(QuantLayer):
         self.return_quant_tensor = return_quant_tensor
         routed = route_keywords(self, kwargs, ("input_", "act_"), default="act_")
         self.input_quant = build_proxy(  # type: ignore[assignment]
-            self, "input_quant", input_quant, NoneActQuant, routed["input_"], "input_", ActQuantProxyFromInjector
+            self,
+            "input_quant",
+            input_quant,
+            NoneActQuant,
+            routed["input_"],
+            "input_",
+            ActQuantProxyFromInjector,
         )
         provided = {
             "act_impl": self.act_impl,
@@ -62,7 +55,14 @@ class QuantNonLinearActLayer(QuantLayer):
             "drop_act_when_quantized": self.drop_act_when_quantized,
         }
         self.act_quant = build_proxy(  # type: ignore[assignment]
-            self, "act_quant", act_quant, NoneActQuant, routed["act_"], "", ActQuantProxyFromInjector, provided
+            self,
+            "act_quant",
+            act_quant,
+            NoneActQuant,
+            routed["act_"],
+            "",
+            ActQuantProxyFromInjector,
+            provided,
         )
 
     def forward(self, x: Any) -> Any:
@@ -84,20 +84,43 @@ class QuantNonLinearActLayer(QuantLayer):
 
 
 class QuantIdentity(QuantNonLinearActLayer):
-    __doc__ = "Quantizes its input." + _ARGUMENTS.replace(
-        "        input_quant: quantizer of the input, likewise.\n", ""
-    ).replace("``, or in\n            ``input_quant`` (prefix ``input_``)", "``")
+    """Quantizes its input.
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
+            ValueError too.
+    """
 
     passthrough_act = True
 
     def __init__(
-        self, act_quant: Any = Int8ActPerTensorFloat, return_quant_tensor: bool = False, **kwargs: Any
+        self,
+        act_quant: Any = Int8ActPerTensorFloat,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(act_quant, None, return_quant_tensor, **kwargs)
 
 
 class QuantReLU(QuantNonLinearActLayer):
-    __doc__ = "``max(x, 0)``, quantized." + _ARGUMENTS
+    """``max(x, 0)``, quantized.
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        input_quant: quantizer of the input, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
+            ``input_quant`` (prefix ``input_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
+            ValueError too.
+    """
 
     act_impl = nn.ReLU
     passthrough_act = True
@@ -113,10 +136,21 @@ class QuantReLU(QuantNonLinearActLayer):
 
 
 class QuantHardTanh(QuantNonLinearActLayer):
-    __doc__ = (
-        "``clamp(x, min_val, max_val)``, quantized; the quantizer's own range does the clipping.\n\n"
-        "    ``min_val`` and ``max_val`` are required by the default quantizer." + _ARGUMENTS
-    )
+    """``clamp(x, min_val, max_val)``, quantized; the quantizer's own range does the clipping.
+
+    ``min_val`` and ``max_val`` are required by the default quantizer.
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        input_quant: quantizer of the input, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
+            ``input_quant`` (prefix ``input_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
+            ValueError too.
+    """
 
     act_impl = nn.Hardtanh
     passthrough_act = True
@@ -133,7 +167,19 @@ class QuantHardTanh(QuantNonLinearActLayer):
 
 
 class QuantSigmoid(QuantNonLinearActLayer):
-    __doc__ = "``1 / (1 + exp(-x))``, quantized." + _ARGUMENTS
+    """``1 / (1 + exp(-x))``, quantized.
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        input_quant: quantizer of the input, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
+            ``input_quant`` (prefix ``input_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
+            ValueError too.
+    """
 
     act_impl = nn.Sigmoid
 
@@ -148,7 +194,19 @@ class QuantSigmoid(QuantNonLinearActLayer):
 
 
 class QuantTanh(QuantNonLinearActLayer):
-    __doc__ = "``tanh(x)``, quantized." + _ARGUMENTS
+    """``tanh(x)``, quantized.
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        input_quant: quantizer of the input, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
+            ``input_quant`` (prefix ``input_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
+            ValueError too.
+    """
 
     act_impl = nn.Tanh
 
@@ -163,7 +221,19 @@ class QuantTanh(QuantNonLinearActLayer):
 
 
 class QuantHardSwish(QuantNonLinearActLayer):
-    __doc__ = "``x * clamp(x + 3, 0, 6) / 6``, quantized." + _ARGUMENTS
+    """``x * clamp(x + 3, 0, 6) / 6``, quantized.
+
+    Args:
+        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        input_quant: quantizer of the input, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
+            ``input_quant`` (prefix ``input_``).
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
+            ValueError too.
+    """
 
     act_impl = nn.Hardswish
 

@@ -18,7 +18,10 @@ from qframework.quant_tensor import IntQuantTensor, QuantTensor
 
 
 def route_keywords(
-    layer: nn.Module, keywords: Mapping[str, Any], prefixes: Iterable[str], default: str | None = None
+    layer: nn.Module,
+    keywords: Mapping[str, Any],
+    prefixes: Iterable[str],
+    default: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Sort a layer's extra keywords by the prefix that says which tensor they are for.
 
@@ -38,7 +41,11 @@ def route_keywords(
     for name, value in keywords.items():
         prefix = next((p for p in routed if name.startswith(p)), default)
         if prefix is None:
-            own = [p for p in inspect.signature(type(layer).__init__).parameters if p not in ("self", "kwargs")]
+            own = [
+                p
+                for p in inspect.signature(type(layer).__init__).parameters
+                if p not in ("self", "kwargs")
+            ]
             close = nearest(name, [*own, *(p + n for p in routed for n in POLICY_NAMES)])
             hint = f" Did you mean {close!r}?" if close else ""
             raise UnknownNameError(

@@ -45,7 +45,9 @@ class _QuantConv(QuantWeightBiasInputOutputLayer):
     def _same_padding(self, x: Any) -> Any:
         pads: list[int] = []
         spatial = x.shape[-len(self.kernel_size) :]
-        for size, k, s, d in zip(spatial, self.kernel_size, self.stride, self.dilation, strict=True):
+        for size, k, s, d in zip(
+            spatial, self.kernel_size, self.stride, self.dilation, strict=True
+        ):
             total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
             pads = [total // 2, total - total // 2, *pads]
         return F.pad(x, pads)
@@ -56,8 +58,8 @@ class _QuantConv(QuantWeightBiasInputOutputLayer):
         return self._conv_forward(x, weight, bias)  # type: ignore[operator]
 
 
-def _document(dimensions: int) -> str:
-    return f"""``torch.nn.Conv{dimensions}d`` with quantized weight, bias, input and output.
+class QuantConv1d(_QuantConv, nn.Conv1d):
+    """``torch.nn.Conv1d`` with quantized weight, bias, input and output.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, bias: as in torch;
@@ -74,10 +76,6 @@ def _document(dimensions: int) -> str:
     Raises:
         QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
     """
-
-
-class QuantConv1d(_QuantConv, nn.Conv1d):
-    __doc__ = _document(1)
 
     def __init__(
         self,
@@ -112,11 +110,29 @@ class QuantConv1d(_QuantConv, nn.Conv1d):
             "dtype": dtype,
         }
         self._init_conv(nn.Conv1d, padding, options)
-        self._init_quant(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs)
+        self._init_quant(
+            weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
+        )
 
 
 class QuantConv2d(_QuantConv, nn.Conv2d):
-    __doc__ = _document(2)
+    """``torch.nn.Conv2d`` with quantized weight, bias, input and output.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, bias: as in torch;
+            ``padding='same'`` also with a stride.
+        weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
+        bias_quant: quantizer of the bias, likewise.
+        input_quant: quantizer of the input, likewise.
+        output_quant: quantizer of the output, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        device: of parameters and quantizers.
+        dtype: of the parameters.
+        **kwargs: names to bind anew in a quantizer, prefixed ``weight_``, ``bias_``, ``input_``, ``output_``.
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+    """
 
     def __init__(
         self,
@@ -151,4 +167,6 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
             "dtype": dtype,
         }
         self._init_conv(nn.Conv2d, padding, options)
-        self._init_quant(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs)
+        self._init_quant(
+            weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
+        )

@@ -47,7 +47,9 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         **kwargs: Any,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bool(bias), device=device, dtype=dtype)
-        self._init_quant(weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs)
+        self._init_quant(
+            weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
+        )
 
     @property
     def channelwise_separable(self) -> bool:

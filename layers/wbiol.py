@@ -31,8 +31,8 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
     bias_quant: BiasQuantProxyFromInjector
     input_quant: ActQuantProxyFromInjector
     output_quant: ActQuantProxyFromInjector
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Any
+    bias: Any
     output_channel_dim = 0
 
     def _init_quant(
@@ -101,7 +101,9 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
         quant_input = self.input_quant(x)
         quant_weight = self.weight_quant(self.weight)
         as_quant = self.return_quant_tensor and not self.output_quant.is_quant_enabled
-        if as_quant and not (isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)):
+        if as_quant and not (
+            isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)
+        ):
             raise RuntimeError(self._not_configured(quant_input, quant_weight))
         quant_bias = self.bias_quant(self.bias, quant_input, quant_weight)
         if as_quant:

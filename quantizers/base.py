@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qframework.core.function_wrapper import CeilSte
 from qframework.core.stats import NegativeMinOrZero, NegativePercentileOrZero
 from qframework.core.zero_point import (
@@ -31,7 +33,7 @@ class IntQuant(Injector):
     float_to_int_impl_type = FloatToIntImplType.ROUND
     narrow_range = False
     signed = True
-    zero_point_impl = ZeroZeroPoint
+    zero_point_impl: Any = ZeroZeroPoint
 
 
 class NarrowIntQuant(IntQuant):

@@ -48,27 +48,31 @@ class QuantSolver(Injector):
     restrict_scaling_type = RestrictValueType.FP
     scaling_per_output_type = _TENSOR
     int_quant = IntQuant
-    zero_point_impl = ZeroZeroPoint
+    zero_point_impl: Any = ZeroZeroPoint
     input_view_impl = Identity
 
     @value
-    def bit_width_impl(bit_width_impl_type):
-        return table.choose(table.BIT_WIDTH, "bit_width_impl_type", bit_width_impl_type, "a quantizer")
+    def bit_width_impl(bit_width_impl_type: Any) -> Any:
+        return table.choose(
+            table.BIT_WIDTH, "bit_width_impl_type", bit_width_impl_type, "a quantizer"
+        )
 
     @value
-    def float_to_int_impl(float_to_int_impl_type):
+    def float_to_int_impl(float_to_int_impl_type: Any) -> Any:
         return table.ROUNDING[float_to_int_impl_type]
 
     @value
-    def restrict_scaling_impl(restrict_scaling_type):
+    def restrict_scaling_impl(restrict_scaling_type: Any) -> Any:
         return table.RESTRICT[restrict_scaling_type]
 
     @value
-    def int_scaling_impl(restrict_scaling_type):
+    def int_scaling_impl(restrict_scaling_type: Any) -> Any:
         return table.INT_THRESHOLD[restrict_scaling_type]
 
     @value
-    def scaling_stats_impl(scaling_stats_op, restrict_scaling_type=RestrictValueType.FP):
+    def scaling_stats_impl(
+        scaling_stats_op: Any, restrict_scaling_type: Any = RestrictValueType.FP
+    ) -> Any:
         if scaling_stats_op in table.SIGNED_STATISTICS:
             allowed = (RestrictValueType.SIGNED_FP, RestrictValueType.FP, RestrictValueType.INT)
             if restrict_scaling_type not in allowed:
@@ -80,7 +84,7 @@ class QuantSolver(Injector):
         return table.STATISTIC[scaling_stats_op]
 
     @value
-    def scaling_per_output(scaling_per_output_type):
+    def scaling_per_output(scaling_per_output_type: Any) -> Any:
         if scaling_per_output_type == ScalingPerOutputType.GROUP:
             raise PolicyValueError(
                 "scaling_per_output_type='group' needs a group-wise proxy; allowed here: 'tensor', 'channel'"
@@ -88,21 +92,27 @@ class QuantSolver(Injector):
         return scaling_per_output_type
 
     @value
-    def scaling_per_output_channel(scaling_per_output):
+    def scaling_per_output_channel(scaling_per_output: Any) -> Any:
         return scaling_per_output == _CHANNEL
 
     @value
-    def stats_reduce_dim(scaling_per_output, scaling_stats_op=None):
+    def stats_reduce_dim(scaling_per_output: Any, scaling_stats_op: Any = None) -> Any:
         return 1 if scaling_per_output == _CHANNEL or scaling_stats_op == StatsOp.MAX_AVE else None
 
     @value
-    def scaling_stats_input_view_shape_impl(scaling_per_output, scaling_stats_op=None):
+    def scaling_stats_input_view_shape_impl(
+        scaling_per_output: Any, scaling_stats_op: Any = None
+    ) -> Any:
         rows = scaling_per_output == _CHANNEL or scaling_stats_op == StatsOp.MAX_AVE
         return OverOutputChannelView if rows else OverTensorView
 
     @value
-    def stats_output_shape(scaling_shape):
-        return () if math.prod(scaling_shape) == 1 and len(scaling_shape) == 0 else (math.prod(scaling_shape),)
+    def stats_output_shape(scaling_shape: Any) -> Any:
+        return (
+            ()
+            if math.prod(scaling_shape) == 1 and len(scaling_shape) == 0
+            else (math.prod(scaling_shape),)
+        )
 
     zero_point_stats_input_view_shape_impl = this.scaling_stats_input_view_shape_impl
     zero_point_shape = this.scaling_shape
@@ -115,41 +125,49 @@ class _ParameterSolver(QuantSolver):
     scaling_stats_op = StatsOp.MAX
 
     @value
-    def scaling_impl(scaling_impl_type):
-        return table.choose(table.PARAMETER_SCALING, "scaling_impl_type", scaling_impl_type, "a parameter")
+    def scaling_impl(scaling_impl_type: Any) -> Any:
+        return table.choose(
+            table.PARAMETER_SCALING, "scaling_impl_type", scaling_impl_type, "a parameter"
+        )
 
     @value
-    def tensor_clamp_impl(bit_width_impl_type, scaling_impl_type):
+    def tensor_clamp_impl(bit_width_impl_type: Any, scaling_impl_type: Any) -> Any:
         return _clamp(bit_width_impl_type, scaling_impl_type)
 
     @value
-    def scaling_shape(scaling_per_output, tracked_parameter_list, scaling_per_output_channel_shape):
+    def scaling_shape(
+        scaling_per_output: Any, tracked_parameter_list: Any, scaling_per_output_channel_shape: Any
+    ) -> Any:
         return scaling_per_output_channel_shape if scaling_per_output == _CHANNEL else ()
 
     @value
-    def scaling_stats_input_concat_dim(scaling_per_output):
+    def scaling_stats_input_concat_dim(scaling_per_output: Any) -> Any:
         return 1 if scaling_per_output == _CHANNEL else 0
 
     zero_point_stats_input_concat_dim = this.scaling_stats_input_concat_dim
 
     @value
-    def scaling_init(scaling_impl_type, tracked_parameter_list, scaling_const=None):
+    def scaling_init(
+        scaling_impl_type: Any, tracked_parameter_list: Any, scaling_const: Any = None
+    ) -> Any:
         if scaling_impl_type == ScalingImplType.HE:
             return _he_scale(tracked_parameter_list)
         if scaling_const is None:
             raise PolicyValueError(
                 f"scaling_impl_type={str(scaling_impl_type)!r} needs scaling_const, the largest value of the range"
             )
-        return torch.tensor(float(scaling_const))
+        return torch.tensor(float(scaling_const), device="cpu")
 
     @value
-    def learned_round_impl(learned_round_impl_type):
+    def learned_round_impl(learned_round_impl_type: Any) -> Any:
         return table.LEARNED_ROUND[learned_round_impl_type]
 
     @value
-    def learned_round_init(tracked_parameter_list):
+    def learned_round_init(tracked_parameter_list: Any) -> Any:
         if len(tracked_parameter_list) > 1:
-            raise PolicyValueError("learned rounding belongs to one weight; its quantizer can't be shared")
+            raise PolicyValueError(
+                "learned rounding belongs to one weight; its quantizer can't be shared"
+            )
         return torch.zeros_like(tracked_parameter_list[0])
 
 
@@ -166,7 +184,7 @@ def _clamp(bit_width_impl_type: Any, scaling_impl_type: Any) -> type:
 def _he_scale(parameters: Any) -> torch.Tensor:
     """Mean over the parameters of ``sqrt(2 / fan_in)`` (https://arxiv.org/abs/1502.01852)."""
     fans = [math.prod(p.shape[1:]) for p in parameters]
-    return torch.tensor(sum(math.sqrt(2.0 / f) for f in fans) / len(fans))
+    return torch.tensor(sum(math.sqrt(2.0 / f) for f in fans) / len(fans), device="cpu")
 
 
 class WeightQuantSolver(_ParameterSolver):
@@ -175,17 +193,19 @@ class WeightQuantSolver(_ParameterSolver):
     proxy_class = WeightQuantProxyFromInjector
 
     @value
-    def tensor_quant(quant_type):
+    def tensor_quant(quant_type: Any) -> Any:
         return table.choose(table.WEIGHT_TENSOR_QUANT, "quant_type", quant_type, "a weight")
 
     @value
-    def scaling_per_output_channel_shape(weight_ndims, output_channel_dim, out_channels):
+    def scaling_per_output_channel_shape(
+        weight_ndims: Any, output_channel_dim: Any, out_channels: Any
+    ) -> Any:
         shape = [1] * weight_ndims
         shape[output_channel_dim] = out_channels
         return tuple(shape)
 
     @value
-    def permute_dims(weight_ndims, output_channel_dim):
+    def permute_dims(weight_ndims: Any, output_channel_dim: Any) -> Any:
         if output_channel_dim == 0:
             return None
         order = list(range(weight_ndims))
@@ -202,21 +222,27 @@ class BiasQuantSolver(_ParameterSolver):
     scaling_stats_permute_dims = None
 
     @value
-    def tensor_clamp_impl(bit_width_impl_type, scaling_impl_type, requires_input_scale):
+    def tensor_clamp_impl(
+        bit_width_impl_type: Any, scaling_impl_type: Any, requires_input_scale: Any
+    ) -> Any:
         # Under a scale that isn't its own, a bias that saturates gets no gradient.
-        return TensorClamp if requires_input_scale else _clamp(bit_width_impl_type, scaling_impl_type)
+        return (
+            TensorClamp if requires_input_scale else _clamp(bit_width_impl_type, scaling_impl_type)
+        )
 
     @value
-    def tensor_quant(quant_type, requires_input_scale):
-        chosen = table.PRESCALED_BIAS_TENSOR_QUANT if requires_input_scale else table.BIAS_TENSOR_QUANT
+    def tensor_quant(quant_type: Any, requires_input_scale: Any) -> Any:
+        chosen = (
+            table.PRESCALED_BIAS_TENSOR_QUANT if requires_input_scale else table.BIAS_TENSOR_QUANT
+        )
         return table.choose(chosen, "quant_type", quant_type, "a bias")
 
     @value
-    def scaling_per_output_channel_shape(out_channels):
+    def scaling_per_output_channel_shape(out_channels: Any) -> Any:
         return (out_channels,)
 
     @value
-    def stats_reduce_dim(scaling_per_output):
+    def stats_reduce_dim(scaling_per_output: Any) -> Any:
         return 1 if scaling_per_output == _CHANNEL else None
 
 
@@ -228,11 +254,11 @@ class ActQuantSolver(QuantSolver):
     scaling_stats_op = StatsOp.PERCENTILE
 
     @value
-    def tensor_quant(quant_type):
+    def tensor_quant(quant_type: Any) -> Any:
         return table.choose(table.ACT_TENSOR_QUANT, "quant_type", quant_type, "an activation")
 
     @value
-    def float_to_int_impl(float_to_int_impl_type):
+    def float_to_int_impl(float_to_int_impl_type: Any) -> Any:
         if float_to_int_impl_type == FloatToIntImplType.LEARNED_ROUND:
             raise PolicyValueError(
                 "float_to_int_impl_type='learned_round' learns a number per element of a weight; "
@@ -241,11 +267,13 @@ class ActQuantSolver(QuantSolver):
         return table.ROUNDING[float_to_int_impl_type]
 
     @value
-    def scaling_impl(scaling_impl_type):
-        return table.choose(table.ACT_SCALING, "scaling_impl_type", scaling_impl_type, "an activation")
+    def scaling_impl(scaling_impl_type: Any) -> Any:
+        return table.choose(
+            table.ACT_SCALING, "scaling_impl_type", scaling_impl_type, "an activation"
+        )
 
     @value
-    def scaling_shape(scaling_per_output, per_channel_broadcastable_shape=None):
+    def scaling_shape(scaling_per_output: Any, per_channel_broadcastable_shape: Any = None) -> Any:
         if scaling_per_output != _CHANNEL:
             return ()
         if per_channel_broadcastable_shape is None:
@@ -256,7 +284,9 @@ class ActQuantSolver(QuantSolver):
         return per_channel_broadcastable_shape
 
     @value
-    def permute_dims(scaling_stats_permute_dims=None, scaling_per_output=_TENSOR):
+    def permute_dims(
+        scaling_stats_permute_dims: Any = None, scaling_per_output: Any = _TENSOR
+    ) -> Any:
         if scaling_stats_permute_dims is None and scaling_per_output == _CHANNEL:
             raise PolicyValueError(
                 "scaling_per_output_type='channel' on an activation needs scaling_stats_permute_dims, "
@@ -265,13 +295,15 @@ class ActQuantSolver(QuantSolver):
         return scaling_stats_permute_dims
 
     @value
-    def min_val(signed):
+    def min_val(signed: Any) -> Any:
         if signed:
-            raise PolicyValueError("a signed range needs min_val and max_val, its smallest and largest value")
+            raise PolicyValueError(
+                "a signed range needs min_val and max_val, its smallest and largest value"
+            )
         return 0.0
 
     @value
-    def scaling_init(scaling_impl_type, min_val, max_val=None):
+    def scaling_init(scaling_impl_type: Any, min_val: Any, max_val: Any = None) -> Any:
         if max_val is None:
             raise PolicyValueError(
                 f"scaling_impl_type={str(scaling_impl_type)!r} needs max_val (and min_val when signed), "
@@ -279,4 +311,4 @@ class ActQuantSolver(QuantSolver):
             )
         if not min_val < max_val:
             raise PolicyValueError(f"min_val={min_val!r} must be below max_val={max_val!r}")
-        return torch.tensor(max(abs(float(min_val)), abs(float(max_val))))
+        return torch.tensor(max(abs(float(min_val)), abs(float(max_val))), device="cpu")

@@ -27,11 +27,36 @@ class CoreModule(nn.Module):
     multiplied by all of them.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants: dict[str, Tensor] = {}
+
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Stateless):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def register_constant(
+        self,
+        name: str,
+        value: float | Tensor,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+    ) -> None:
+        """A buffer that no state dict holds; it survives ``to_empty`` and the ``meta`` device.
+
+        Args:
+            name: of the buffer.
+            value: a number, or a tensor with values.
+            dtype: of the buffer; half precision is widened.
+            device: of the buffer, torch's default when None.
+        """
+        master = torch.as_tensor(value, device=None if isinstance(value, Tensor) else "cpu")
+        master = master.detach().to(dtype=wide_dtype(dtype), device="cpu").clone()
+        self._constants[name] = master
+        place = torch.empty(0, device=device).device
+        self.register_buffer(name, master.to(place), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoreModule:
         def keep_wide(tensor: Tensor) -> Tensor:
@@ -41,6 +66,10 @@ class CoreModule(nn.Module):
             return out
 
         super()._apply(keep_wide, recurse)
+        for name, master in self._constants.items():
+            buffer = self._buffers[name]
+            assert buffer is not None
+            self._buffers[name] = master.to(device=buffer.device, dtype=buffer.dtype)
         return self
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule
@@ -13,11 +12,14 @@ from qframework.functional import binary_sign_ste, ternary_sign_ste
 
 
 class _ScaledSign(CoreModule):
+    bit_width: Tensor
+    zero_point: Tensor
+
     def __init__(self, scaling_impl: nn.Module, bits: float, quant_delay_steps: int | None) -> None:
         super().__init__()
         self.scaling_impl = scaling_impl
-        self.register_buffer("bit_width", torch.tensor(bits), persistent=False)
-        self.register_buffer("zero_point", torch.tensor(0.0), persistent=False)
+        self.register_constant("bit_width", bits, None, None)
+        self.register_constant("zero_point", 0.0, None, None)
         self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
         self.observer_only = False
 
@@ -26,7 +28,7 @@ class _ScaledSign(CoreModule):
             y = x
         elif self.delay_wrapper is not None:
             y = self.delay_wrapper(x, y)
-        return y, scale, self.zero_point, self.bit_width  # type: ignore[return-value]
+        return y, scale, self.zero_point, self.bit_width
 
 
 class BinaryQuant(_ScaledSign):
@@ -41,9 +43,13 @@ class BinaryQuant(_ScaledSign):
         ValueError: unsigned.
     """
 
-    def __init__(self, scaling_impl: nn.Module, signed: bool = True, quant_delay_steps: int = 0) -> None:
+    def __init__(
+        self, scaling_impl: nn.Module, signed: bool = True, quant_delay_steps: int = 0
+    ) -> None:
         if not signed:
-            raise ValueError("a binary quantizer has the values -scale and scale: signed must be True, got False")
+            raise ValueError(
+                "a binary quantizer has the values -scale and scale: signed must be True, got False"
+            )
         super().__init__(scaling_impl, 1.0, quant_delay_steps)
 
     def forward(self, x: Tensor) -> QuantOutput:
@@ -72,7 +78,9 @@ class ClampedBinaryQuant(_ScaledSign):
         quant_delay_steps: int = 0,
     ) -> None:
         if not signed:
-            raise ValueError("a binary quantizer has the values -scale and scale: signed must be True, got False")
+            raise ValueError(
+                "a binary quantizer has the values -scale and scale: signed must be True, got False"
+            )
         super().__init__(scaling_impl, 1.0, quant_delay_steps)
         self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
 

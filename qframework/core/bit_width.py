@@ -15,7 +15,9 @@ from qframework.functional import abs_binary_sign_grad, scalar_clamp_ste
 
 def _whole(bit_width: int) -> int:
     if isinstance(bit_width, bool) or not isinstance(bit_width, int):
-        raise TypeError(f"bit_width must be an int, got {bit_width!r} of type {type(bit_width).__name__}")
+        raise TypeError(
+            f"bit_width must be an int, got {bit_width!r} of type {type(bit_width).__name__}"
+        )
     if not bit_width >= 1:
         raise ValueError(f"bit_width must be at least 1, got {bit_width}")
     return bit_width
@@ -36,8 +38,7 @@ class BitWidthConst(CoreModule):
     ) -> None:
         super().__init__()
         self.initial = _whole(bit_width)
-        value = torch.full((), float(bit_width), dtype=wide_dtype(dtype), device=device)
-        self.register_buffer("bit_width", value, persistent=False)
+        self.register_constant("bit_width", float(bit_width), dtype, device)
 
     def forward(self) -> Tensor:
         return self.bit_width

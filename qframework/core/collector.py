@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from qframework.core.base import CoreModule, wide_dtype
 
 
-def running_update(running: Tensor, new: Tensor, steps: Tensor | int, momentum: float | None) -> Tensor:
+def running_update(
+    running: Tensor, new: Tensor, steps: Tensor | int, momentum: float | None
+) -> Tensor:
     """The running mean after one more statistic.
 
     The first statistic is taken as it is; then ``(1 - m) * running + m * new``, or with ``momentum=None`` the plain
@@ -42,6 +44,7 @@ class CollectThenLearn(CoreModule):
     """
 
     running_stats: Tensor
+    left_out: Tensor
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class CollectThenLearn(CoreModule):
         self.value = nn.Parameter(start)
         # On the CPU wherever the module is, so that reading it costs no synchronisation.
         self.collected_steps = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.left_out = torch.zeros((), dtype=torch.int64, device=device)
+        self.register_constant("left_out", 0.0, dtype, device)
 
     # ------------------------------------------------------------ for subclasses
 
@@ -123,7 +126,9 @@ class CollectThenLearn(CoreModule):
 
     @torch.no_grad()
     def _record(self, statistic: Tensor, steps: int) -> None:
-        self.running_stats.copy_(running_update(self.running_stats, statistic, steps, self.momentum))
+        self.running_stats.copy_(
+            running_update(self.running_stats, statistic, steps, self.momentum)
+        )
         self.left_out.add_((~torch.isfinite(statistic)).any())
         self.collected_steps.add_(1)
 
@@ -171,12 +176,13 @@ class CollectThenLearn(CoreModule):
             statistic = self.reduce(viewed)
             return self.from_statistic(statistic, *context), statistic.detach().clone()
 
-        def learned(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        def use_learned(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
             return self.from_stored(value, *context).clone(), torch.zeros_like(value)
 
         # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
         operands = (self.view_of(x), self.value.clone(), *context)
-        result, statistic = torch.cond(collecting, collect, learned, operands)
+        result: Tensor
+        result, statistic = torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type]
         with torch.no_grad():
             here = collecting.to(self.value.device)
             steps = self.collected_steps.to(self.value.device)
@@ -188,12 +194,9 @@ class CollectThenLearn(CoreModule):
 
     # ------------------------------------------------------------ state
 
-    def _apply(self, fn: Any, recurse: bool = True) -> CollectThenLearn:
-        super()._apply(fn, recurse)
-        self.left_out = self.left_out.to(self.running_stats.device)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "collected_steps"] = self.collected_steps
 

@@ -38,7 +38,9 @@ class LearnedRoundSigmoid(Stateless):
         self.temperature = learned_round_temperature
 
     def forward(self, x: Tensor, v: Tensor, training: bool) -> Tensor:
-        return floor_ste(x) + (torch.sigmoid(v / self.temperature) if training else (v > 0).to(x.dtype))
+        return floor_ste(x) + (
+            torch.sigmoid(v / self.temperature) if training else (v > 0).to(x.dtype)
+        )
 
 
 class LearnedRoundIdentity(Stateless):

@@ -38,7 +38,9 @@ class Pristine:
         """True when the number should be initialised anew."""
         if (self._mark is None and not self._pending) or torch.compiler.is_compiling():
             return False
-        if self._pending:  # a copy: the counters of its tensors have started anew
+        if self._pending:  # a copy: the counters of its tensors have started anew, at 0
+            if any(p._version for p in parameters):
+                return True
             self.mark(number, parameters)
             return False
         assert self._mark is not None
@@ -46,7 +48,7 @@ class Pristine:
         if number._version != version or not number.requires_grad:
             self.end()
             return False
-        return state != self._state(parameters)
+        return bool(state != self._state(parameters))
 
     def __bool__(self) -> bool:
         return self._mark is not None or self._pending

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from qframework.core.base import CoreModule
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
-from qframework.core.function_wrapper import Identity, Rounding, RoundSte, TensorClamp, TensorClampSte
+from qframework.core.function_wrapper import (
+    Identity,
+    Rounding,
+    RoundSte,
+    TensorClamp,
+    TensorClampSte,
+)
 from qframework.functional import check_range, fake_quantize, max_int, min_int
 
 QuantOutput = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -53,7 +59,8 @@ class IntQuant(CoreModule):
         self._fused = (
             isinstance(self.float_to_int_impl, Rounding)
             and type(self.float_to_int_impl).forward is Rounding.forward
-            and type(self.tensor_clamp_impl).forward in (TensorClamp.forward, TensorClampSte.forward)
+            and type(self.tensor_clamp_impl).forward
+            in (TensorClamp.forward, TensorClampSte.forward)
         )
 
     def min_int(self, bit_width: Tensor) -> Tensor:
@@ -75,7 +82,8 @@ class IntQuant(CoreModule):
         """The dequantized values of ``x``.
 
         Args:
-            scale, zero_point: tensors that broadcast to the viewed ``x``.
+            scale: tensor that broadcasts to the viewed ``x``.
+            zero_point: likewise, in integer steps.
             bit_width: 0-dim tensor.
             x: floating-point values.
         """
@@ -85,7 +93,9 @@ class IntQuant(CoreModule):
             rule, masked = self.float_to_int_impl.rule, self.tensor_clamp_impl.masked
             y = fake_quantize(viewed, scale, zero_point, low, high, rule, masked)  # type: ignore[arg-type]
         else:
-            y = ((self.to_int(scale, zero_point, bit_width, viewed) - zero_point) * scale).to(x.dtype)
+            y = ((self.to_int(scale, zero_point, bit_width, viewed) - zero_point) * scale).to(
+                x.dtype
+            )
         return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import Stateless, widen, wide_dtype
+from qframework.core.base import Stateless, wide_dtype, widen
 
 
 class Statistic(Stateless):
@@ -135,7 +135,8 @@ class AbsMaxL2(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         top = self._max(widen(x).abs())
-        return torch.linalg.vector_norm(top) / math.sqrt(top.numel())
+        norm: Tensor = torch.linalg.vector_norm(top)
+        return norm / math.sqrt(top.numel())
 
 
 class AbsPercentile(Statistic):
@@ -193,7 +194,9 @@ class PercentileInterval(Statistic):
         self.low_q = _check_percentile("low_percentile_q", low_percentile_q)
         self.high_q = _check_percentile("high_percentile_q", high_percentile_q)
         if not self.low_q < self.high_q:
-            raise ValueError(f"low_percentile_q={low_percentile_q} must be below {high_percentile_q=}")
+            raise ValueError(
+                f"low_percentile_q={low_percentile_q} must be below {high_percentile_q=}"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x, n = widen(x), self._length(x)
@@ -205,7 +208,9 @@ class L1Norm(Statistic):
     """``sum|x|`` of each row, the reduced axis kept."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return widen(x).abs().sum(dim=self.stats_reduce_dim, keepdim=self.stats_reduce_dim is not None)
+        return (
+            widen(x).abs().sum(dim=self.stats_reduce_dim, keepdim=self.stats_reduce_dim is not None)
+        )
 
 
 class L2Norm(Statistic):
@@ -213,7 +218,8 @@ class L2Norm(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         keep = self.stats_reduce_dim is not None
-        return torch.linalg.vector_norm(widen(x), dim=self.stats_reduce_dim, keepdim=keep)
+        norm: Tensor = torch.linalg.vector_norm(widen(x), dim=self.stats_reduce_dim, keepdim=keep)
+        return norm
 
 
 class MeanSigmaStd(Statistic):
@@ -239,7 +245,9 @@ class MeanSigmaStd(Statistic):
         return _mean_sigma(self, widen(x).abs(), self.sigma, self.std_dev_epsilon)
 
 
-def _mean_sigma(stat: Statistic, magnitude: Tensor, sigma: float | Tensor, epsilon: float) -> Tensor:
+def _mean_sigma(
+    stat: Statistic, magnitude: Tensor, sigma: float | Tensor, epsilon: float
+) -> Tensor:
     if stat.stats_reduce_dim is None:
         variance = magnitude.var()
     else:

@@ -35,7 +35,9 @@ class StochasticRoundSte(CoreModule):
     def forward(self, x: Tensor) -> Tensor:
         if self.deterministic_inference and not self.training:
             return round_ste(x)
-        uniform = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=self._source(x.device))
+        uniform = torch.rand(
+            x.shape, dtype=x.dtype, device=x.device, generator=self._source(x.device)
+        )
         return floor_ste(x + uniform)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def shift_zero_point(
 
     ``offset / scale + min_int``, rounded and clamped into the integer range when ``quantize``.
     """
-    minimum = int_quant.min_int(bit_width)
+    minimum: Tensor = int_quant.min_int(bit_width)
     if quantize:
         return int_quant.to_int(scale, minimum, bit_width, offset)  # type: ignore[no-any-return]
     return offset / scale + minimum
@@ -39,9 +39,11 @@ class ZeroZeroPoint(CoreModule):
     zero: Tensor
     symmetric = True
 
-    def __init__(self, dtype: torch.dtype | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> None:
         super().__init__()
-        self.register_buffer("zero", torch.zeros((), dtype=wide_dtype(dtype), device=device), persistent=False)
+        self.register_constant("zero", 0.0, dtype, device)
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
         return self.zero
@@ -70,7 +72,11 @@ class ParameterZeroPoint(CoreModule):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        init = torch.as_tensor(zero_point_init, dtype=wide_dtype(dtype), device=device).detach().clone()
+        init = (
+            torch.as_tensor(zero_point_init, dtype=wide_dtype(dtype), device=device)
+            .detach()
+            .clone()
+        )
         if zero_point_shape is not None:
             init = init.expand(zero_point_shape).clone()
         self.value = nn.Parameter(init)
@@ -118,7 +124,10 @@ class StatsFromParameterZeroPoint(CoreModule):
         super().__init__()
         self.int_quant, self.quantize_zero_point = int_quant, quantize_zero_point
         self.view, self.stats = zero_point_stats_input_view_shape_impl, zero_point_stats_impl
-        self.concat_dim, self.tracked_parameter_list = zero_point_stats_input_concat_dim, tracked_parameter_list
+        self.concat_dim, self.tracked_parameter_list = (
+            zero_point_stats_input_concat_dim,
+            tracked_parameter_list,
+        )
         self.zero_point_shape = tuple(zero_point_shape)
         self.scale_shift_zero_point_impl = scale_shift_zero_point_impl
         self.affine_rescaling = affine_or_none(
@@ -163,7 +172,9 @@ class ParameterFromStatsFromParameterZeroPoint(StatsFromParameterZeroPoint):
 
     def _start(self) -> None:
         first = self.tracked_parameter_list[0]
-        start = torch.zeros(self.zero_point_shape, dtype=wide_dtype(first.dtype), device=first.device)
+        start = torch.zeros(
+            self.zero_point_shape, dtype=wide_dtype(first.dtype), device=first.device
+        )
         self.value = nn.Parameter(start)
         self.pristine = Pristine()
         self.init_from_parameters()
@@ -221,7 +232,12 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
         device: torch.device | None = None,
     ) -> None:
         super().__init__(
-            collect_stats_steps, tuple(zero_point_shape), zero_point_stats_momentum, 0.0, dtype, device
+            collect_stats_steps,
+            tuple(zero_point_shape),
+            zero_point_stats_momentum,
+            0.0,
+            dtype,
+            device,
         )
         self.int_quant, self.quantize_zero_point = int_quant, quantize_zero_point
         self.stats, self.view = zero_point_stats_impl, zero_point_stats_input_view_shape_impl

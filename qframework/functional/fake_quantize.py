@@ -1,6 +1,6 @@
 """Quantize and dequantize in one differentiable step.
 
-    q = clamp(round(x / scale + zero_point), minimum, maximum);   y = (q - zero_point) * scale
+q = clamp(round(x / scale + zero_point), minimum, maximum);   y = (q - zero_point) * scale
 """
 
 from __future__ import annotations

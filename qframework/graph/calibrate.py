@@ -94,8 +94,8 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
     snapshots = [_Snapshot(c) for _, c in collectors.values()]
     try:
         with ExitStack() as stack:
-            for proxy in parameters:
-                stack.enter_context(_attribute(proxy, "disable_quant", True))
+            for parameter in parameters:
+                stack.enter_context(_attribute(parameter, "disable_quant", True))
             for _, act in acts:
                 if act.is_quant_enabled:
                     stack.enter_context(_training(act))

@@ -6,16 +6,11 @@ whatever their case. Members of two different enums are never equal.
 
 from __future__ import annotations
 
-from enum import Enum, auto
-from typing import Any
+from enum import StrEnum, auto
 
 
-class PolicyEnum(str, Enum):
+class PolicyEnum(StrEnum):
     """Base of the policy enums."""
-
-    @staticmethod
-    def _generate_next_value_(name: str, start: int, count: int, last_values: list[Any]) -> str:
-        return name.lower()
 
     @classmethod
     def _missing_(cls, value: object) -> PolicyEnum | None:
@@ -30,9 +25,6 @@ class PolicyEnum(str, Enum):
 
     def __hash__(self) -> int:
         return hash(self.value)
-
-    def __str__(self) -> str:
-        return str(self.value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}.{self.name}"

@@ -60,14 +60,18 @@ def short(value: Any) -> str:
     if isinstance(value, nn.Module):
         return type(value).__name__
     if isinstance(value, Tensor):
-        return f"tensor{tuple(value.shape)}" if value.dim() or value.is_meta else f"{value.item():.6g}"
+        return (
+            f"tensor{tuple(value.shape)}" if value.dim() or value.is_meta else f"{value.item():.6g}"
+        )
     text = repr(value.value) if isinstance(value, Enum) else repr(value)
     return text if len(text) <= 48 else text[:45] + "..."
 
 
 def rows_of(resolver: Any, values: dict[str, Any]) -> tuple[Row, ...]:
     """A row for every value that ``resolver`` knows the origin of."""
-    return tuple(Row(k, short(v), resolver.origins[k]) for k, v in values.items() if k in resolver.origins)
+    return tuple(
+        Row(k, short(v), resolver.origins[k]) for k, v in values.items() if k in resolver.origins
+    )
 
 
 def explain_class(cls: Any) -> Explanation:

@@ -52,7 +52,9 @@ class Value:
         if isinstance(function, staticmethod):
             function = function.__func__
         if not callable(function):
-            raise TypeError(f"@value takes a function, got {function!r} of type {type(function).__name__}")
+            raise TypeError(
+                f"@value takes a function, got {function!r} of type {type(function).__name__}"
+            )
         arguments = arguments_of(function)
         if arguments is None:
             raise PolicyTypeError(

@@ -26,7 +26,9 @@ def _is_declaration(name: str) -> bool:
 
 
 def _granularity(scaling_per_output_channel: bool) -> ScalingPerOutputType:
-    return ScalingPerOutputType.CHANNEL if scaling_per_output_channel else ScalingPerOutputType.TENSOR
+    return (
+        ScalingPerOutputType.CHANNEL if scaling_per_output_channel else ScalingPerOutputType.TENSOR
+    )
 
 
 def with_legacy_names(bindings: dict[str, Any]) -> dict[str, Any]:
@@ -53,12 +55,17 @@ class InjectorType(type):
     def __new__(
         mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
     ) -> InjectorType:
+        """Make a quantizer class: keep its names aside, merge those of its bases."""
         declared = {k: v for k, v in namespace.items() if _is_declaration(k)}
         ordinary = {k: v for k, v in namespace.items() if k not in declared}
-        if not any(isinstance(b, InjectorType) for b in bases):  # the root: its methods are ordinary
+        if not any(
+            isinstance(b, InjectorType) for b in bases
+        ):  # the root: its methods are ordinary
             ordinary, declared = dict(namespace), {}
         for wrong in _ORDINARY & declared.keys():
-            raise PolicyTypeError(f"{name}.{wrong}: this name is a method of every quantizer; choose another one")
+            raise PolicyTypeError(
+                f"{name}.{wrong}: this name is a method of every quantizer; choose another one"
+            )
         ordinary["__declared__"] = with_legacy_names(declared)
         cls = super().__new__(mcls, name, bases, ordinary, **kwargs)
         merged: dict[str, Binding] = {}
@@ -85,6 +92,7 @@ class InjectorType(type):
         raise ImmutableQuantizerError(f"del {cls.__name__}.{name}: quantizer classes don't change")
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse: quantizer classes have no instances."""
         raise PolicyTypeError(
             f"{cls.__name__}(...): a quantizer class has no instances; give the class itself to a layer, "
             f"or read what it builds: {cls.__name__}.tensor_quant"

@@ -80,18 +80,28 @@ class Policy(BaseModel):
     quant_type: Annotated[QuantType, _choice(QuantType)] = Field(
         QuantType.INT, description="Number format; 'fp' switches quantization off."
     )
-    bit_width: Bits = Field(8, description="Bits of an integer, a whole number from 1 to 32; the initial width where it is learned.")
+    bit_width: Bits = Field(
+        8,
+        description="Bits of an integer, a whole number from 1 to 32; the initial width where it is learned.",
+    )
     bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
-        BitWidthImplType.CONST, description="Whether the bit width is fixed, fixed but saved, or learned."
+        BitWidthImplType.CONST,
+        description="Whether the bit width is fixed, fixed but saved, or learned.",
     )
     min_bit_width: Bits = Field(2, description="Base of a learned bit width.")
-    bit_width_offset_min_val: Positive | None = Field(None, description="Lower bound of a learned width, bits.")
-    bit_width_offset_max_val: Positive | None = Field(None, description="Upper bound of a learned width, bits.")
+    bit_width_offset_min_val: Positive | None = Field(
+        None, description="Lower bound of a learned width, bits."
+    )
+    bit_width_offset_max_val: Positive | None = Field(
+        None, description="Upper bound of a learned width, bits."
+    )
     override_pretrained_bit_width: Flag = Field(
         False, description="Keep the declared width when a state dict with a learned one is loaded."
     )
     signed: Flag = Field(True, description="Two's complement integers, or integers from 0.")
-    narrow_range: Flag = Field(False, description="Leave one code out: signed ranges become symmetric.")
+    narrow_range: Flag = Field(
+        False, description="Leave one code out: signed ranges become symmetric."
+    )
     float_to_int_impl_type: Annotated[FloatToIntImplType, _choice(FloatToIntImplType)] = Field(
         FloatToIntImplType.ROUND, description="Rounding rule."
     )
@@ -105,7 +115,8 @@ class Policy(BaseModel):
         StatsOp.MAX, description="Statistic that the scale is made of."
     )
     scaling_per_output_type: Annotated[ScalingPerOutputType, _choice(ScalingPerOutputType)] = Field(
-        ScalingPerOutputType.TENSOR, description="Granularity: one scale a tensor, channel or group."
+        ScalingPerOutputType.TENSOR,
+        description="Granularity: one scale a tensor, channel or group.",
     )
     scaling_per_output_channel: Flag = Field(
         False, description="Older form of scaling_per_output_type; wins over it when set."
@@ -114,18 +125,24 @@ class Policy(BaseModel):
         None, description="Shape of a per-channel activation scale, such as (1, C, 1, 1)."
     )
     scaling_stats_permute_dims: Shape | None = Field(
-        None, description="Order of axes that brings the channels of an activation first: (1, 0, 2, 3)."
+        None,
+        description="Order of axes that brings the channels of an activation first: (1, 0, 2, 3).",
     )
     restrict_scaling_type: Annotated[RestrictValueType, _choice(RestrictValueType)] = Field(
         RestrictValueType.FP, description="Which values the scale may take."
     )
     scaling_min_val: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = Field(
-        None, description="Lower bound of the statistic before it is divided by the integer threshold."
+        None,
+        description="Lower bound of the statistic before it is divided by the integer threshold.",
     )
-    scaling_const: Positive = Field(1.0, description="Initial or fixed largest value of a weight's scale.")
+    scaling_const: Positive = Field(
+        1.0, description="Initial or fixed largest value of a weight's scale."
+    )
     min_val: Number = Field(-1.0, description="Lower end of an activation's initial range.")
     max_val: Number = Field(1.0, description="Upper end of an activation's initial range.")
-    collect_stats_steps: Count = Field(300, description="Training calls that activation statistics are collected over.")
+    collect_stats_steps: Count = Field(
+        300, description="Training calls that activation statistics are collected over."
+    )
     scaling_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
         0.1, description="Momentum of the running statistic; None for the plain mean."
     )
@@ -136,13 +153,27 @@ class Policy(BaseModel):
     low_percentile_q: Percent = Field(0.001, description="Lower percentile, in percent.")
     sigma: Positive = Field(3.0, description="Standard deviations above the mean magnitude.")
     std_dev_epsilon: Positive = Field(1e-8, description="Added to the variance.")
-    scaling_affine_rescaling_init: Number | None = Field(None, description="Initial weight of a learned map on the statistic.")
-    scaling_affine_shifting_init: Number | None = Field(None, description="Initial bias of that map.")
-    zero_point_affine_rescaling_init: Number | None = Field(None, description="The same for the zero point.")
-    zero_point_affine_shifting_init: Number | None = Field(None, description="The same for the zero point.")
-    force_parameter: Flag = Field(False, description="Take statistics of the stored parameter, whatever is given.")
-    quantize_zero_point: Flag = Field(True, description="Round the zero point to an integer of the range.")
-    requires_input_scale: Flag = Field(True, description="A bias takes input scale times weight scale as its own.")
+    scaling_affine_rescaling_init: Number | None = Field(
+        None, description="Initial weight of a learned map on the statistic."
+    )
+    scaling_affine_shifting_init: Number | None = Field(
+        None, description="Initial bias of that map."
+    )
+    zero_point_affine_rescaling_init: Number | None = Field(
+        None, description="The same for the zero point."
+    )
+    zero_point_affine_shifting_init: Number | None = Field(
+        None, description="The same for the zero point."
+    )
+    force_parameter: Flag = Field(
+        False, description="Take statistics of the stored parameter, whatever is given."
+    )
+    quantize_zero_point: Flag = Field(
+        True, description="Round the zero point to an integer of the range."
+    )
+    requires_input_scale: Flag = Field(
+        True, description="A bias takes input scale times weight scale as its own."
+    )
     threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
     )
@@ -152,8 +183,12 @@ class Policy(BaseModel):
     learned_round_zeta: Number = Field(1.1, description="Upper stretch of the hard sigmoid.")
     learned_round_gamma: Number = Field(-0.1, description="Lower stretch of the hard sigmoid.")
     learned_round_temperature: Positive = Field(1.0, description="Temperature of the sigmoid.")
-    deterministic_inference: Flag = Field(True, description="Stochastic rounding rounds to nearest in evaluation.")
-    seed: Annotated[int, Field(strict=True)] | None = Field(None, description="Seed of stochastic rounding.")
+    deterministic_inference: Flag = Field(
+        True, description="Stochastic rounding rounds to nearest in evaluation."
+    )
+    seed: Annotated[int, Field(strict=True)] | None = Field(
+        None, description="Seed of stochastic rounding."
+    )
 
 
 #: Names that are bound to classes or modules rather than to values: one per slot of a quantizer.

@@ -127,7 +127,9 @@ class Resolver:
         for name in self.overrides.keys() - self.used:
             shown = self.prefix + name
             if self._nodes.get("tensor_quant", _MISSING) is None:
-                what = f"{shown}={self.overrides[name]!r} has no effect: this tensor is not quantized"
+                what = (
+                    f"{shown}={self.overrides[name]!r} has no effect: this tensor is not quantized"
+                )
             elif name in POLICY_NAMES:
                 what = f"{shown}={self.overrides[name]!r} has no effect: nothing that was built reads {name!r}"
                 what += self._hint_for_unread(name)
@@ -143,7 +145,9 @@ class Resolver:
                 close = None if name in known else nearest(name, known, cutoff=0.85)
                 if close and not isinstance(bound, InjectorType):
                     raise UnknownNameError(
-                        self._located(f"class {cls.__name__} binds {name!r}, which nothing reads. Did you mean {close!r}?")
+                        self._located(
+                            f"class {cls.__name__} binds {name!r}, which nothing reads. Did you mean {close!r}?"
+                        )
                     )
 
     # ------------------------------------------------------------ resolution
@@ -212,7 +216,9 @@ class Resolver:
         resolver: Resolver = self
         for _ in range(this_levels(expression)):
             if resolver.parent is None:
-                raise MissingDependencyError(self._located(f"{expression!r} goes out further than there are injectors"))
+                raise MissingDependencyError(
+                    self._located(f"{expression!r} goes out further than there are injectors")
+                )
             resolver = resolver.parent
         path = this_path(expression)
         if not path:
@@ -253,7 +259,11 @@ class Resolver:
         except QuantizerError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
-            kind = next(k for k in (PolicyTypeError, PolicyValueError, BuildError) if isinstance(error, k.__bases__[1]))
+            kind = next(
+                k
+                for k in (PolicyTypeError, PolicyValueError, BuildError)
+                if isinstance(error, k.__bases__[1])
+            )
             raise kind(self._located(str(error))) from error
         self._nodes[name] = built
         return built

@@ -104,7 +104,9 @@ class QuantProxy(nn.Module):
             if old is not None:
                 _keep_identity(old, built)
         self.tensor_quant = built
-        self._versions = {} if built is None else {n: p._version for n, p in built.named_parameters()}
+        self._versions = (
+            {} if built is None else {n: p._version for n, p in built.named_parameters()}
+        )
         self._rows = rows_of(resolver, resolver.values())
 
     def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
@@ -137,7 +139,9 @@ class QuantProxy(nn.Module):
         if self.tensor_quant is None:
             return {}
         untouched = {
-            f"{n}.value" for n, m in self.tensor_quant.named_modules() if getattr(m, "pristine", False)
+            f"{n}.value"
+            for n, m in self.tensor_quant.named_modules()
+            if getattr(m, "pristine", False)
         }
         return {
             n: p.detach().clone()
@@ -173,7 +177,9 @@ class QuantProxy(nn.Module):
         legacy = prefix + "fused_activation_quant_proxy."
         for key in [k for k in state_dict if k.startswith(legacy)]:
             state_dict[prefix + key.removeprefix(legacy)] = state_dict.pop(key)
-        for key in [k for k in state_dict if k.startswith(prefix) and k.endswith("zero_hw_sentinel")]:
+        for key in [
+            k for k in state_dict if k.startswith(prefix) and k.endswith("zero_hw_sentinel")
+        ]:
             del state_dict[key]
         self._absent_prefix = None if any(k.startswith(prefix) for k in state_dict) else prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -201,7 +207,11 @@ class QuantProxy(nn.Module):
         if scaling:
             stat = _choice(values, "scaling_stats_op")
             domain = _choice(values, "restrict_scaling_type")
-            parts.append(scaling + (f" {stat}" if stat else "") + (f" {domain}" if domain not in (None, "fp") else ""))
+            parts.append(
+                scaling
+                + (f" {stat}" if stat else "")
+                + (f" {domain}" if domain not in (None, "fp") else "")
+            )
         if self.disable_quant:
             parts.append("disabled")
         return ", ".join(parts)
@@ -227,7 +237,7 @@ def _keep_identity(old: nn.Module, new: nn.Module) -> None:
             setattr(new.get_submodule(path), leaf, kept)
     for module in new.modules():
         if hasattr(module, "init_from_parameters"):
-            module.init_from_parameters()
+            module.init_from_parameters()  # type: ignore[operator]
 
 
 def _after_load(module: nn.Module, incompatible: Any) -> None:

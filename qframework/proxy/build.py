@@ -42,7 +42,9 @@ def build_proxy(
     where = f"{type(layer).__name__}.{attribute}"
     if isinstance(quantizer, QuantProxy):
         if not isinstance(quantizer, kind):
-            raise PolicyTypeError(f"{where}: can't share a {type(quantizer).__name__}; needed is a {kind.__name__}")
+            raise PolicyTypeError(
+                f"{where}: can't share a {type(quantizer).__name__}; needed is a {kind.__name__}"
+            )
         if overrides:
             first = prefix + next(iter(overrides))
             raise UnknownNameError(
@@ -54,7 +56,11 @@ def build_proxy(
     if quantizer is None:
         quantizer = none_quantizer
     if not isinstance(quantizer, InjectorType):
-        hint = " (the class itself, not an instance)" if isinstance(type(quantizer), InjectorType) else ""
+        hint = (
+            " (the class itself, not an instance)"
+            if isinstance(type(quantizer), InjectorType)
+            else ""
+        )
         raise PolicyTypeError(
             f"{where} must be None, a quantizer class or another layer's proxy to share{hint}; "
             f"got {quantizer!r} of type {type(quantizer).__name__}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from qframework.core.tracked import TrackedParameters
@@ -125,7 +124,7 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             return None, None, None
         weight = self.tracked_parameter_list[0]
         if hasattr(self.tensor_quant, "parameters_for"):
-            return self.tensor_quant.parameters_for(weight)
+            return self.tensor_quant.parameters_for(weight)  # type: ignore[operator]
         return self.tensor_quant(weight)[1:]
 
     def scale(self) -> Tensor | None:
@@ -158,9 +157,13 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
     def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
         super()._read_settings(resolver, built)
         enabled = built is not None
-        self.requires_input_scale = bool(resolver.read("requires_input_scale", False)) if enabled else False
+        self.requires_input_scale = (
+            bool(resolver.read("requires_input_scale", False)) if enabled else False
+        )
 
-    def forward(self, bias: Tensor | None, quant_input: Any = None, quant_weight: Any = None) -> Any:
+    def forward(
+        self, bias: Tensor | None, quant_input: Any = None, quant_weight: Any = None
+    ) -> Any:
         """The quantized bias, or ``bias`` itself when quantization is off.
 
         Args:

@@ -84,9 +84,11 @@ class ActQuantProxyFromInjector(QuantProxy):
 
     def collectors(self) -> list[Any]:
         """The modules that collect statistics."""
-        return [] if self.tensor_quant is None else [
-            m for m in self.tensor_quant.modules() if hasattr(m, "has_statistics")
-        ]
+        return (
+            []
+            if self.tensor_quant is None
+            else [m for m in self.tensor_quant.modules() if hasattr(m, "has_statistics")]
+        )
 
     def _check_statistics(self) -> None:
         if all(c.has_statistics for c in self.collectors()):
@@ -112,7 +114,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         try:
             probe = torch.zeros(1, device=next((t.device for t in _tensors(quantizer)), None))
             if hasattr(quantizer, "parameters_for"):
-                return quantizer.parameters_for(probe)
+                return quantizer.parameters_for(probe)  # type: ignore[operator]
             return quantizer(probe)[1:]
         finally:
             quantizer.train(training)

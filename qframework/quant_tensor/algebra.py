@@ -1,7 +1,7 @@
 """Arithmetic on affine integers: exact scale, zero point and width of every result.
 
-    a + b: q = qa + qb, z = za + zb, on a common scale      -a: q = -qa, z = -za
-    a - b: q = qa - qb, z = za - zb                         a * b: q = qa * qb, z = 0, for za = zb = 0
+a + b: q = qa + qb, z = za + zb, on a common scale      -a: q = -qa, z = -za
+a - b: q = qa - qb, z = za - zb                         a * b: q = qa * qb, z = 0, for za = zb = 0
 """
 
 from __future__ import annotations

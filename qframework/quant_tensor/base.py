@@ -113,7 +113,9 @@ class QuantTensor:
             return _Method(self, name, found)
         if hasattr(torch.Tensor, name):
             return getattr(self.value, name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}, and neither has torch.Tensor")
+        raise AttributeError(
+            f"{type(self).__name__} has no attribute {name!r}, and neither has torch.Tensor"
+        )
 
     # ------------------------------------------------------------ moving and copying
 
@@ -194,7 +196,9 @@ class QuantTensor:
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"{type(self).__name__} doesn't change; use q.set({name}=...) for a new one")
+        raise AttributeError(
+            f"{type(self).__name__} doesn't change; use q.set({name}=...) for a new one"
+        )
 
 
 class _Method:

@@ -116,7 +116,9 @@ class IntQuantTensor(QuantTensor):
         devices = {n: getattr(self, n).device for n in _TENSORS}
         if len(set(devices.values())) > 1:
             where = ", ".join(f"{n} on {d}" for n, d in devices.items())
-            raise RuntimeError(f"the parts of this IntQuantTensor are on different devices: {where}; use q.to(device)")
+            raise RuntimeError(
+                f"the parts of this IntQuantTensor are on different devices: {where}; use q.to(device)"
+            )
         return self.value.device
 
     def __repr__(self) -> str:
@@ -127,7 +129,11 @@ class IntQuantTensor(QuantTensor):
 
     @property
     def _pre_round_int_value(self) -> Tensor:
-        wide = self.value.float() if self.value.dtype in (torch.float16, torch.bfloat16) else self.value
+        wide = (
+            self.value.float()
+            if self.value.dtype in (torch.float16, torch.bfloat16)
+            else self.value
+        )
         return wide / self.scale + self.zero_point
 
     @property
@@ -145,7 +151,10 @@ class IntQuantTensor(QuantTensor):
             if float(self.bit_width) < 2:
                 few = rounded.unique().numel() <= 2
                 return few and (self.signed or not bool((rounded < 0).any()))
-            low, high = min_int(self.signed, False, self.bit_width), max_int(self.signed, False, self.bit_width)
+            low, high = (
+                min_int(self.signed, False, self.bit_width),
+                max_int(self.signed, False, self.bit_width),
+            )
             return bool(((rounded >= low) & (rounded <= high)).all())
 
     def int(self, float_datatype: bool = False) -> Tensor:

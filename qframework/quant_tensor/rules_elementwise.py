@@ -20,7 +20,11 @@ def _clip_rule(name: str, minimum: float, maximum: float) -> None:
     """Clipping keeps the metadata, as users of this field know it; a bound off the grid makes it invalid."""
 
     def apply(q: Any, *args: Any, **kwargs: Any) -> Any:
-        return q.set(value=getattr(F, name)(q.value, *args, **kwargs)) if q.has_zero else NotImplemented
+        return (
+            q.set(value=getattr(F, name)(q.value, *args, **kwargs))
+            if q.has_zero
+            else NotImplemented
+        )
 
     rule(name, method=False)(apply)
 
@@ -37,7 +41,14 @@ def _dropout_rule(name: str) -> None:
     rule(name, method=False)(apply)
 
 
-for _name in ("dropout", "alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout"):
+for _name in (
+    "dropout",
+    "alpha_dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "feature_alpha_dropout",
+):
     _dropout_rule(_name)
 
 

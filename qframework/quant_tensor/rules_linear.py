@@ -43,13 +43,13 @@ def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
 
 
 def _input_scale(x: Any, axis: int, ndim: int, depthwise: int | None) -> Tensor | None:
-    if x.scale.numel() == 1:
-        return x.scale.reshape(())
+    scale: Tensor = x.scale
+    if scale.numel() == 1:
+        return scale.reshape(())
     if depthwise is None or x.scale.dim() != x.value.dim():
         return None
     if any(n != 1 for i, n in enumerate(x.scale.shape) if i != axis % ndim):
         return None
-    scale: Tensor = x.scale
     return scale.repeat_interleave(depthwise, dim=axis) if depthwise != 1 else scale
 
 
@@ -78,7 +78,10 @@ def _products(
     if not (x.symmetric and w.symmetric):
         return value
     ndim, channels = value.dim(), value.shape[axis]
-    if w.scale.numel() > 1 and w.scale.shape[weight_axis - w.value.dim()] not in (channels, w.scale.numel()):
+    if w.scale.numel() > 1 and w.scale.shape[weight_axis - w.value.dim()] not in (
+        channels,
+        w.scale.numel(),
+    ):
         return value
     weight_scale = _along(w.scale, axis, ndim, channels)
     input_scale = _input_scale(x, axis, ndim, depthwise)
@@ -86,7 +89,11 @@ def _products(
         return value
     scale = weight_scale * input_scale
     bits = bits_of(_magnitude(x) * _magnitude(w) * products)
-    fields: dict[str, Any] = {"symmetric": True, "has_zero": True, "zero_point": torch.zeros_like(scale.detach().reshape(-1)[0])}
+    fields: dict[str, Any] = {
+        "symmetric": True,
+        "has_zero": True,
+        "zero_point": torch.zeros_like(scale.detach().reshape(-1)[0]),
+    }
     source = product_source(x, w)
     if bias is not None:
         if _is_plain_int(bias):
@@ -165,13 +172,16 @@ def _conv_transpose_rule(spatial: int) -> None:
         if not (_is_plain_int(x) and _is_plain_int(weight)):
             return NotImplemented
         w = weight.value
-        value = function(x.value, w, _value(bias), stride, padding, output_padding, groups, dilation)
+        value = function(
+            x.value, w, _value(bias), stride, padding, output_padding, groups, dilation
+        )
         if groups != 1 and weight.scale.numel() > 1:
             return value
         strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
         dilations = (dilation,) * spatial if isinstance(dilation, int) else tuple(dilation)
         taps = math.prod(
-            -(-k // (s // math.gcd(s, d))) for k, s, d in zip(w.shape[2:], strides, dilations, strict=True)
+            -(-k // (s // math.gcd(s, d)))
+            for k, s, d in zip(w.shape[2:], strides, dilations, strict=True)
         )
         axis = value.dim() - spatial - 1
         return _products(value, x, weight, bias, taps * (w.shape[0] // groups), axis, 1)
@@ -225,7 +235,9 @@ def _embedding(
         raise RuntimeError(
             f"an embedding of quantized weights needs one scale; got scales of shape {tuple(weight.scale.shape)}"
         )
-    value = F.embedding(input, weight.value, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    value = F.embedding(
+        input, weight.value, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+    )
     return weight.set(
         value=value, scale=weight.scale.reshape(()), zero_point=weight.zero_point.reshape(())
     )

@@ -41,7 +41,9 @@ for _n in (1, 2, 3):
 
 
 @rule("interpolate", "upsample", method=False)
-def _interpolate(q: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *a: Any, **k: Any) -> Any:
+def _interpolate(
+    q: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *a: Any, **k: Any
+) -> Any:
     """Nearest neighbours repeat elements; the other modes leave the grid."""
     if mode not in ("nearest", "nearest-exact") or _per_position(q, q.value.dim() - 2):
         return NotImplemented

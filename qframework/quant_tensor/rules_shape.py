@@ -81,9 +81,37 @@ def _element_rule(*names: str) -> None:
 
 
 _element_rule(
-    *("unflatten", "expand", "repeat", "tile", "flip", "roll", "chunk", "split", "tensor_split", "unbind"),
-    *("narrow", "select", "index_select", "repeat_interleave", "rot90", "diagonal", "__getitem__", "ravel"),
-    *("pixel_shuffle", "pixel_unshuffle", "t", "unsafe_chunk", "gather", "take_along_dim", "expand_as"),
+    *(
+        "unflatten",
+        "expand",
+        "repeat",
+        "tile",
+        "flip",
+        "roll",
+        "chunk",
+        "split",
+        "tensor_split",
+        "unbind",
+    ),
+    *(
+        "narrow",
+        "select",
+        "index_select",
+        "repeat_interleave",
+        "rot90",
+        "diagonal",
+        "__getitem__",
+        "ravel",
+    ),
+    *(
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "t",
+        "unsafe_chunk",
+        "gather",
+        "take_along_dim",
+        "expand_as",
+    ),
 )
 
 
@@ -92,7 +120,11 @@ def _reshape(q: Any, result: Tensor) -> Any:
         before, after = q.value.shape, result.shape
         kept = 0  # leading axes that stay as they are needn't be spread over
         t = _full_rank(t, len(before))
-        while kept < min(len(before), len(after)) and before[kept] == after[kept] and t.shape[kept] == 1:
+        while (
+            kept < min(len(before), len(after))
+            and before[kept] == after[kept]
+            and t.shape[kept] == 1
+        ):
             kept += 1
         spread = t.expand((1,) * kept + tuple(before[kept:]))
         return spread.reshape((1,) * kept + tuple(after[kept:]))
@@ -114,7 +146,9 @@ def _rule_view(q: Any, *shape: Any) -> Any:
 
 @rule("view_as", "reshape_as")
 def _rule_view_as(q: Any, other: Any) -> Any:
-    return _reshape(q, q.value.reshape(other.shape)) if isinstance(q, QuantTensor) else NotImplemented
+    return (
+        _reshape(q, q.value.reshape(other.shape)) if isinstance(q, QuantTensor) else NotImplemented
+    )
 
 
 @rule("flatten")
@@ -181,7 +215,9 @@ def stack(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
 def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor]) -> Any:
     first, training = tensors[0], any(t.training for t in tensors)
     if len({t.signed for t in tensors}) > 1:
-        raise RuntimeError(f"{what} of signed and unsigned quantized tensors; quantize them alike first")
+        raise RuntimeError(
+            f"{what} of signed and unsigned quantized tensors; quantize them alike first"
+        )
     same = all(same_source(first, t) for t in tensors[1:])
     if not same:
         for t in tensors[1:]:
@@ -194,7 +230,9 @@ def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor
     for name in ("scale", "zero_point"):
         parts = [getattr(t, name) for t in tensors]
         if any(p.numel() > 1 for p in parts):
-            fields[name] = join([p.expand(t.value.shape) for p, t in zip(parts, tensors, strict=True)])
+            fields[name] = join(
+                [p.expand(t.value.shape) for p, t in zip(parts, tensors, strict=True)]
+            )
         elif training and not same:
             fields[name] = torch.stack([_scalar(p) for p in parts]).mean()
         else:
@@ -220,7 +258,9 @@ def _require_equal(what: str, name: str, a: Tensor, b: Tensor) -> None:
             "tracing; let them share one quantizer"
         )
     if not torch.allclose(a, b):
-        raise RuntimeError(f"{what} of quantized tensors with different {name}: {a.tolist()} and {b.tolist()}")
+        raise RuntimeError(
+            f"{what} of quantized tensors with different {name}: {a.tolist()} and {b.tolist()}"
+        )
 
 
 __all__ = ["concatenate", "stack", "unpack"]

@@ -64,4 +64,6 @@ def require_same_scale(operation: str, a: IntQuantTensor, b: IntQuantTensor) -> 
 def _brief(t: Tensor) -> str:
     if t.numel() == 1:
         return f"{float(t.detach()):.6g}"
-    return f"{float(t.detach().min()):.6g} to {float(t.detach().max()):.6g} (shape {tuple(t.shape)})"
+    return (
+        f"{float(t.detach().min()):.6g} to {float(t.detach().max()):.6g} (shape {tuple(t.shape)})"
+    )

@@ -54,7 +54,9 @@ def check_fields(
         ValueError: out of range, or of a shape that doesn't broadcast.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        got = f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+        got = (
+            f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"{type(value).__name__}"
+        )
         raise TypeError(
             f"value must be a floating-point tensor, the dequantized (q - zero_point) * scale; got {got}"
         )
@@ -64,11 +66,15 @@ def check_fields(
     )
     for name, t in (("scale", scale), ("zero_point", zero_point), ("bit_width", bit_width)):
         try:
-            broadcasts = torch.broadcast_shapes(t.shape, value.shape) == value.shape or t.numel() == 1
+            broadcasts = (
+                torch.broadcast_shapes(t.shape, value.shape) == value.shape or t.numel() == 1
+            )
         except RuntimeError:
             broadcasts = False
         if not broadcasts:
-            raise ValueError(f"{name} of shape {tuple(t.shape)} doesn't broadcast to value's {tuple(value.shape)}")
+            raise ValueError(
+                f"{name} of shape {tuple(t.shape)} doesn't broadcast to value's {tuple(value.shape)}"
+            )
     if can_read(scale, zero_point, bit_width):
         with torch.no_grad():
             if not bool(((scale > 0) & torch.isfinite(scale)).all()):

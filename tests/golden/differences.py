@@ -1,8 +1,12 @@
 """Golden vectors that we don't agree with, and why. docs/differences.md tells the same to users."""
 
 MINIMUM = "scaling_min_val bounds the statistic in training and evaluation alike, not the scale in evaluation"
-BINARY_CLIP = "a binary weight quantizer leaves the float weight alone; the reference clips it in place"
-NEGATIVE = "a range that is negative throughout gets a scale that reaches 0, so that its zero point fits"
+BINARY_CLIP = (
+    "a binary weight quantizer leaves the float weight alone; the reference clips it in place"
+)
+NEGATIVE = (
+    "a range that is negative throughout gets a scale that reaches 0, so that its zero point fits"
+)
 WIDENS = "-(-128) is 128 and |-128| is 128: the result needs the wider type"
 
 DIFFERENCES = {
@@ -17,7 +21,8 @@ DIFFERENCES = {
     "conv2d/k3s2p1/SignedBinaryWeightPerTensorConst": BINARY_CLIP,
     "net/binary/train": BINARY_CLIP,
     "linear/edge_weights/ShiftedUint8WeightPerChannelFloat/neg": NEGATIVE,
-    "io/in_w/Int8ActPerTensorFloat/ShiftedUint8WeightPerChannelFloat": NEGATIVE + " (one channel is)",
+    "io/in_w/Int8ActPerTensorFloat/ShiftedUint8WeightPerChannelFloat": NEGATIVE
+    + " (one channel is)",
     "bias/QuantConv2d/Int8Bias/per_channel_weight/eval": "a bias on the scale of the accumulator, channel by "
     "channel, leaves the zero point 0",
     "qt/neg/signed": WIDENS,

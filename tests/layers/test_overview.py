@@ -53,7 +53,10 @@ def conv(bias: bool = False, **options: object) -> QuantConv2d:
 def test_the_whole_overview_gives_the_printed_numbers() -> None:
     torch.manual_seed(0)
     default = conv()
-    enabled = [getattr(default, f"{t}_quant").is_quant_enabled for t in ("weight", "bias", "input", "output")]
+    enabled = [
+        getattr(default, f"{t}_quant").is_quant_enabled
+        for t in ("weight", "bias", "input", "output")
+    ]
     assert enabled == [True, False, False, False]
     matches(4, default(torch.randn(1, 2, 5, 5)))
 
@@ -105,7 +108,9 @@ def test_the_whole_overview_gives_the_printed_numbers() -> None:
     assert out.is_valid
     matches(20, with_input(own))
 
-    out = conv(output_quant=Int8ActPerTensorFloat, return_quant_tensor=True)(torch.randn(1, 2, 5, 5))
+    out = conv(output_quant=Int8ActPerTensorFloat, return_quant_tensor=True)(
+        torch.randn(1, 2, 5, 5)
+    )
     matches(21, out)
     assert out.is_valid
 
@@ -114,18 +119,24 @@ def test_the_whole_overview_gives_the_printed_numbers() -> None:
         with_bias(torch.randn(1, 2, 5, 5))
     matches(24, with_bias(own))
 
-    both = conv(bias=True, input_quant=Int8ActPerTensorFloat, bias_quant=Int8Bias, return_quant_tensor=True)
+    both = conv(
+        bias=True, input_quant=Int8ActPerTensorFloat, bias_quant=Int8Bias, return_quant_tensor=True
+    )
     matches(25, both(torch.randn(1, 2, 5, 5)))
     matches(26, both(own))
 
-    late = conv(bias=True, output_quant=Int8ActPerTensorFloat, bias_quant=Int8Bias, return_quant_tensor=True)
+    late = conv(
+        bias=True, output_quant=Int8ActPerTensorFloat, bias_quant=Int8Bias, return_quant_tensor=True
+    )
     with pytest.raises(RuntimeError, match="Input scale required"):
         late(torch.randn(1, 2, 5, 5))
 
     internal = conv(bias=True, bias_quant=Int8BiasPerTensorFloatInternalScaling)
     matches(28, internal(torch.randn(1, 2, 5, 5)))
 
-    out = conv(bias=True, input_quant=Int8ActPerTensorFloat, return_quant_tensor=True)(torch.randn(1, 2, 5, 5))
+    out = conv(bias=True, input_quant=Int8ActPerTensorFloat, return_quant_tensor=True)(
+        torch.randn(1, 2, 5, 5)
+    )
     matches(29, out)
     assert out.is_valid
 

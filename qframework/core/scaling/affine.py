@@ -29,11 +29,11 @@ class AffineRescaling(CoreModule):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        options = {"dtype": wide_dtype(dtype), "device": device}
-        self.affine_weight = nn.Parameter(torch.full(shape, float(rescaling_init), **options))
+        start = torch.ones(shape, dtype=wide_dtype(dtype), device=device)
+        self.affine_weight = nn.Parameter(start * rescaling_init)
         self.affine_bias = None
         if shifting_init is not None:
-            self.affine_bias = nn.Parameter(torch.full(shape, float(shifting_init), **options))
+            self.affine_bias = nn.Parameter(start * shifting_init)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.affine_weight

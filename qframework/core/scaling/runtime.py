@@ -39,7 +39,9 @@ class RuntimeStats(CoreModule):
     ) -> None:
         super().__init__()
         self.stats, self.view, self.shape, self.momentum = stats, view, tuple(shape), momentum
-        self.register_buffer("running_stats", torch.ones(shape, dtype=wide_dtype(dtype), device=device))
+        self.register_buffer(
+            "running_stats", torch.ones(shape, dtype=wide_dtype(dtype), device=device)
+        )
         self.register_buffer("collected_steps", torch.zeros((), dtype=torch.int64, device=device))
 
     @property
@@ -197,4 +199,8 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for the activations ``x``."""
-        return self.collect_or_learned(x) if threshold is None else self.collect_or_learned(x, threshold)
+        return (
+            self.collect_or_learned(x)
+            if threshold is None
+            else self.collect_or_learned(x, threshold)
+        )

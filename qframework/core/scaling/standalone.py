@@ -11,10 +11,13 @@ from qframework.core.base import CoreModule, wide_dtype
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 
 
-def _as_scale(init: float | Tensor, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+def _as_scale(
+    init: float | Tensor, dtype: torch.dtype | None, device: torch.device | None
+) -> Tensor:
+    place = torch.empty(0, device=device).device  # torch's default where None
     if isinstance(init, Tensor):
-        return init.detach().clone().to(dtype=wide_dtype(dtype or init.dtype), device=device)
-    return torch.tensor(float(init), dtype=wide_dtype(dtype), device=device)
+        return init.detach().to(dtype=wide_dtype(dtype or init.dtype), device=place, copy=True)
+    return torch.tensor(float(init), dtype=wide_dtype(dtype), device=place)
 
 
 class ConstScaling(CoreModule):
@@ -46,8 +49,8 @@ class ConstScaling(CoreModule):
             restrict_scale_threshold_impl,
             scaling_min_val,
         )
-        stored = self.restriction.to_domain(_as_scale(scaling_init, dtype, device))
-        self.register_buffer("stored", stored, persistent=False)
+        init = _as_scale(scaling_init, dtype, torch.device("cpu"))
+        self.register_constant("stored", self.restriction.to_domain(init), init.dtype, device)
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale; ``x`` is not looked at."""
@@ -93,7 +96,11 @@ class ParameterScaling(CoreModule):
                     f"scaling_init has shape {tuple(init.shape)}, scaling_shape is {tuple(scaling_shape)}; "
                     "give one number, or a tensor of that shape"
                 )
-            init = init.reshape(scaling_shape) if init.numel() > 1 else init.reshape(()).expand(scaling_shape)
+            init = (
+                init.reshape(scaling_shape)
+                if init.numel() > 1
+                else init.reshape(()).expand(scaling_shape)
+            )
         self.value = nn.Parameter(self.restriction.to_domain(init).clone())
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:

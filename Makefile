@@ -1,0 +1,39 @@
+# make demo: the main job on real data.   make test: every check that CI makes.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STAMP := .venv/.installed
+
+.PHONY: demo test check format clean
+
+demo: $(STAMP)
+	@echo "== training a small network at 8, 4 and 2 bits on handwritten digits"
+	@$(BIN)/python examples/quickstart.py
+
+test: $(STAMP)
+	@echo "== ruff: lint and format"
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+	@echo "== import-linter: every import goes down the floors"
+	@$(BIN)/lint-imports --no-cache > .venv/imports.log || (cat .venv/imports.log; exit 1)
+	@echo "== examples, in short"
+	@$(BIN)/python examples/quickstart.py --epochs 2 --output .venv/demo_output > .venv/demo.log || (cat .venv/demo.log; exit 1)
+	@$(BIN)/python examples/custom_quantizer.py > .venv/custom.log || (cat .venv/custom.log; exit 1)
+	@echo "== pytest"
+	@$(BIN)/python -m pytest -q -n 2
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "== setting up .venv (once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) torch
+	@$(PIP) --editable ".[examples,dev]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf .venv demo_output build dist *.egg-info
