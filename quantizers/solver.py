@@ -118,7 +118,7 @@ class QuantSolver(Injector):
     zero_point_shape = this.scaling_shape
 
 
-class _ParameterSolver(QuantSolver):
+class ParameterQuantSolver(QuantSolver):
     """Weights and biases: the quantizer sees the parameters of its layers."""
 
     scaling_impl_type = ScalingImplType.STATS
@@ -187,7 +187,7 @@ def _he_scale(parameters: Any) -> torch.Tensor:
     return torch.tensor(sum(math.sqrt(2.0 / f) for f in fans) / len(fans), device="cpu")
 
 
-class WeightQuantSolver(_ParameterSolver):
+class WeightQuantSolver(ParameterQuantSolver):
     """Weights: scales of the shape of the output channels."""
 
     proxy_class = WeightQuantProxyFromInjector
@@ -213,7 +213,7 @@ class WeightQuantSolver(_ParameterSolver):
         return tuple(order)
 
 
-class BiasQuantSolver(_ParameterSolver):
+class BiasQuantSolver(ParameterQuantSolver):
     """Biases: the scale is given, input scale times weight scale, or their own."""
 
     proxy_class = BiasQuantProxyFromInjector
