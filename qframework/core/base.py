@@ -52,7 +52,7 @@ class CoreModule(nn.Module):
             dtype: of the buffer; half precision is widened.
             device: of the buffer, torch's default when None.
         """
-        master = torch.as_tensor(value, device=None if isinstance(value, Tensor) else "cpu")
+        master = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         master = master.detach().to(dtype=wide_dtype(dtype), device="cpu").clone()
         self._constants[name] = master
         place = torch.empty(0, device=device).device

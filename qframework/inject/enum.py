@@ -23,6 +23,9 @@ class PolicyEnum(StrEnum):
             return self is other
         return isinstance(other, str) and other.lower() == self.value
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash(self.value)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qframework.inject.errors import QuantizerError
-
 
 @dataclass(frozen=True)
 class Row:
@@ -78,14 +76,14 @@ def explain_class(cls: Any) -> Explanation:
     """Resolve all that can be resolved without a layer."""
     from qframework.inject.resolver import Resolver
 
-    resolver = Resolver(cls)
     rows = []
     for name, binding in cls.__bindings__.items():
+        resolver = Resolver(cls)
         try:
-            value = short(resolver._node(name) if not name.startswith("_") else binding.bound)
-            if name in resolver.values():
-                value = short(resolver.values()[name])
-            rows.append(Row(name, value, resolver.origins.get(name, binding.origin)))
-        except (QuantizerError, AttributeError, TypeError, ValueError, RuntimeError):
-            rows.append(Row(name, "(needs a layer)", binding.origin))
-    return Explanation(f"{cls.__name__}", tuple(sorted(rows, key=lambda r: r.name)))
+            resolver.read(name)
+            value = short(resolver.values()[name])
+        except Exception:  # whatever a @value function raises for want of a layer
+            chosen = resolver.chosen.get(name)
+            value = short(chosen) if isinstance(chosen, type) else "(needs a layer)"
+        rows.append(Row(name, value, resolver.origins.get(name, binding.origin)))
+    return Explanation(cls.__name__, tuple(sorted(rows, key=lambda r: r.name)))

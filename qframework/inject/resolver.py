@@ -76,6 +76,7 @@ class Resolver:
         self.provided = provided or {}
         self.subject, self.prefix, self.parent = subject, prefix, parent
         self.origins: dict[str, str] = {}
+        self.chosen: dict[str, Any] = {}  # what a name came down to, also where it can't be built
         self.used: set[str] = set()
         self._nodes: dict[str, Any] = {}
         self._stack: list[str] = []
@@ -176,7 +177,7 @@ class Resolver:
                 bound = self._call(bound)
             else:
                 origin, bound = f"{origin}, {bound!r}", self._follow(bound)
-        self.origins[name] = origin
+        self.origins[name], self.chosen[name] = origin, bound
         if isinstance(bound, InjectorType):
             if name.endswith("_class"):
                 return bound
