@@ -1,6 +1,6 @@
 """Sums of products: linear layers, convolutions, embeddings; exact scale and width of the accumulator.
 
-The widths are worst cases: ``ceil(log2(U(b_in) U(b_w) K + 1))``, ``U(b) = 2^b - 1``, ``K`` products a sum.
+The widths are worst cases, see :func:`accumulator_bits`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ def _value(x: Any) -> Any:
     return x.value if hasattr(x, "zero_point") else x
 
 
-def _magnitude(q: Any) -> Tensor:
-    """Bound of ``|q|`` by the width; -1 and 1 in one bit count as 2-bit integers."""
-    top: Tensor = 2.0**q.bit_width - 1
-    return torch.clamp(top, min=2.0) if q.signed else top
+def accumulator_bits(x: Any, w: Any, products: int) -> Tensor:
+    """Bits of the sum of ``products`` products of integers of two types, in the worst case.
+
+    The customary ``ceil(log2(U(b_x) U(b_w) K + 1))``, or more where the exact range needs it: for signed results
+    ``ceil(log2(|q_x| |q_w| K + 1)) + 1``, ``|q|`` being ``2^(b-1)`` for signed integers (1 for -1 and 1 in one bit).
+    """
+    customary = bits_of((2.0**x.bit_width - 1) * (2.0**w.bit_width - 1) * products)
+    if not (x.signed or w.signed):
+        return customary
+    largest = [2.0 ** (q.bit_width - 1) if q.signed else 2.0**q.bit_width - 1 for q in (x, w)]
+    return torch.maximum(customary, bits_of(largest[0] * largest[1] * products) + 1)
 
 
 def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
@@ -88,7 +95,7 @@ def _products(
     if weight_scale is None or input_scale is None:
         return value
     scale = weight_scale * input_scale
-    bits = bits_of(_magnitude(x) * _magnitude(w) * products)
+    bits = accumulator_bits(x, w, products)
     fields: dict[str, Any] = {
         "symmetric": True,
         "has_zero": True,
@@ -207,7 +214,7 @@ def _matmul(a: Any, b: Any, *, out: Any = None) -> Any:
         value=value,
         scale=scale,
         zero_point=torch.zeros_like(scale.detach()),
-        bit_width=bits_of(_magnitude(a) * _magnitude(b) * a.value.shape[-1]),
+        bit_width=accumulator_bits(a, b, a.value.shape[-1]),
         signed=a.signed or b.signed,
         training=a.training or b.training,
         source=product_source(a, b),

@@ -49,7 +49,7 @@ def _scalar(t: Tensor) -> Tensor:
 def _axis_rule(*names: str) -> None:
     """Movements of whole axes: done to a scale with its axes of length 1 as they are."""
     for name in names:
-        function = getattr(torch, name, None) or getattr(torch.Tensor, name)
+        function = getattr(torch.Tensor, name, None) or getattr(torch, name)
 
         def apply(q: Any, *args: Any, _function: Any = function, **kwargs: Any) -> Any:
             def move(t: Tensor) -> Any:
@@ -66,7 +66,7 @@ _axis_rule("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"
 def _element_rule(*names: str) -> None:
     """Movements of elements: done to a scale that is spread over the shape of the value."""
     for name in names:
-        function = getattr(torch, name, None) or getattr(torch.Tensor, name)
+        function = getattr(torch.Tensor, name, None) or getattr(torch, name)
 
         def apply(q: Any, *args: Any, _function: Any = function, **kwargs: Any) -> Any:
             if not isinstance(q, QuantTensor):
