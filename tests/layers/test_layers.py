@@ -1,0 +1,229 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qframework.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantHardSwish,
+    QuantHardTanh,
+    QuantIdentity,
+    QuantLinear,
+    QuantReLU,
+    QuantSigmoid,
+    QuantTanh,
+)
+from qframework.quant_tensor import IntQuantTensor
+from qframework.quantizers import (
+    Int8ActPerTensorFloat,
+    Int8Bias,
+    Int8BiasPerTensorFloatInternalScaling,
+    Int8WeightPerChannelFloat,
+    Int32Bias,
+    ShiftedUint8WeightPerTensorFloat,
+)
+
+PAIRS = [
+    (QuantLinear, nn.Linear, (6, 5), {}, (2, 6)),
+    (QuantConv1d, nn.Conv1d, (4, 6, 3), {"stride": 2, "padding": 1, "dilation": 2}, (2, 4, 9)),
+    (QuantConv1d, nn.Conv1d, (4, 4, 3), {"padding": "same", "groups": 2}, (2, 4, 9)),
+    (QuantConv2d, nn.Conv2d, (2, 4, 3), {"padding": 1, "padding_mode": "circular"}, (2, 2, 5, 5)),
+    (QuantConv2d, nn.Conv2d, (2, 4, (3, 1)), {"bias": False}, (2, 5, 5)),
+]
+
+
+@pytest.mark.parametrize(("quant", "plain", "arguments", "options", "shape"), PAIRS)
+def test_without_quantizers_a_layer_is_its_torch_layer_bit_for_bit(
+    quant, plain, arguments, options, shape
+) -> None:
+    if len(shape) == 3 and quant is QuantConv2d:
+        arguments = (2, *arguments[1:])
+    torch.manual_seed(3)
+    mine = quant(*arguments, **options, weight_quant=None)
+    after_mine = torch.rand(1)
+    torch.manual_seed(3)
+    theirs = plain(*arguments, **options)
+    assert torch.equal(after_mine, torch.rand(1))  # as many random numbers
+    x = torch.randn(shape)
+    if len(shape) == 3 and quant is QuantConv2d:
+        x = torch.randn(2, 5, 5)
+    assert torch.equal(mine(x), theirs(x))
+    assert list(mine.state_dict()) == list(theirs.state_dict())
+    assert isinstance(mine, plain)
+
+
+ACTIVATIONS = [
+    (QuantReLU, torch.relu, {}),
+    (QuantSigmoid, torch.sigmoid, {}),
+    (QuantTanh, torch.tanh, {}),
+    (QuantHardSwish, nn.functional.hardswish, {}),
+    (QuantHardTanh, nn.functional.hardtanh, {"min_val": -1.0, "max_val": 1.0}),
+    (QuantIdentity, lambda x: x, {}),
+]
+
+
+@pytest.mark.parametrize(("layer", "function", "options"), ACTIVATIONS)
+def test_activations_are_their_function_within_half_a_step(layer, function, options) -> None:
+    x = torch.randn(4, 50)
+    act = layer(return_quant_tensor=True, **options)
+    y = act(x)
+    assert isinstance(y, IntQuantTensor)
+    assert y.is_valid
+    top = (2 ** (8 - y.signed) - 1) * y.scale
+    expected = function(x).clamp(min=None if y.signed else 0, max=top)
+    assert ((y.value - expected).abs() <= 0.5001 * y.scale).all()
+    plain = layer(act_quant=None, **options)
+    assert torch.equal(plain(x), function(x))
+
+
+def test_hard_tanh_clips_also_when_its_quantizer_is_off() -> None:
+    act = QuantHardTanh(min_val=-1.0, max_val=1.0)
+    act.act_quant.disable_quant = True
+    assert act(torch.tensor([-5.0, 0.3, 5.0])).tolist() == pytest.approx([-1, 0.3, 1])
+
+
+def test_an_activation_without_quantizer_keeps_a_quantized_input() -> None:
+    q = QuantIdentity(return_quant_tensor=True)(torch.randn(9))
+    out = QuantReLU(act_quant=None, return_quant_tensor=True)(q)
+    assert isinstance(out, IntQuantTensor)
+    assert torch.equal(out.int(), q.int().clamp(min=0))
+
+
+@pytest.mark.parametrize("size", [5, 6, 7, 8])
+@pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (3, 1), (2, 2)])
+def test_strided_same_padding_gives_ceil_of_size_over_stride(size, stride, dilation) -> None:
+    layer = QuantConv2d(1, 1, 3, stride=stride, dilation=dilation, padding="same", weight_quant=None)
+    x = torch.randn(1, 1, size, size)
+    out = layer(x)
+    expected = -(-size // stride)
+    assert out.shape[-2:] == (expected, expected)
+    total = max((expected - 1) * stride + 2 * dilation + 1 - size, 0)
+    padded = nn.functional.pad(x, (total // 2, total - total // 2) * 2)
+    by_hand = nn.functional.conv2d(padded, layer.weight, layer.bias, stride, 0, dilation)
+    assert torch.equal(out, by_hand)
+
+
+@pytest.mark.parametrize("bias_quant", [None, Int8Bias, Int32Bias, Int8BiasPerTensorFloatInternalScaling])
+@pytest.mark.parametrize("weight", ["tensor", "channel"])
+@pytest.mark.parametrize("layer", [QuantLinear, QuantConv2d])
+def test_a_layer_is_integer_arithmetic(layer, weight, bias_quant) -> None:
+    """Re-executed on integers: the same integers, whatever bias."""
+    options = {
+        "input_quant": Int8ActPerTensorFloat,
+        "bias_quant": bias_quant,
+        "return_quant_tensor": True,
+        "weight_scaling_per_output_type": weight,
+        "weight_bit_width": 4,
+    }
+    torch.manual_seed(0)
+    if layer is QuantLinear:
+        module, x = layer(6, 5, **options), torch.randn(3, 6)
+    else:
+        module, x = layer(2, 5, 3, padding=1, **options), torch.randn(3, 2, 6, 6)
+    module(x)
+    module.eval()
+    out = module(x)
+    assert out.is_valid
+    q_x = module.input_quant(x).int().double()
+    q_w = module.quant_weight().int().double()
+    if layer is QuantLinear:
+        expected = nn.functional.linear(q_x, q_w)
+        axis = (1, -1)
+    else:
+        expected = nn.functional.conv2d(q_x, q_w, padding=1)
+        axis = (1, -1, 1, 1)
+    if bias_quant in (Int8Bias, Int32Bias):
+        accumulator = (module.input_quant.scale() * module.weight_quant.scale()).flatten()
+        bits = module.bias_quant.bit_width().item()
+        q_b = (module.bias / accumulator).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        expected = expected + q_b.double().reshape(axis)
+        assert out.zero_point.numel() == 1
+        assert out.zero_point.item() == 0
+    assert torch.equal(out.int().double(), expected)
+
+
+def test_an_output_quantizer_gives_its_width() -> None:
+    layer = QuantLinear(6, 5, output_quant=Int8ActPerTensorFloat, output_bit_width=5, return_quant_tensor=True)
+    out = layer(torch.randn(3, 6))
+    assert out.is_valid
+    assert out.bit_width.item() == 5
+
+
+def test_keywords_reach_the_tensor_that_their_prefix_names() -> None:
+    layer = QuantLinear(
+        6,
+        5,
+        input_quant=Int8ActPerTensorFloat,
+        input_bit_width=5,
+        output_quant=Int8ActPerTensorFloat,
+        output_bit_width=6,
+        output_narrow_range=True,
+        weight_bit_width=3,
+        bias_quant=Int8Bias,
+        bias_bit_width=7,
+    )
+    widths = [getattr(layer, f"{t}_quant").bit_width().item() for t in ("input", "output", "weight", "bias")]
+    assert widths == [5, 6, 3, 7]
+    assert layer.output_quant.is_narrow_range
+
+
+def test_a_shifted_weight_has_a_float_product() -> None:
+    layer = QuantLinear(
+        6,
+        5,
+        input_quant=Int8ActPerTensorFloat,
+        weight_quant=ShiftedUint8WeightPerTensorFloat,
+        return_quant_tensor=True,
+    )
+    with pytest.raises(RuntimeError, match="zero point"):
+        layer(torch.randn(2, 6))
+    layer.return_quant_tensor = False
+    assert type(layer(torch.randn(2, 6))) is torch.Tensor
+
+
+def test_quantized_inputs_go_through_the_network() -> None:
+    act = QuantIdentity(return_quant_tensor=True)
+    layer = QuantLinear(6, 5, bias_quant=Int32Bias, return_quant_tensor=True)
+    out = layer(act(torch.randn(2, 6)))
+    assert out.is_valid
+    assert layer.quant_bias is not None
+    with pytest.raises(RuntimeError, match="Input scale required"):
+        layer.quant_bias()
+
+
+def test_tensors_of_zero_elements_pass() -> None:
+    layer = QuantLinear(6, 5, input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat)
+    assert layer(torch.zeros(0, 6)).shape == (0, 5)
+    layer(torch.randn(2, 6))
+    assert layer.eval()(torch.zeros(0, 6)).shape == (0, 5)
+
+
+def test_the_dtype_and_device_of_a_layer_reach_its_quantizers() -> None:
+    layer = QuantLinear(6, 5, input_quant=Int8ActPerTensorFloat, dtype=torch.float64)
+    assert layer.input_quant.scale().dtype == torch.float64
+    meta = QuantLinear(6, 5, input_quant=Int8ActPerTensorFloat, device="meta")
+    assert all(t.is_meta for n, t in meta.state_dict().items() if not n.endswith("collected_steps"))
+
+
+def test_gradients_reach_weights_scales_and_inputs() -> None:
+    layer = QuantLinear(
+        6, 5, input_quant=Int8ActPerTensorFloat, weight_scaling_impl_type="parameter_from_stats"
+    )
+    x = torch.randn(4, 6, requires_grad=True)
+    layer(x).pow(2).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert layer.weight.grad.abs().sum() > 0
+    assert layer.weight_quant.tensor_quant.scaling_impl.value.grad.abs() > 0
+
+
+def test_two_copies_of_a_model_have_scales_of_their_own() -> None:
+    act = QuantIdentity(return_quant_tensor=True)
+    act(torch.ones(3))
+    other = copy.deepcopy(act)
+    other(torch.ones(3) * 50)
+    act.eval()
+    other.eval()
+    with pytest.raises(RuntimeError, match="different scales"):
+        act(torch.ones(3)) + other(torch.ones(3))

@@ -1,0 +1,150 @@
+"""Every predefined quantizer builds, trains a step, survives a state dict and gives valid tensors."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import qframework.quantizers as predefined
+from qframework.inject import Injector
+from qframework.layers import QuantIdentity, QuantLinear
+from qframework.proxy import (
+    ActQuantProxyFromInjector,
+    BiasQuantProxyFromInjector,
+    WeightQuantProxyFromInjector,
+)
+
+EXTRA = {
+    "Int8ActPerTensorFloatMinMaxInit": {"min_val": -2.0, "max_val": 2.0},
+    "Int8ActPerTensorFixedPointMinMaxInit": {"min_val": -2.0, "max_val": 2.0},
+    "Uint8ActPerTensorFloatMaxInit": {"max_val": 2.0},
+    "Uint8ActPerTensorFixedPointMaxInit": {"max_val": 2.0},
+    "IntBias": {"bit_width": 12},
+}
+
+
+def named(kind: type) -> list[str]:
+    out = []
+    for name in predefined.__all__:
+        quantizer = getattr(predefined, name)
+        if name.endswith("Solver") or name.startswith("None") or "proxy_class" not in quantizer:
+            continue
+        if issubclass(quantizer.proxy_class, kind):
+            out.append(name)
+    return out
+
+
+def build(name: str) -> nn.Module:
+    quantizer, extra = getattr(predefined, name), EXTRA.get(name, {})
+    torch.manual_seed(0)
+    if name in named(ActQuantProxyFromInjector):
+        layer = QuantIdentity(act_quant=quantizer, return_quant_tensor=True, **extra)
+        return nn.Sequential(layer)
+    role = "weight" if name in named(WeightQuantProxyFromInjector) else "bias"
+    extra = {f"{role}_{k}": v for k, v in extra.items()}
+    act = predefined.Int8ActPerTensorFloat
+    return nn.Sequential(QuantLinear(6, 5, input_quant=act, **{f"{role}_quant": quantizer}, **extra))
+
+
+def sample(name: str) -> torch.Tensor:
+    if name.endswith("2d"):
+        return torch.randn(4, 6, 3, 3)
+    return torch.randn(4, 6, 5) if name.endswith("1d") else torch.randn(4, 6)
+
+
+ALL = [
+    name
+    for kind in (WeightQuantProxyFromInjector, BiasQuantProxyFromInjector, ActQuantProxyFromInjector)
+    for name in named(kind)
+]
+
+
+def test_every_exported_name_is_a_quantizer() -> None:
+    assert all(issubclass(getattr(predefined, n), Injector) for n in predefined.__all__)
+    assert len(ALL) == 31
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_it_trains_a_step_and_survives_a_state_dict(name) -> None:
+    model, x = build(name), sample(name)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01) if list(model.parameters()) else None
+    out = model(x.requires_grad_())
+    loss = (out.value if hasattr(out, "value") else out).pow(2).sum()
+    loss.backward()
+    if optimizer is not None:
+        optimizer.step()
+    model.eval()
+    other = build(name)
+    other.load_state_dict(model.state_dict())
+    other.eval()
+    first, second = model(x), other(x)
+    assert torch.equal(getattr(first, "value", first), getattr(second, "value", second))
+    layer = model[0]
+    quantized = {
+        "QuantIdentity": lambda: first,
+        "QuantLinear": lambda: layer.quant_weight(),
+    }[type(layer).__name__]()
+    assert quantized.is_valid
+    assert quantized.int().dtype in (torch.int8, torch.uint8)
+    assert name in str(layer.explain())
+    assert len(repr(layer).splitlines()) <= 4
+
+
+@pytest.mark.parametrize("name", named(ActQuantProxyFromInjector))
+def test_activations_are_nearest_points_within_range(name) -> None:
+    model, x = build(name).eval(), sample(name)
+    model.train()
+    for _ in range(3):
+        model(x)
+    q = model.eval()(x)
+    if "Binary" in name:
+        assert torch.equal(q.value, torch.where(x >= 0, 1.0, -1.0) * q.scale)
+        return
+    exact = x / q.scale + q.zero_point
+    low, high = (-128, 127) if q.signed else (0, 255)
+    if "Ternary" in name:
+        low, high = -1, 1
+    integers = q.int().to(torch.float32)
+    assert ((integers - exact.clamp(low, high)).abs() <= 0.5 + 1e-4).all()
+
+
+weights = st.lists(
+    st.one_of(
+        st.floats(-10, 10, width=32),
+        st.sampled_from([0.0, 1e-30, -1e-30, 1e30, -1e30, 3.0, -3.0]),
+    ),
+    min_size=12,
+    max_size=12,
+)
+
+
+@given(
+    weights,
+    st.integers(2, 16),
+    st.booleans(),
+    st.sampled_from(["tensor", "channel"]),
+    st.sampled_from(
+        ["Int8WeightPerTensorFloat", "Int8WeightPerTensorFixedPoint", "ShiftedUint8WeightPerTensorFloat"]
+    ),
+)
+def test_any_weight_becomes_its_nearest_points(numbers, bits, narrow, granularity, name) -> None:
+    layer = QuantLinear(
+        4,
+        3,
+        weight_quant=getattr(predefined, name),
+        weight_bit_width=bits,
+        weight_narrow_range=narrow,
+        weight_scaling_per_output_type=granularity,
+    )
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(numbers).reshape(3, 4))
+    q = layer.quant_weight()
+    assert q.is_valid
+    assert q.bit_width.item() == bits
+    with torch.no_grad():
+        # Nothing is clipped by more than half a step, except the largest by a rounded-up power of two's narrow range.
+        slack = 1.0 if "FixedPoint" in name or "Shifted" in name else 0.5
+        assert ((q.value - layer.weight).abs() <= slack * 1.001 * q.scale + 1e-37).all()
+        again = layer.weight_quant.tensor_quant.int_quant(q.scale, q.zero_point, q.bit_width, q.value)
+        assert torch.equal(again, q.value)

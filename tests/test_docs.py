@@ -1,0 +1,24 @@
+"""Every Python block of README and docs runs, one after the other in each file."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_snippets_run(page, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    space: dict[str, object] = {"__name__": page.stem}
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        if "no-run" in match[1]:
+            continue
+        line = text[: match.start()].count("\n") + 1
+        exec(compile("\n" * line + match[2], str(page), "exec"), space)
