@@ -22,3 +22,12 @@ def test_snippets_run(page, monkeypatch, tmp_path) -> None:
             continue
         line = text[: match.start()].count("\n") + 1
         exec(compile("\n" * line + match[2], str(page), "exec"), space)
+
+
+def test_the_page_of_policies_is_that_of_the_model() -> None:
+    space: dict[str, object] = {
+        "__file__": str(ROOT / "docs" / "generate.py"),
+        "__name__": "generate",
+    }
+    exec((ROOT / "docs" / "generate.py").read_text(), space)
+    assert space["PAGE"].read_text() == space["policies"](), "run python docs/generate.py"

@@ -1,7 +1,15 @@
 import subprocess
 import sys
 
-HEAVY = ["torch._dynamo", "torch._inductor", "torch.onnx", "torch.distributed", "matplotlib", "sklearn", "rich"]
+HEAVY = [
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.onnx",
+    "torch.distributed",
+    "matplotlib",
+    "sklearn",
+    "rich",
+]
 
 SCRIPT = f"""
 import sys, time

@@ -83,7 +83,9 @@ def test_float32_stays_in_range_at_every_width(case) -> None:
     assert bool(torch.isfinite(y).all())
     q = (y.double() / s.double()).round()
     assert bool(((q >= low - 1e-7 * abs(low)) & (q <= high + 1e-7 * high)).all())
-    integers = IntQuant(narrow, signed).to_int(s, torch.zeros(()), torch.tensor(float(bits)), x.float())
+    integers = IntQuant(narrow, signed).to_int(
+        s, torch.zeros(()), torch.tensor(float(bits)), x.float()
+    )
     assert bool(((integers.double() >= low) & (integers.double() <= high)).all())
 
 

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from qframework.core.scaling import ParameterFromRuntimeStatsScaling, RuntimeStatsScaling
 from qframework.core.function_wrapper import OverTensorView
+from qframework.core.scaling import ParameterFromRuntimeStatsScaling, RuntimeStatsScaling
 from qframework.core.stats import AbsMax
 from qframework.layers import QuantIdentity
 

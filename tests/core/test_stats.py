@@ -62,7 +62,9 @@ def test_percentiles_are_order_statistics(q, numbers) -> None:
     assert NegativePercentileOrZero(q)(x).item() == min(low, 0)
 
 
-@pytest.mark.parametrize(("x", "width"), [([-6.0, -5.0], 6.0), ([5.0, 6.0], 6.0), ([-1.0, 2.0], 3.0)])
+@pytest.mark.parametrize(
+    ("x", "width"), [([-6.0, -5.0], 6.0), ([5.0, 6.0], 6.0), ([-1.0, 2.0], 3.0)]
+)
 def test_ranges_hold_zero(x, width) -> None:
     assert AbsMinMax()(torch.tensor(x)).item() == width
     assert PercentileInterval(0.001, 99.999)(torch.tensor(x)).item() == width

@@ -69,7 +69,10 @@ def test_without_data_the_scale_stays_and_a_warning_names_the_quantizers() -> No
     with torch.no_grad(), calibration_mode(model):
         model(torch.ones(2, 6))
     kept = model[0].act_quant.scale().item()
-    with pytest.warns(UserWarning, match=r"no data reached 0\.act_quant, 3\.act_quant"), calibration_mode(model):
+    with (
+        pytest.warns(UserWarning, match=r"no data reached 0\.act_quant, 3\.act_quant"),
+        calibration_mode(model),
+    ):
         pass
     assert model[0].act_quant.scale().item() == kept
 

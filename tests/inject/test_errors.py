@@ -45,8 +45,16 @@ class Misspelled(Int8WeightPerTensorFloat):
             TypeError,
             ["QuantLinear.weight_quant", "weight_bit_widht=4", "'weight_bit_width'"],
         ),
-        (lambda: linear(wieght_bit_width=4), TypeError, ["wieght_bit_width=4", "'weight_bit_width'"]),
-        (lambda: QuantReLU(bit_witdh=4), TypeError, ["QuantReLU.act_quant", "bit_witdh=4", "'bit_width'"]),
+        (
+            lambda: linear(wieght_bit_width=4),
+            TypeError,
+            ["wieght_bit_width=4", "'weight_bit_width'"],
+        ),
+        (
+            lambda: QuantReLU(bit_witdh=4),
+            TypeError,
+            ["QuantReLU.act_quant", "bit_witdh=4", "'bit_width'"],
+        ),
         (lambda: QuantConv2d(1, 1, 1, foo=1), TypeError, ["QuantConv2d", "foo=1", "'weight_'"]),
         (
             lambda: linear(weight_sigma=3.0),
@@ -54,7 +62,11 @@ class Misspelled(Int8WeightPerTensorFloat):
             ["weight_sigma=3.0 has no effect", "weight_scaling_stats_op='max'"],
         ),
         (lambda: linear(weight_collect_stats_steps=5), TypeError, ["has no effect"]),
-        (lambda: linear(bias_bit_width=4), TypeError, ["bias_bit_width=4 has no effect", "not quantized"]),
+        (
+            lambda: linear(bias_bit_width=4),
+            TypeError,
+            ["bias_bit_width=4 has no effect", "not quantized"],
+        ),
         (
             lambda: linear(weight_bit_width="eight"),
             TypeError,
@@ -62,7 +74,11 @@ class Misspelled(Int8WeightPerTensorFloat):
         ),
         (lambda: linear(weight_bit_width=0), ValueError, ["weight_bit_width=0", "1 to 32"]),
         (lambda: linear(weight_bit_width=33), ValueError, ["weight_bit_width=33", "1 to 32"]),
-        (lambda: linear(weight_bit_width=4.5), ValueError, ["weight_bit_width=4.5", "whole number"]),
+        (
+            lambda: linear(weight_bit_width=4.5),
+            ValueError,
+            ["weight_bit_width=4.5", "whole number"],
+        ),
         (lambda: linear(weight_bit_width=1), ValueError, ["bit_width=1", "narrow_range", "binary"]),
         (
             lambda: linear(weight_scaling_impl_type=RestrictValueType.FP),
@@ -84,14 +100,22 @@ class Misspelled(Int8WeightPerTensorFloat):
             ValueError,
             ["scaling_stats_permute_dims"],
         ),
-        (lambda: QuantIdentity(scaling_impl_type="he"), ValueError, ["'he'", "an activation", "'const'"]),
+        (
+            lambda: QuantIdentity(scaling_impl_type="he"),
+            ValueError,
+            ["'he'", "an activation", "'const'"],
+        ),
         (lambda: QuantHardTanh(), ValueError, ["QuantHardTanh.act_quant", "min_val and max_val"]),
         (
             lambda: linear(weight_quant=Int8ActPerTensorFloat),
             TypeError,
             ["Int8ActPerTensorFloat", "another kind"],
         ),
-        (lambda: linear(weight_quant="int8"), TypeError, ["QuantLinear.weight_quant", "'int8'", "str"]),
+        (
+            lambda: linear(weight_quant="int8"),
+            TypeError,
+            ["QuantLinear.weight_quant", "'int8'", "str"],
+        ),
         (lambda: linear(bias_quant=IntBias), AttributeError, ["'bit_width'", "bias_bit_width"]),
         (
             lambda: linear(weight_quant=Circle),
@@ -112,7 +136,9 @@ class Misspelled(Int8WeightPerTensorFloat):
         ),
         (lambda: linear(weight_scaling_impl_type="const"), ValueError, ["scaling_const"]),
         (
-            lambda: linear(weight_scaling_stats_op="signed_max", weight_restrict_scaling_type="power_of_two"),
+            lambda: linear(
+                weight_scaling_stats_op="signed_max", weight_restrict_scaling_type="power_of_two"
+            ),
             ValueError,
             ["'signed_max'", "'power_of_two'", "'signed_fp'"],
         ),
@@ -165,9 +191,13 @@ def test_errors_at_run_time_name_the_layer_in_its_model() -> None:
 
     model = torch.nn.Sequential()
     model.add_module("classifier", linear(bias_quant=Int8Bias))
-    with pytest.raises(RuntimeError, match=r"classifier \(QuantLinear\): Input scale required.*input_quant="):
+    with pytest.raises(
+        RuntimeError, match=r"classifier \(QuantLinear\): Input scale required.*input_quant="
+    ):
         model(torch.randn(2, 4))
-    with pytest.raises(RuntimeError, match="QuantLayer is not correctly configured.*quantized input"):
+    with pytest.raises(
+        RuntimeError, match="QuantLayer is not correctly configured.*quantized input"
+    ):
         linear(return_quant_tensor=True)(torch.randn(2, 4))
     with pytest.raises(RuntimeError, match="quantized weight"):
         linear(return_quant_tensor=True, weight_quant=None)(torch.randn(2, 4))

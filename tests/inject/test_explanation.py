@@ -10,7 +10,10 @@ def test_origins_are_keyword_class_layer_and_computation() -> None:
     layer = QuantLinear(4, 4, weight_quant=Four, weight_narrow_range=False)
     told = layer.weight_quant.explain()
     assert (told["bit_width"].value, told["bit_width"].origin) == ("4", "class Four")
-    assert (told["narrow_range"].value, told["narrow_range"].origin) == ("False", "keyword weight_narrow_range")
+    assert (told["narrow_range"].value, told["narrow_range"].origin) == (
+        "False",
+        "keyword weight_narrow_range",
+    )
     assert told["out_channels"].origin == "provided by the layer"
     assert told["scaling_impl"].value == "StatsFromParameterScaling"
     assert "computed by" in told["scaling_impl"].origin

@@ -127,7 +127,7 @@ def test_nested_injectors_reach_out_and_are_reached() -> None:
     class Outer(Injector):
         a = 5
 
-        class inner(Injector):  # noqa: N801
+        class inner(Injector):
             b = (this << 1).a
 
             @value
@@ -193,9 +193,11 @@ def test_an_explicit_slot_wins_over_the_policy() -> None:
     assert layer.weight_quant.scale().item() == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("text", ["parameter_from_stats", "PARAMETER_FROM_STATS", "Parameter_From_Stats"])
+@pytest.mark.parametrize(
+    "text", ["parameter_from_stats", "PARAMETER_FROM_STATS", "Parameter_From_Stats"]
+)
 def test_strings_stand_for_members(text) -> None:
-    assert ScalingImplType.PARAMETER_FROM_STATS == text
+    assert text == ScalingImplType.PARAMETER_FROM_STATS
     layer = QuantLinear(4, 4, weight_scaling_impl_type=text)
     assert "weight_quant.tensor_quant.scaling_impl.value" in layer.state_dict()
 
@@ -216,11 +218,15 @@ def test_value_functions_see_what_the_layer_provides() -> None:
 
     layer = QuantLinear(8, 4, weight_quant=FromModule)
     parameter = layer.weight_quant.tensor_quant.scaling_impl.value
-    assert (layer.weight_quant.scale() * 127).item() == pytest.approx(layer.weight.abs().max().item())
+    assert (layer.weight_quant.scale() * 127).item() == pytest.approx(
+        layer.weight.abs().max().item()
+    )
     with torch.no_grad():
         layer.weight.mul_(3)
     layer.weight_quant.init_tensor_quant()
-    assert (layer.weight_quant.scale() * 127).item() == pytest.approx(layer.weight.abs().max().item())
+    assert (layer.weight_quant.scale() * 127).item() == pytest.approx(
+        layer.weight.abs().max().item()
+    )
     assert layer.weight_quant.tensor_quant.scaling_impl.value is parameter
 
 

@@ -37,7 +37,13 @@ class Residual(nn.Module):
             act_quant=Uint8ActPerTensorFixedPoint, return_quant_tensor=True, collect_stats_steps=2
         )
         self.conv2 = QuantConv2d(
-            4, 4, 3, padding=1, bias=False, weight_quant=Int8WeightPerChannelFloat, return_quant_tensor=True
+            4,
+            4,
+            3,
+            padding=1,
+            bias=False,
+            weight_quant=Int8WeightPerChannelFloat,
+            return_quant_tensor=True,
         )
         self.again = QuantReLU(act_quant=self.relu.act_quant, return_quant_tensor=True)
         self.shift = QuantIdentity(act_quant=ShiftedUint8ActPerTensorFloat, collect_stats_steps=2)
@@ -55,9 +61,7 @@ def gradients(model: nn.Module, out: IntQuantTensor) -> list[torch.Tensor]:
     loss = out.value.pow(2).sum() + 1e3 * out.scale.sum() + out.bit_width
     parameters = list(model.parameters())
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
-    ]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 
 
 @pytest.mark.slow
@@ -92,6 +96,7 @@ def test_compiled_training_and_evaluation_equal_eager_without_recompiling() -> N
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.export looks at it
 @pytest.mark.parametrize("training", [False, True])
 def test_exported_programs_hold_quantized_tensors(training) -> None:
     torch.manual_seed(0)

@@ -94,7 +94,9 @@ def test_an_activation_without_quantizer_keeps_a_quantized_input() -> None:
 @pytest.mark.parametrize("size", [5, 6, 7, 8])
 @pytest.mark.parametrize(("stride", "dilation"), [(2, 1), (3, 1), (2, 2)])
 def test_strided_same_padding_gives_ceil_of_size_over_stride(size, stride, dilation) -> None:
-    layer = QuantConv2d(1, 1, 3, stride=stride, dilation=dilation, padding="same", weight_quant=None)
+    layer = QuantConv2d(
+        1, 1, 3, stride=stride, dilation=dilation, padding="same", weight_quant=None
+    )
     x = torch.randn(1, 1, size, size)
     out = layer(x)
     expected = -(-size // stride)
@@ -105,7 +107,9 @@ def test_strided_same_padding_gives_ceil_of_size_over_stride(size, stride, dilat
     assert torch.equal(out, by_hand)
 
 
-@pytest.mark.parametrize("bias_quant", [None, Int8Bias, Int32Bias, Int8BiasPerTensorFloatInternalScaling])
+@pytest.mark.parametrize(
+    "bias_quant", [None, Int8Bias, Int32Bias, Int8BiasPerTensorFloatInternalScaling]
+)
 @pytest.mark.parametrize("weight", ["tensor", "channel"])
 @pytest.mark.parametrize("layer", [QuantLinear, QuantConv2d])
 def test_a_layer_is_integer_arithmetic(layer, weight, bias_quant) -> None:
@@ -145,7 +149,9 @@ def test_a_layer_is_integer_arithmetic(layer, weight, bias_quant) -> None:
 
 
 def test_an_output_quantizer_gives_its_width() -> None:
-    layer = QuantLinear(6, 5, output_quant=Int8ActPerTensorFloat, output_bit_width=5, return_quant_tensor=True)
+    layer = QuantLinear(
+        6, 5, output_quant=Int8ActPerTensorFloat, output_bit_width=5, return_quant_tensor=True
+    )
     out = layer(torch.randn(3, 6))
     assert out.is_valid
     assert out.bit_width.item() == 5
@@ -164,7 +170,10 @@ def test_keywords_reach_the_tensor_that_their_prefix_names() -> None:
         bias_quant=Int8Bias,
         bias_bit_width=7,
     )
-    widths = [getattr(layer, f"{t}_quant").bit_width().item() for t in ("input", "output", "weight", "bias")]
+    widths = [
+        getattr(layer, f"{t}_quant").bit_width().item()
+        for t in ("input", "output", "weight", "bias")
+    ]
     assert widths == [5, 6, 3, 7]
     assert layer.output_quant.is_narrow_range
 
@@ -194,7 +203,9 @@ def test_quantized_inputs_go_through_the_network() -> None:
 
 
 def test_tensors_of_zero_elements_pass() -> None:
-    layer = QuantLinear(6, 5, input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat)
+    layer = QuantLinear(
+        6, 5, input_quant=Int8ActPerTensorFloat, weight_quant=Int8WeightPerChannelFloat
+    )
     assert layer(torch.zeros(0, 6)).shape == (0, 5)
     layer(torch.randn(2, 6))
     assert layer.eval()(torch.zeros(0, 6)).shape == (0, 5)

@@ -48,7 +48,9 @@ def test_a_value_function_sees_all_layers() -> None:
     with torch.no_grad():
         second.weight.mul_(10)
     first.weight_quant.add_tracked_module(second)
-    assert first.weight_quant.scale().item() == pytest.approx(second.weight.abs().max().item() / 127)
+    assert first.weight_quant.scale().item() == pytest.approx(
+        second.weight.abs().max().item() / 127
+    )
 
 
 def test_sharing_keeps_what_was_trained() -> None:
@@ -56,7 +58,10 @@ def test_sharing_keeps_what_was_trained() -> None:
     optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
     first(torch.randn(3, 4)).pow(2).sum().backward()
     optimizer.step()
-    trained, parameter = first.weight_quant.scale().item(), first.weight_quant.tensor_quant.scaling_impl.value
+    trained, parameter = (
+        first.weight_quant.scale().item(),
+        first.weight_quant.tensor_quant.scaling_impl.value,
+    )
     QuantLinear(6, 5, weight_quant=first.weight_quant)
     assert first.weight_quant.scale().item() == trained
     assert first.weight_quant.tensor_quant.scaling_impl.value is parameter

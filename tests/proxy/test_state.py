@@ -91,7 +91,9 @@ def test_a_float_checkpoint_loads_strictly_and_learned_scales_start_from_it() ->
     model = after(4)
     kept = model[1].act_quant.scale().item()
     model.load_state_dict(floats.state_dict(), strict=True)
-    assert model[0].weight_quant.scale().item() == pytest.approx(floats[0].weight.abs().max().item() / 3)
+    assert model[0].weight_quant.scale().item() == pytest.approx(
+        floats[0].weight.abs().max().item() / 3
+    )
     assert model[1].act_quant.scale().item() == kept
 
 
@@ -137,7 +139,9 @@ def top_of(layer: nn.Module) -> float:
     return layer.weight.abs().max().item()
 
 
-@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    "copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_a_scale_that_was_never_trained_follows_its_weight(copied) -> None:
     layer = QuantLinear(6, 5, weight_quant=Learned)
     layer(torch.randn(2, 6))
@@ -187,7 +191,9 @@ def test_evaluation_before_any_data_warns_once_by_name() -> None:
     model = nn.Sequential()
     model.add_module("head", nn.Sequential(QuantReLU(), QuantIdentity()))
     model.eval()
-    with pytest.warns(UserWarning, match=r"head\.[01] \(Quant\w+\)\.act_quant.*calibration_mode") as caught:
+    with pytest.warns(
+        UserWarning, match=r"head\.[01] \(Quant\w+\)\.act_quant.*calibration_mode"
+    ) as caught:
         model(torch.randn(3))
         model(torch.randn(3))
     assert len(caught) == 2  # one for each layer

@@ -10,7 +10,9 @@ from qframework.quant_tensor import IntQuantTensor
 SCALE = 0.125  # a power of two, so that values are exact
 
 
-def make(integers: list[int], zero: int, bits: int, signed: bool, scale: float = SCALE) -> IntQuantTensor:
+def make(
+    integers: list[int], zero: int, bits: int, signed: bool, scale: float = SCALE
+) -> IntQuantTensor:
     q = torch.tensor(integers, dtype=torch.float64)
     return IntQuantTensor((q - zero) * scale, scale, float(zero), float(bits), signed)
 
@@ -19,7 +21,11 @@ def make(integers: list[int], zero: int, bits: int, signed: bool, scale: float =
 def operands(draw, zero_points: bool) -> tuple[list[int], int, int, bool]:
     signed, bits = draw(st.booleans()), draw(st.integers(1, 8))
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    integers = draw(st.lists(st.one_of(st.integers(low, high), st.sampled_from([low, high])), min_size=4, max_size=4))
+    integers = draw(
+        st.lists(
+            st.one_of(st.integers(low, high), st.sampled_from([low, high])), min_size=4, max_size=4
+        )
+    )
     zero = draw(st.integers(low, high)) if zero_points else 0
     return integers, zero, bits, signed
 
@@ -70,7 +76,13 @@ def test_a_number_moves_the_zero_point(a, steps) -> None:
     number = steps * SCALE
     x = make(*a)
     expected = x.value + number
-    for result in (x + number, number + x, x + torch.tensor(number), torch.tensor(number) + x, x - -number):
+    for result in (
+        x + number,
+        number + x,
+        x + torch.tensor(number),
+        torch.tensor(number) + x,
+        x - -number,
+    ):
         assert isinstance(result, IntQuantTensor)
         assert torch.equal(result.value, expected)
         assert (result.value / result.scale + result.zero_point).tolist() == a[0]
@@ -117,7 +129,9 @@ def test_quotient_has_the_scale_of_a_fixed_point_quotient() -> None:
 def test_different_scales_are_refused_in_evaluation_with_a_remedy() -> None:
     a, b = make([1, 2], 0, 4, True), make([1, 2], 0, 4, True, scale=0.25)
     for combine in (lambda: a + b, lambda: a - b, lambda: torch.cat([a, b])):
-        with pytest.raises(RuntimeError, match=r"different scales: 0.125 and 0.25.*act_quant=other.act_quant"):
+        with pytest.raises(
+            RuntimeError, match=r"different scales: 0.125 and 0.25.*act_quant=other.act_quant"
+        ):
             combine()
 
 

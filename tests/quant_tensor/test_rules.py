@@ -78,7 +78,9 @@ MOVES = [
 
 @pytest.mark.parametrize("channels", [None, 1, 3], ids=["per tensor", "per channel", "per column"])
 @pytest.mark.parametrize(("name", "move"), MOVES, ids=[m[0] for m in MOVES])
-def test_functions_that_keep_a_grid_do_to_the_integers_what_they_do_to_the_values(name, move, channels) -> None:
+def test_functions_that_keep_a_grid_do_to_the_integers_what_they_do_to_the_values(
+    name, move, channels
+) -> None:
     shape = (2, 3, 4, 2)
     q = make(shape, scale=0.125 if channels is None else per_channel(shape, channels))
     result = move(q)
@@ -196,7 +198,9 @@ def test_biases(kind) -> None:
     assert torch.equal(out.value, F.linear(x.value, w.value, getattr(bias, "value", bias)))
     assert out.is_valid
     if kind == "on scale":
-        assert torch.equal(integers(out), F.linear(integers(x), integers(w)) + torch.tensor([5, -3, 7]))
+        assert torch.equal(
+            integers(out), F.linear(integers(x), integers(w)) + torch.tensor([5, -3, 7])
+        )
     else:
         assert torch.equal(integers(out), integers(plain))
 

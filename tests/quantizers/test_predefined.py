@@ -44,7 +44,9 @@ def build(name: str) -> nn.Module:
     role = "weight" if name in named(WeightQuantProxyFromInjector) else "bias"
     extra = {f"{role}_{k}": v for k, v in extra.items()}
     act = predefined.Int8ActPerTensorFloat
-    return nn.Sequential(QuantLinear(6, 5, input_quant=act, **{f"{role}_quant": quantizer}, **extra))
+    return nn.Sequential(
+        QuantLinear(6, 5, input_quant=act, **{f"{role}_quant": quantizer}, **extra)
+    )
 
 
 def sample(name: str) -> torch.Tensor:
@@ -55,7 +57,11 @@ def sample(name: str) -> torch.Tensor:
 
 ALL = [
     name
-    for kind in (WeightQuantProxyFromInjector, BiasQuantProxyFromInjector, ActQuantProxyFromInjector)
+    for kind in (
+        WeightQuantProxyFromInjector,
+        BiasQuantProxyFromInjector,
+        ActQuantProxyFromInjector,
+    )
     for name in named(kind)
 ]
 
@@ -125,7 +131,11 @@ weights = st.lists(
     st.booleans(),
     st.sampled_from(["tensor", "channel"]),
     st.sampled_from(
-        ["Int8WeightPerTensorFloat", "Int8WeightPerTensorFixedPoint", "ShiftedUint8WeightPerTensorFloat"]
+        [
+            "Int8WeightPerTensorFloat",
+            "Int8WeightPerTensorFixedPoint",
+            "ShiftedUint8WeightPerTensorFloat",
+        ]
     ),
 )
 def test_any_weight_becomes_its_nearest_points(numbers, bits, narrow, granularity, name) -> None:
@@ -146,5 +156,7 @@ def test_any_weight_becomes_its_nearest_points(numbers, bits, narrow, granularit
         # Nothing is clipped by more than half a step, except the largest by a rounded-up power of two's narrow range.
         slack = 1.0 if "FixedPoint" in name or "Shifted" in name else 0.5
         assert ((q.value - layer.weight).abs() <= slack * 1.001 * q.scale + 1e-37).all()
-        again = layer.weight_quant.tensor_quant.int_quant(q.scale, q.zero_point, q.bit_width, q.value)
+        again = layer.weight_quant.tensor_quant.int_quant(
+            q.scale, q.zero_point, q.bit_width, q.value
+        )
         assert torch.equal(again, q.value)
