@@ -196,7 +196,7 @@ def test_errors_at_run_time_name_the_layer_in_its_model() -> None:
     ):
         model(torch.randn(2, 4))
     with pytest.raises(
-        RuntimeError, match="QuantLayer is not correctly configured.*quantized input"
+        RuntimeError, match=r"QuantLayer is not correctly configured\..*quantized input"
     ):
         linear(return_quant_tensor=True)(torch.randn(2, 4))
     with pytest.raises(RuntimeError, match="quantized weight"):

@@ -100,11 +100,11 @@ def test_a_float_checkpoint_loads_strictly_and_learned_scales_start_from_it() ->
 def test_wrong_keys_are_still_reported() -> None:
     state = after(4).state_dict()
     state["0.weight_quant.tensor_quant.scaling_impl.wrong"] = torch.ones(())
-    with pytest.raises(RuntimeError, match="Unexpected key.*scaling_impl.wrong"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*scaling_impl\.wrong"):
         net().load_state_dict(state)
     state = after(4).state_dict()
     del state["1.act_quant.tensor_quant.scaling_impl.value"]
-    with pytest.raises(RuntimeError, match="Missing key.*scaling_impl.value"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*scaling_impl\.value"):
         net().load_state_dict(state)
 
 

@@ -78,7 +78,7 @@ def test_it_looks_like_a_tensor() -> None:
     assert torch.equal(q**2, q.value**2)
     assert np.asarray(q).shape == (2, 3, 4, 4)
     assert not isinstance(q, tuple)
-    with pytest.raises(AttributeError, match="neither has torch.Tensor"):
+    with pytest.raises(AttributeError, match=r"neither has torch\.Tensor"):
         _ = q.no_such_thing
 
 
