@@ -1,7 +1,7 @@
 # make demo: the main job on real data.   make test: every check that CI makes.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := .venv/.installed
 
 .PHONY: demo test check format clean
