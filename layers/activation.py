@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from qframework.inject import PolicyTypeError
 from qframework.layers.base import QuantLayer, route_keywords
-from qframework.proxy import ActQuantProxyFromInjector, build_proxy
+from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
@@ -65,6 +66,21 @@ class QuantNonLinearActLayer(QuantLayer):
             provided,
         )
 
+        self.own_activation = self._beside_shared(act_quant)
+
+    def _beside_shared(self, act_quant: Any) -> nn.Module | None:
+        """The function to apply here, because a shared quantizer comes with that of its first layer."""
+        own = self.act_impl
+        if not isinstance(act_quant, QuantProxy) or type(self.act_quant.activation_impl) is own:
+            return None
+        theirs = self.act_quant.activation_impl
+        if theirs is not None and not self.act_quant.is_passthrough_act:
+            raise PolicyTypeError(
+                f"{type(self).__name__}.act_quant: the quantizer to share applies {type(theirs).__name__} first; "
+                f"share it among layers of one kind, or share a QuantIdentity's"
+            )
+        return None if own is None or self.drop_act_when_quantized else own()
+
     def forward(self, x: Any) -> Any:
         """Apply and quantize.
 
@@ -77,7 +93,10 @@ class QuantNonLinearActLayer(QuantLayer):
         Raises:
             RuntimeError: a quantized result is asked for and the quantizer is off.
         """
-        return self._pack(self.act_quant(self.input_quant(x)))
+        x = self.input_quant(x)
+        if self.own_activation is not None:
+            x = self.own_activation(x)
+        return self._pack(self.act_quant(x))
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."

@@ -13,7 +13,7 @@ from qframework.functional import (
     tensor_clamp,
     tensor_clamp_ste,
 )
-from qframework.functional.straight_through import _apply as _straight_through
+from qframework.functional.straight_through import apply_step
 
 
 class Rounding(Stateless):
@@ -25,7 +25,7 @@ class Rounding(Stateless):
     rule = "round"
 
     def forward(self, x: Tensor) -> Tensor:
-        return _straight_through(x, self.rule)
+        return apply_step(x, self.rule)
 
 
 class RoundSte(Rounding):

@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.functional.straight_through import ROUNDINGS, _apply, tensor_clamp, tensor_clamp_ste
+from qframework.functional.straight_through import (
+    ROUNDINGS,
+    apply_step,
+    tensor_clamp,
+    tensor_clamp_ste,
+)
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -109,9 +114,10 @@ def fake_quantize(
     Returns:
         Dequantized tensor with the shape and dtype of ``x``.
     """
-    return _FakeQuantize.apply(  # type: ignore[no-any-return, no-untyped-call]
-        x, scale, zero_point, minimum, maximum, rounding, masked
-    )
+    operands = (x, scale, zero_point, minimum, maximum, rounding, masked)
+    if not torch.is_grad_enabled():
+        return _FakeQuantize.forward(*operands)
+    return _FakeQuantize.apply(*operands)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def fake_quantize_reference(
@@ -125,6 +131,6 @@ def fake_quantize_reference(
 ) -> Tensor:
     """:func:`fake_quantize` composed of the plain straight-through functions; the tests hold them equal."""
     wide = x.to(_compute_dtype(x))
-    q = _apply(wide / scale + zero_point, rounding)
+    q = apply_step(wide / scale + zero_point, rounding)
     q = (tensor_clamp if masked else tensor_clamp_ste)(q, minimum, maximum)
     return ((q - zero_point) * scale).to(x.dtype)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from qframework.inject import value
-from qframework.layers import QuantIdentity, QuantLinear, QuantReLU
+from qframework.layers import QuantIdentity, QuantLinear, QuantReLU, QuantSigmoid
 from qframework.quant_tensor import IntQuantTensor
 from qframework.quantizers import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 
@@ -91,3 +91,17 @@ def test_layers_that_share_a_quantizer_can_be_added_in_evaluation() -> None:
 def test_anything_else_than_a_proxy_of_the_same_kind_is_refused() -> None:
     with pytest.raises(TypeError, match="can't share a ActQuantProxyFromInjector"):
         QuantLinear(4, 4, weight_quant=QuantReLU().act_quant)
+
+
+def test_a_layer_that_shares_a_quantizer_keeps_its_own_function() -> None:
+    first = QuantIdentity()
+    second = QuantReLU(act_quant=first.act_quant)
+    x = torch.tensor([-1.0, 0.5, 1.0])
+    assert first(x)[0] < 0
+    assert second(x)[0] == 0
+
+
+def test_a_quantizer_that_comes_with_another_function_is_not_shared() -> None:
+    with pytest.raises(TypeError, match="applies Sigmoid first"):
+        QuantIdentity(act_quant=QuantSigmoid().act_quant)
+    QuantSigmoid(act_quant=QuantSigmoid().act_quant)
