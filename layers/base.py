@@ -14,7 +14,7 @@ from qframework.inject.explanation import Explanation
 from qframework.inject.policy import POLICY_NAMES
 from qframework.proxy import QuantProxy
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import IntQuantTensor, QuantTensor
+from qframework.quant_tensor import QuantTensor
 
 
 def route_keywords(
@@ -110,6 +110,3 @@ class _Explanations(dict[str, Explanation]):
         return "\n".join(str(e) for e in self.values())
 
     __repr__ = __str__
-
-
-__all__ = ["IntQuantTensor", "QuantLayer", "route_keywords"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.proxy import (
@@ -132,4 +132,3 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
 
 
 QuantWBIOL = QuantWeightBiasInputOutputLayer
-_Input = Tensor | QuantTensor

@@ -98,6 +98,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
             self.training,
             source,
             self.is_symmetric,
+            self.has_zero,
         )
 
 
@@ -150,6 +151,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if self.tracked_parameter_list[0] is None and self.quantizer is not None:
             self.tensor_quant = None
             self.is_signed, self.is_narrow_range, self.is_symmetric = None, None, True
+            self.has_zero = True
             self.rounding_mode, self.requires_input_scale, self._rows = None, False, ()
             return
         super().init_tensor_quant()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.inject.resolver import Resolver
-from qframework.proxy.base import QuantProxy, plain
+from qframework.proxy.base import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
 
@@ -80,6 +80,7 @@ class ActQuantProxyFromInjector(QuantProxy):
             self.training,
             self.source,
             self.is_symmetric,
+            self.has_zero,
         )
 
     def collectors(self) -> list[Any]:
@@ -135,6 +136,3 @@ class ActQuantProxyFromInjector(QuantProxy):
 def _tensors(module: nn.Module) -> Any:
     yield from module.parameters()
     yield from module.buffers()
-
-
-__all__ = ["ActQuantProxyFromInjector", "plain"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.nn import functional as F
 
 from qframework.quant_tensor.registry import rule
@@ -50,12 +49,3 @@ for _name in (
     "feature_alpha_dropout",
 ):
     _dropout_rule(_name)
-
-
-@rule("max", "amax", "min", "amin")
-def _extremum(q: Any, *args: Any, **kwargs: Any) -> Any:
-    return NotImplemented
-
-
-__all__: list[str] = []
-_ = torch

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -92,7 +91,3 @@ def _adaptive_avg_pool2d(q: Any, output_size: Any) -> Any:
         return value
     area = math.prod(n // m for n, m in zip(*sizes, strict=True))
     return _averaged(q, value, area, area)
-
-
-__all__: list[str] = []
-_ = torch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.base import QuantTensor, unpack
+from qframework.quant_tensor.base import QuantTensor
 from qframework.quant_tensor.registry import RULES, rule
 from qframework.quant_tensor.source import can_read, require_same_scale, same_source
 
@@ -261,6 +261,3 @@ def _require_equal(what: str, name: str, a: Tensor, b: Tensor) -> None:
         raise RuntimeError(
             f"{what} of quantized tensors with different {name}: {a.tolist()} and {b.tolist()}"
         )
-
-
-__all__ = ["concatenate", "stack", "unpack"]

@@ -22,6 +22,7 @@ from qframework.quantizers import (
     Int8BiasPerTensorFloatInternalScaling,
     Int8WeightPerChannelFloat,
     Int32Bias,
+    ShiftedUint8ActPerTensorFloat,
     ShiftedUint8WeightPerTensorFloat,
 )
 
@@ -238,3 +239,12 @@ def test_two_copies_of_a_model_have_scales_of_their_own() -> None:
     other.eval()
     with pytest.raises(RuntimeError, match="different scales"):
         act(torch.ones(3)) + other(torch.ones(3))
+
+
+def test_shifted_activations_stay_quantized_through_relu_and_padding() -> None:
+    q = QuantIdentity(act_quant=ShiftedUint8ActPerTensorFloat, return_quant_tensor=True)(
+        torch.randn(1, 2, 4, 4)
+    )
+    for out in (torch.relu(q), nn.functional.pad(q, (1, 1))):
+        assert isinstance(out, IntQuantTensor)
+        assert out.is_valid
