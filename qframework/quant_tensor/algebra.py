@@ -103,7 +103,10 @@ def add(a: Any, b: Any) -> Any:
 
 
 def subtract(a: Any, b: Any) -> Any:
-    """``a - b``; always signed between quantized tensors. Raises as :func:`add`."""
+    """``a - b``; always signed between quantized tensors. Raises as :func:`add`.
+
+    The width is that of ``a + (-b)``, the negative of an unsigned integer being a signed one that is a bit wider.
+    """
     if not _is_int(a):
         return a.value - b.value if isinstance(a, QuantTensor) else add(negative(b), a)
     if not _is_int(b):
@@ -111,11 +114,12 @@ def subtract(a: Any, b: Any) -> Any:
     require_same_scale("the difference", a, b)
     scale, source = _common_scale(a, b)
     (low_a, high_a), (low_b, high_b) = _bounds(a), _bounds(b)
+    low, high = (-high_b, -low_b) if b.signed else (-high_b - 1, high_b)
     return a.set(
         value=a.value - b.value,
         scale=scale,
         zero_point=a.zero_point - b.zero_point,
-        bit_width=bits_of_range(low_a - high_b, high_a - low_b, True),
+        bit_width=bits_of_range(low_a + low, high_a + high, True),
         signed=True,
         training=a.training or b.training,
         source=source,

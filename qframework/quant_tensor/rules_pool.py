@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.algebra import bits_of
+from qframework.functional import max_int, min_int
+from qframework.quant_tensor.algebra import bits_of, bits_of_range
 from qframework.quant_tensor.registry import rule
 
 
@@ -50,10 +52,14 @@ def _interpolate(
 
 
 def _averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
+    """The sum of a window's integers, on the scale over the divisor."""
+    low, high = min_int(q.signed, False, q.bit_width), max_int(q.signed, False, q.bit_width)
+    customary = bits_of(window * (2.0**q.bit_width - 1))
     return q.set(
         value=value,
         scale=q.scale / divisor,
-        bit_width=bits_of(window * (2.0**q.bit_width - 1)),
+        zero_point=q.zero_point if q.symmetric else q.zero_point * window,
+        bit_width=torch.maximum(customary, bits_of_range(low * window, high * window, q.signed)),
         source=None if q.source is None else ("average", q.source, divisor),
     )
 
@@ -72,9 +78,10 @@ def _avg_pool2d(
     value = F.avg_pool2d(
         q.value, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
     )
-    padded = padding != 0 and padding != (0, 0)
+    padded = padding not in (0, (0, 0))
     uneven = (padded and not count_include_pad) or ceil_mode
-    if not q.symmetric or _per_position(q, 2) or (uneven and divisor_override is None):
+    off_grid = padded and not q.has_zero
+    if off_grid or _per_position(q, 2) or (uneven and divisor_override is None):
         return value
     area = math.prod((kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size)
     return _averaged(q, value, divisor_override or area, area)
@@ -84,10 +91,8 @@ def _avg_pool2d(
 def _adaptive_avg_pool2d(q: Any, output_size: Any) -> Any:
     """As average pooling where all windows are equally large, else a float tensor."""
     value = F.adaptive_avg_pool2d(q.value, output_size)
-    if not q.symmetric or _per_position(q, 2):
-        return value
     sizes = q.value.shape[-2:], value.shape[-2:]
-    if any(n % m for n, m in zip(*sizes, strict=True)):
+    if _per_position(q, 2) or any(n % m for n, m in zip(*sizes, strict=True)):
         return value
     area = math.prod(n // m for n, m in zip(*sizes, strict=True))
     return _averaged(q, value, area, area)

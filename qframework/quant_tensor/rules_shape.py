@@ -178,12 +178,15 @@ def _rule_pad(q: Any, pad: Any, mode: str = "constant", value: float | None = No
         return NotImplemented
 
     def move(t: Tensor) -> Tensor:
+        t = _full_rank(t, q.value.dim())
+        if all(n == 1 for n in t.shape[-(len(pad) // 2) :]):
+            return t  # it doesn't vary along the axes that grow
         spread = t.expand(q.value.shape)
         return F.pad(spread, pad, mode, 1.0 if mode == "constant" else None)
 
     result = F.pad(q.value, pad, mode, value)
     if mode == "constant" and not q.symmetric and q.zero_point.numel() > 1:
-        return NotImplemented
+        return NotImplemented  # 0 isn't the same integer everywhere
     return _moved(q, result, move)
 
 

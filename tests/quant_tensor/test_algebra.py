@@ -95,6 +95,10 @@ def test_eight_bits_and_eight_bits_are_nine() -> None:
     assert (a + b).bit_width.item() == 9
     assert (a - b).bit_width.item() == 9
     assert (a * b).bit_width.item() == 16
+    c = make([0, 255], 0, 8, False)
+    assert (c - c).bit_width.item() == 10
+    assert (c + c).bit_width.item() == 9
+    assert (a + c).bit_width.item() == 10
 
 
 def test_the_most_negative_integer_has_a_negative_and_a_magnitude() -> None:

@@ -226,14 +226,35 @@ def test_matrix_products() -> None:
         assert torch.equal(integers(out), integers(a) @ integers(b))
 
 
-def test_average_pooling_divides_the_scale() -> None:
-    q = make((1, 2, 4, 4), 4, signed=False)
-    out = F.avg_pool2d(q, 2)
-    assert torch.equal(integers(out), F.avg_pool2d(integers(q), 2) * 4)
-    assert out.bit_width.item() == 6
-    whole = F.adaptive_avg_pool2d(q, 1)
-    assert torch.equal(integers(whole), F.adaptive_avg_pool2d(integers(q), 1) * 16)
-    assert type(F.adaptive_avg_pool2d(q, 3)) is torch.Tensor
+@pytest.mark.parametrize("zero", [0.0, 3.0])
+@pytest.mark.parametrize(("bits", "signed"), [(4, False), (2, True), (8, True)])
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"divisor_override": 5}])
+def test_average_pooling_divides_the_scale(options, bits, signed, zero) -> None:
+    zero = min(zero, 1.0) if bits == 2 else zero
+    q = make((1, 2, 6, 6), bits, signed=signed, zero=zero)
+    q = (
+        q.set(value=(torch.full((1, 2, 6, 6), -(2.0 ** (bits - 1))) - zero) * q.scale)
+        if signed
+        else q
+    )
+    out = F.avg_pool2d(q, 3, **options)
+    assert out.is_valid
+    padded = F.pad(integers(q), (options.get("padding", 0),) * 4, value=zero)
+    assert torch.equal(integers(out), F.avg_pool2d(padded, 3, divisor_override=1, stride=3))
+    whole = F.adaptive_avg_pool2d(q, 2)
+    assert torch.equal(integers(whole), F.avg_pool2d(integers(q), 3, divisor_override=1))
+    assert type(F.adaptive_avg_pool2d(q, 4)) is torch.Tensor
+
+
+def test_windows_of_unequal_size_are_floats() -> None:
+    q = make((1, 2, 5, 5))
+    for options in ({"padding": 1, "count_include_pad": False}, {"ceil_mode": True}):
+        assert type(F.avg_pool2d(q, 2, **options)) is torch.Tensor
+
+
+def test_padding_keeps_scales_per_channel_small() -> None:
+    q = make((2, 3, 4, 4), scale=per_channel((2, 3, 4, 4), 1))
+    assert F.pad(q, (1, 1, 1, 1)).scale.shape == (1, 3, 1, 1)
 
 
 def test_embedding_takes_rows() -> None:
