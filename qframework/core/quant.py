@@ -17,7 +17,11 @@ from qframework.core.function_wrapper import (
     TensorClamp,
     TensorClampSte,
 )
+from qframework.core.zero_point import ZeroZeroPoint
 from qframework.functional import check_range, fake_quantize, max_int, min_int
+
+#: Integers of more bits aren't all numbers of float32.
+_EXACT_BITS = 24
 
 QuantOutput = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -98,6 +102,27 @@ class IntQuant(CoreModule):
             )
         return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
 
+    def fixed(self, scale: Tensor, bits: int, x: Tensor) -> Tensor | None:
+        """As ``forward`` for a width that is a number and no zero point, in fewer passes over the input.
+
+        Args:
+            scale: tensor that broadcasts to the viewed ``x``.
+            bits: width of the integers.
+            x: floating-point values.
+
+        Returns:
+            The dequantized values, or None where this way isn't open: another rounding rule or clamp than the
+            library's, or integers that float32 may not hold.
+        """
+        if not self._fused or bits > _EXACT_BITS or self.delay_wrapper is not None:
+            return None
+        if self.signed:
+            low, high = float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
+        else:
+            low, high = 0.0, float(2**bits - 1 - self.narrow_range)
+        rule, masked = self.float_to_int_impl.rule, self.tensor_clamp_impl.masked
+        return fake_quantize(self.input_view_impl(x), scale, None, low, high, rule, masked)  # type: ignore[arg-type]
+
 
 class DecoupledIntQuant(CoreModule):
     """Integers by one scale and zero point, values by another.
@@ -175,7 +200,15 @@ class RescalingIntQuant(CoreModule):
 
     def forward(self, x: Tensor) -> QuantOutput:
         scale, zero_point, bit_width = self.parameters_for(x)
-        y = x if self.observer_only else self.int_quant(scale, zero_point, bit_width, x)
+        if self.observer_only:
+            return x, scale, zero_point, bit_width
+        y = None
+        width = self.msb_clamp_bit_width_impl
+        if isinstance(width, BitWidthConst) and isinstance(self.zero_point_impl, ZeroZeroPoint):
+            if type(self.int_quant) is IntQuant:
+                y = self.int_quant.fixed(scale, width.initial, x)
+        if y is None:
+            y = self.int_quant(scale, zero_point, bit_width, x)
         return y, scale, zero_point, bit_width
 
 

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from qframework.core.base import Stateless, wide_dtype, widen
 
+#: Up to how many of the largest or smallest elements a selection beats a partial sort.
+_FEW = 64
+
 
 class Statistic(Stateless):
     """Base: remembers the axis.
@@ -42,9 +45,22 @@ class Statistic(Stateless):
         return x.mean(dim=self.stats_reduce_dim, keepdim=self.keepdim)
 
     def _kth(self, x: Tensor, rank: int) -> Tensor:
+        """The ``rank``-th smallest; the extremes and what lies near them without sorting the rest."""
         if self.stats_reduce_dim is None:
-            return x.reshape(-1).kthvalue(rank).values
-        return x.kthvalue(rank, dim=self.stats_reduce_dim, keepdim=self.keepdim).values
+            x, dim, keepdim = x.reshape(-1), 0, False
+        else:
+            dim, keepdim = self.stats_reduce_dim, self.keepdim
+        from_top = x.shape[dim] - rank + 1
+        if from_top == 1:
+            return x.max(dim, keepdim).values
+        if rank == 1:
+            return x.min(dim, keepdim).values
+        if from_top <= _FEW or rank <= _FEW:
+            few = x.topk(min(from_top, rank), dim, largest=from_top <= rank, sorted=False).values
+            return (
+                few.min(dim, keepdim).values if from_top <= rank else few.max(dim, keepdim).values
+            )
+        return x.kthvalue(rank, dim, keepdim).values
 
     def _length(self, x: Tensor) -> int:
         return x.numel() if self.stats_reduce_dim is None else x.shape[self.stats_reduce_dim]

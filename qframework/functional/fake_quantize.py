@@ -31,10 +31,63 @@ def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
     """Sum over broadcast axes in float64: a scale's gradient is a small difference of large sums."""
     if grad.shape == like.shape:
         return grad.to(like.dtype)
-    return grad.double().sum_to_size(like.shape).to(like.dtype)
+    return grad.sum_to_size(like.shape) if grad.numel() < 2 else _wide_sum(grad, like)
+
+
+def _wide_sum(grad: Tensor, like: Tensor) -> Tensor:
+    lead = grad.dim() - like.dim()
+    axes = list(range(lead))
+    axes += [i + lead for i, n in enumerate(like.shape) if n == 1 and grad.shape[i + lead] != 1]
+    return grad.sum(dim=axes, dtype=torch.float64).reshape(like.shape).to(like.dtype)
+
+
+class _FixedRange(Function):
+    """No zero point and bounds that are numbers: the common case, in as few passes as it takes.
+
+    Saves the input alone. ``hardtanh_backward`` on the rounded value, with bounds half a step wider, is the
+    masked gradient in one pass.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor, scale: Tensor, minimum: float, maximum: float, rounding: str, masked: bool
+    ) -> Tensor:
+        q = ROUNDINGS[rounding](x.to(_compute_dtype(x)) / scale)
+        return q.clamp_(minimum, maximum).mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, scale, *ctx.settings = inputs
+        ctx.save_for_backward(x, scale)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, scale = ctx.saved_tensors
+        minimum, maximum, rounding, masked = ctx.settings
+        need_scale = ctx.needs_input_grad[1]
+        if not (masked or need_scale):
+            return grad, None, None, None, None, None
+        compute = _compute_dtype(x)
+        exact = x.to(compute) / scale
+        rounded = ROUNDINGS[rounding](exact)
+        wide, grad_x, grad_scale = grad.to(compute), grad, None
+        if masked:
+            wide_x = torch.ops.aten.hardtanh_backward(wide, rounded, minimum - 0.5, maximum + 0.5)
+            grad_x = wide_x.to(grad.dtype)
+        if need_scale:
+            # inside q - x / scale, outside the bound: the clipped integer, less what x moves
+            error = rounded.clamp(minimum, maximum).mul(wide)
+            error = error - exact * (wide_x if masked else wide)
+            grad_scale = _sum_to(error, scale)
+        return grad_x, grad_scale, None, None, None, None
 
 
 class _FakeQuantize(Function):
+    """The general case: a zero point, bounds that are tensors, gradients for all of them."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -90,9 +143,9 @@ class _FakeQuantize(Function):
 def fake_quantize(
     x: Tensor,
     scale: Tensor,
-    zero_point: Tensor,
-    minimum: Tensor,
-    maximum: Tensor,
+    zero_point: Tensor | None,
+    minimum: Tensor | float,
+    maximum: Tensor | float,
     rounding: str = "round",
     masked: bool = True,
 ) -> Tensor:
@@ -105,15 +158,25 @@ def fake_quantize(
     Args:
         x: floating-point tensor; half precision is computed in float32 and returned in its own dtype.
         scale: positive tensor that broadcasts to ``x``.
-        zero_point: tensor in integer steps that broadcasts to ``x``.
-        minimum: smallest integer, broadcasts to ``x``.
-        maximum: largest integer, broadcasts to ``x``.
+        zero_point: tensor in integer steps that broadcasts to ``x``; None for 0, which costs less.
+        minimum: smallest integer: a tensor that broadcasts to ``x``, or without zero point a number.
+        maximum: largest integer, likewise.
         rounding: a name of :data:`ROUNDINGS`.
         masked: which clamp gradient.
 
     Returns:
         Dequantized tensor with the shape and dtype of ``x``.
     """
+    if zero_point is None and not isinstance(minimum, Tensor):
+        fixed = (x, scale, minimum, maximum, rounding, masked)
+        if not torch.is_grad_enabled():
+            return _FixedRange.forward(*fixed)  # type: ignore[arg-type]
+        return _FixedRange.apply(*fixed)  # type: ignore[no-any-return, no-untyped-call]
+    zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
+    minimum, maximum = (
+        b if isinstance(b, Tensor) else torch.as_tensor(b, dtype=scale.dtype, device=scale.device)
+        for b in (minimum, maximum)
+    )
     operands = (x, scale, zero_point, minimum, maximum, rounding, masked)
     if not torch.is_grad_enabled():
         return _FakeQuantize.forward(*operands)

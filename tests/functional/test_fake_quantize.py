@@ -39,6 +39,25 @@ def test_fused_equals_composed(granularity, rounding, masked, dtype) -> None:
         assert (mine - other).abs().max().item() <= 1e-6 * top
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize(("rounding", "masked"), list(itertools.product(ROUNDINGS, [True, False])))
+def test_the_fixed_range_equals_the_general_case(rounding, masked, granularity) -> None:
+    x, scale, *_ = operands(torch.float64, granularity)
+    y_fixed = fake_quantize(x, scale, None, -4.0, 3.0, rounding, masked)
+    zero, low, high = (torch.tensor(v, dtype=torch.float64) for v in (0.0, -4.0, 3.0))
+    y_general = fake_quantize(x, scale, zero, low, high, rounding, masked)
+    assert torch.equal(y_fixed, y_general)
+    upstream = torch.randn(5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for a, b in zip(
+        torch.autograd.grad(y_fixed, (x, scale), upstream),
+        torch.autograd.grad(y_general, (x, scale), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(fake_quantize(x, scale, None, -4.0, 3.0, rounding, masked), y_fixed)
+
+
 def test_scale_gradient_is_that_of_lsq() -> None:
     """Inside q - x / s, outside the bound (https://arxiv.org/abs/1902.08153, equation 3)."""
     x = torch.tensor([0.3, 1.6, -9.0, 9.0], dtype=torch.float64)
