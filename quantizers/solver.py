@@ -135,9 +135,7 @@ class ParameterQuantSolver(QuantSolver):
         return _clamp(bit_width_impl_type, scaling_impl_type)
 
     @value
-    def scaling_shape(
-        scaling_per_output: Any, tracked_parameter_list: Any, scaling_per_output_channel_shape: Any
-    ) -> Any:
+    def scaling_shape(scaling_per_output: Any, scaling_per_output_channel_shape: Any) -> Any:
         return scaling_per_output_channel_shape if scaling_per_output == _CHANNEL else ()
 
     @value

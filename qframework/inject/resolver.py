@@ -24,6 +24,12 @@ from qframework.inject.injector import Binding, InjectorType, with_legacy_names
 from qframework.inject.policy import POLICY_NAMES, check_policy
 
 _MISSING = object()
+#: Names through which a function sees the present state of a layer.
+_FROM_LAYER = {"module", "tracked_parameter_list", "proxy_module"}
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == "qframework"
 
 
 class _Planned(NamedTuple):
@@ -78,6 +84,7 @@ class Resolver:
         self.origins: dict[str, str] = {}
         self.chosen: dict[str, Any] = {}  # what a name came down to, also where it can't be built
         self.used: set[str] = set()
+        self.reads_layer = False  # whether a user's function looked at the layer
         self._nodes: dict[str, Any] = {}
         self._stack: list[str] = []
 
@@ -140,7 +147,7 @@ class Resolver:
                 what += f" Did you mean {self.prefix + close!r}?" if close else ""
             raise UnknownNameError(self._located(what))
         for cls in self.injector.__mro__:
-            if cls.__module__.partition(".")[0] == "qframework" and "__let__" not in cls.__dict__:
+            if _is_ours(cls.__module__) and "__let__" not in cls.__dict__:
                 continue  # the library's own names are not typing errors
             for name, bound in cls.__dict__.get("__declared__", {}).items():
                 close = None if name in known else nearest(name, known, cutoff=0.85)
@@ -200,6 +207,8 @@ class Resolver:
                 arguments[argument.name] = self.read(argument.name)
             else:
                 self.used.add(argument.name)
+        if _FROM_LAYER & arguments.keys() and not _is_ours(bound.function.__module__):
+            self.reads_layer = True
         try:
             return bound.function(**arguments)
         except QuantizerError as error:

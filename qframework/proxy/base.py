@@ -108,6 +108,7 @@ class QuantProxy(nn.Module):
             {} if built is None else {n: p._version for n, p in built.named_parameters()}
         )
         self._rows = rows_of(resolver, resolver.values())
+        self._reads_layer = resolver.reads_layer
 
     def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
         """For subclasses: read what the proxy itself needs to know."""

@@ -79,8 +79,15 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         self.restore_parameters(learned)
 
     def reinitialize(self) -> None:
-        """The parameters were replaced, or loaded without this proxy's own state: start from them."""
-        if self.tensor_quant is not None:
+        """The parameters were replaced, or loaded without this proxy's own state: start from them.
+
+        Where neither a learned number nor a user's function depends on them, there is nothing to do.
+        """
+        if self.tensor_quant is None:
+            depends = self._reads_layer
+        else:
+            depends = self._reads_layer or any(True for _ in self.tensor_quant.parameters())
+        if depends:
             self.init_tensor_quant()
 
     def max_uint_value(self, bit_width: Tensor) -> Tensor:
@@ -153,6 +160,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             self.is_signed, self.is_narrow_range, self.is_symmetric = None, None, True
             self.has_zero = True
             self.rounding_mode, self.requires_input_scale, self._rows = None, False, ()
+            self._reads_layer = True  # a bias may be assigned later
             return
         super().init_tensor_quant()
 

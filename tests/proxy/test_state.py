@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from qframework.inject import value
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
@@ -219,3 +220,49 @@ def test_disabling_switches_quantization_off_and_on() -> None:
     assert layer.weight_quant.scale() is None
     layer.weight_quant.disable_quant = False
     assert torch.equal(layer(x), quantized)
+
+
+def test_a_bias_that_is_assigned_later_is_quantized() -> None:
+    layer = QuantLinear(
+        6,
+        5,
+        bias=False,
+        input_quant=Int8ActPerTensorFloat,
+        bias_quant=Int32Bias,
+        return_quant_tensor=True,
+    )
+    assert layer(torch.randn(2, 6)).bit_width.item() < 30
+    layer.bias = nn.Parameter(torch.ones(5))
+    assert layer(torch.randn(2, 6)).bit_width.item() == 33
+
+
+def test_functions_of_the_layer_follow_a_loaded_checkpoint() -> None:
+    class FromModule(Int8WeightPerTensorFloat):
+        scaling_impl_type = "const"
+
+        @value
+        def scaling_init(module):
+            return module.weight.detach().abs().max()
+
+    layer = QuantLinear(6, 5, weight_quant=FromModule)
+    layer.load_state_dict({"weight": torch.full((5, 6), 12.7), "bias": torch.zeros(5)})
+    assert layer.weight_quant.scale().item() == pytest.approx(0.1)
+
+
+def test_loading_leaves_a_quantizer_that_holds_nothing_alone() -> None:
+    layer = QuantLinear(6, 5)
+    before = layer.weight_quant.tensor_quant
+    layer.load_state_dict(layer.state_dict())
+    assert layer.weight_quant.tensor_quant is before
+
+
+def test_parametrized_weights_are_quantized() -> None:
+    class Double(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    layer = QuantLinear(6, 5)
+    scale = layer.weight_quant.scale().item()
+    nn.utils.parametrize.register_parametrization(layer, "weight", Double())
+    assert layer.quant_weight().scale.item() == pytest.approx(2 * scale)
+    assert layer(torch.randn(2, 6)).shape == (2, 5)
