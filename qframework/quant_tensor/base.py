@@ -111,6 +111,11 @@ class QuantTensor:
         found = METHODS.get(name)
         if found is not None:
             return _Method(self, name, found)
+        if name.endswith("_") and hasattr(torch.Tensor, name):
+            raise TypeError(
+                f"{type(self).__name__}.{name}() would change values under their scale; use the form without the "
+                f"underscore, or {name}() on q.value"
+            )
         if hasattr(torch.Tensor, name):
             return getattr(self.value, name)
         raise AttributeError(

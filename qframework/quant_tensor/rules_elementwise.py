@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from qframework.quant_tensor.registry import rule
 
 
-@rule("relu", "relu_")
+@rule("relu")
 def _relu(q: Any, inplace: bool = False) -> Any:
     """``max(q, 0)`` is on the grid when 0 is."""
     return q.set(value=F.relu(q.value)) if q.has_zero else NotImplemented

@@ -84,6 +84,11 @@ def test_it_looks_like_a_tensor() -> None:
 
 def test_it_does_not_change() -> None:
     q = make()
+    for change in (lambda: q.mul_(2), lambda: q.clamp_(0), lambda: q.zero_()):
+        with pytest.raises(TypeError, match="would change values under their scale"):
+            change()
+    assert torch.nn.ReLU(inplace=True)(q) is not q
+    assert q.is_valid
     with pytest.raises(AttributeError, match=r"q.set\(scale=...\)"):
         q.scale = 3
     assert q.set(signed=False).signed is False
