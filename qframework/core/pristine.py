@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,60 +9,45 @@ from torch import Tensor
 
 
 class Pristine:
-    """Remembers from which state of which parameters a learned number was initialised.
+    """Knows whether a learned number is still what it was initialised to.
 
-    The number is pristine until it is written to by anything else (an optimizer, a state dict). A pristine number
-    is stale when one of the parameters was edited in place or replaced. Both are read off version
-    counters, without touching any value; an edit through ``.data`` bypasses the counter and can't be seen.
+    It is pristine until anything else writes to it: an optimizer, a state dict, a user. While it is, its owner
+    initialises it anew at every call, so that it can't be stale, however the parameters were edited. Writing is
+    read off the tensor's version counter, without looking at any value.
     """
 
     def __init__(self) -> None:
-        self._mark: tuple[Any, ...] | None = None
+        self._mark: tuple[int, int] | None = None
         self._pending = False
 
-    @staticmethod
-    def _state(parameters: Sequence[Tensor]) -> tuple[Any, ...]:
-        return tuple((id(p), p._version) for p in parameters)
-
-    def mark(self, number: Tensor, parameters: Sequence[Tensor]) -> None:
-        """The number has just been initialised from the parameters."""
-        self._mark = (number._version, self._state(parameters))
-        self._pending = False
+    def mark(self, number: Tensor) -> None:
+        """The number has just been initialised."""
+        self._mark, self._pending = (id(number), number._version), False
 
     def end(self) -> None:
         """The number was loaded: it stands for itself from now on."""
         self._mark, self._pending = None, False
 
-    def is_stale(self, number: Tensor, parameters: Sequence[Tensor]) -> bool:
-        """True when the number should be initialised anew."""
-        if (self._mark is None and not self._pending) or torch.compiler.is_compiling():
+    def holds(self, number: Tensor) -> bool:
+        """Whether the number is pristine, to be initialised anew; never while it is traced or stood in for."""
+        if torch.compiler.is_compiling():
             return False
-        if self._pending:  # a copy: the counters of its tensors have started anew, at 0
-            if any(p._version for p in parameters):
-                return True
-            self.mark(number, parameters)
+        if self._pending:  # a copy, whose tensors' counters have started anew
+            return True
+        if self._mark is None or self._mark[0] != id(number):
             return False
-        assert self._mark is not None
-        version, state = self._mark
-        if number._version != version or not number.requires_grad:
+        if self._mark[1] != number._version or not number.requires_grad:
             self.end()
-            return False
-        return bool(state != self._state(parameters))
+        return self._mark is not None
 
     def __bool__(self) -> bool:
         return self._mark is not None or self._pending
 
-    def __getstate__(self) -> bool:
-        return bool(self)
-
-    def __setstate__(self, pristine: bool) -> None:
-        self._mark, self._pending = None, pristine
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_restore, (self.__getstate__(),))
+        return (_copied, (bool(self),))
 
 
-def _restore(pristine: bool) -> Pristine:
+def _copied(pristine: bool) -> Pristine:
     out = Pristine()
-    out.__setstate__(pristine)
+    out._pending = pristine
     return out

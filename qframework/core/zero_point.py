@@ -186,11 +186,11 @@ class ParameterFromStatsFromParameterZeroPoint(StatsFromParameterZeroPoint):
         if self.affine_rescaling is not None:
             statistic = -self.affine_rescaling(-statistic)
         self.value.copy_(statistic)
-        self.pristine.mark(self.value, self.tracked_parameter_list)
+        self.pristine.mark(self.value)
 
     def offset(self, x: Tensor) -> Tensor:
         """The magnitude of the learned number."""
-        if self.pristine.is_stale(self.value, self.tracked_parameter_list):
+        if self.pristine.holds(self.value):
             self.init_from_parameters()
         return abs_binary_sign_grad(self.value)
 

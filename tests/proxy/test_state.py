@@ -150,12 +150,40 @@ def test_a_scale_that_was_never_trained_follows_its_weight(copied) -> None:
     with torch.no_grad():
         layer.weight.mul_(5)
     assert scale_of(layer) == pytest.approx(top_of(layer))
+    layer.weight.data *= 100
+    assert scale_of(layer) == pytest.approx(top_of(layer))
     nn.init.normal_(layer.weight, std=3)
     assert scale_of(layer) == pytest.approx(top_of(layer))
     layer.weight = nn.Parameter(torch.full((5, 6), 7.0))
     assert scale_of(layer) == pytest.approx(7)
     layer.reset_parameters()
     assert scale_of(layer) == pytest.approx(top_of(layer))
+
+
+def test_following_does_not_disturb_a_backward_pass() -> None:
+    layer = QuantLinear(6, 5, weight_quant=Learned, weight_restrict_scaling_type="power_of_two")
+    loss = layer(torch.randn(2, 6)).sum() + layer(torch.randn(2, 6)).sum()
+    loss.backward()
+    assert layer.weight_quant.tensor_quant.scaling_impl.value.grad is not None
+
+
+def test_standing_in_for_parameters_does_not_change_them() -> None:
+    layer = QuantLinear(6, 5, weight_quant=Learned)
+    before = {n: p.detach().clone() for n, p in layer.named_parameters()}
+    others = {n: p.detach() * 2 for n, p in layer.named_parameters()}
+    out = torch.func.functional_call(layer, others, (torch.randn(2, 6),))
+    assert out.shape == (2, 5)
+    assert all(torch.equal(before[n], p) for n, p in layer.named_parameters())
+    layer.weight.data.mul_(3)
+    assert scale_of(layer) == pytest.approx(top_of(layer))
+
+
+def test_a_frozen_scale_stays() -> None:
+    layer = QuantLinear(6, 5, weight_quant=Learned)
+    frozen = scale_of(layer)
+    layer.weight_quant.tensor_quant.scaling_impl.value.requires_grad_(False)
+    layer.weight.data.mul_(3)
+    assert scale_of(layer) == frozen
 
 
 def test_a_trained_scale_stays() -> None:

@@ -107,11 +107,11 @@ class ParameterFromStatsFromParameterScaling(StatsFromParameterScaling):
         viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         statistic = self.scaling_stats_impl(viewed).reshape(self.scaling_shape)
         self.value.copy_(self.stats_scaling_impl.stored(statistic))
-        self.pristine.mark(self.value, self.tracked_parameter_list)
+        self.pristine.mark(self.value)
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale; ``x`` is not looked at."""
-        if self.pristine.is_stale(self.value, self.tracked_parameter_list):
+        if self.pristine.holds(self.value):
             self.init_from_parameters()
         return self.stats_scaling_impl.restriction(self.value, threshold)  # type: ignore[no-any-return]
 
