@@ -79,7 +79,7 @@ class QuantLayer(nn.Module):
     def _proxies(self) -> dict[str, QuantProxy]:
         return {n: m for n, m in self.named_children() if isinstance(m, QuantProxy)}
 
-    def explain(self) -> dict[str, Explanation] | _Explanations:
+    def explain(self) -> dict[str, Explanation]:
         """For each tensor of the layer every name of its quantizer, the value and where it came from."""
         return _Explanations({n: p.explain() for n, p in self._proxies().items()})
 
