@@ -26,17 +26,21 @@ def _moved(q: Any, results: Any, move: Callable[[Tensor], Any]) -> Any:
 
     scale, zero_point = metadata(q.scale), metadata(q.zero_point)
     one_scale, one_zero = _scalar(q.scale), _scalar(q.zero_point)
+    # Scales that have moved are no longer those that the quantizer gives.
+    source = q.source if scale is None and zero_point is None else None
     if isinstance(results, Tensor):
         return q.set(
             value=results,
             scale=one_scale if scale is None else scale,
             zero_point=one_zero if zero_point is None else zero_point,
+            source=source,
         )
     return type(results)(
         q.set(
             value=r,
             scale=one_scale if scale is None else scale[i],
             zero_point=one_zero if zero_point is None else zero_point[i],
+            source=source,
         )
         for i, r in enumerate(results)
     )
@@ -230,9 +234,11 @@ def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor
                 if not (first.symmetric and t.symmetric):
                     _require_equal(what, "zero points", first.zero_point, t.zero_point)
     fields: dict[str, Any] = {}
+    per_channel = False
     for name in ("scale", "zero_point"):
         parts = [getattr(t, name) for t in tensors]
         if any(p.numel() > 1 for p in parts):
+            per_channel = True
             fields[name] = join(
                 [p.expand(t.value.shape) for p, t in zip(parts, tensors, strict=True)]
             )
@@ -245,7 +251,7 @@ def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor
     return first.set(
         value=value,
         training=training,
-        source=first.source if same else None,
+        source=first.source if same and not per_channel else None,
         symmetric=all(t.symmetric for t in tensors),
         has_zero=all(t.has_zero for t in tensors),
         **fields,

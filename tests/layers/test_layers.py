@@ -248,3 +248,21 @@ def test_shifted_activations_stay_quantized_through_relu_and_padding() -> None:
     for out in (torch.relu(q), nn.functional.pad(q, (1, 1))):
         assert isinstance(out, IntQuantTensor)
         assert out.is_valid
+
+
+def test_scales_per_channel_that_have_moved_are_not_taken_for_the_same() -> None:
+    act = QuantIdentity(
+        scaling_per_output_type="channel",
+        per_channel_broadcastable_shape=(1, 3, 1),
+        scaling_stats_permute_dims=(1, 0, 2),
+        return_quant_tensor=True,
+    )
+    x = torch.randn(2, 3, 4) * torch.tensor([1.0, 5.0, 25.0]).reshape(1, 3, 1)
+    act(x)
+    act.eval()
+    q = act(x)
+    assert (q + act(x)).is_valid
+    with pytest.raises(RuntimeError, match="different scales"):
+        q + q.flip(1)
+    assert torch.cat([q, q], 1).source is None
+    assert (q.permute(0, 2, 1) + q.permute(0, 2, 1)).is_valid
