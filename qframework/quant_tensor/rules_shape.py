@@ -64,7 +64,9 @@ def _axis_rule(*names: str) -> None:
         rule(name)(apply)
 
 
-_axis_rule("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze")
+_axis_rule(
+    "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "unsqueeze", "flip"
+)
 
 
 def _element_rule(*names: str) -> None:
@@ -88,7 +90,6 @@ _element_rule(
     *(
         "unflatten",
         "expand",
-        "repeat",
         "tile",
         "flip",
         "roll",

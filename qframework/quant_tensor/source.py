@@ -49,11 +49,6 @@ def require_same_scale(operation: str, a: IntQuantTensor, b: IntQuantTensor) -> 
             f"{operation} of two quantized tensors: they come from different quantizers, so that their scales can't "
             f"be known to be the same while tracing. {remedy}"
         )
-    if a.scale.shape != b.scale.shape and a.scale.numel() != 1 and b.scale.numel() != 1:
-        raise RuntimeError(
-            f"{operation} of two quantized tensors: scales of shapes {tuple(a.scale.shape)} and "
-            f"{tuple(b.scale.shape)}. {remedy}"
-        )
     if not torch.allclose(a.scale, b.scale):
         raise RuntimeError(
             f"{operation} of two quantized tensors with different scales: {_brief(a.scale)} and {_brief(b.scale)}. "
