@@ -207,7 +207,9 @@ class QuantProxy(nn.Module):
         if "scaling_per_output_type" in values:
             parts.append(f"per {_choice(values, 'scaling_per_output_type')}")
         scaling = _choice(values, "scaling_impl_type")
-        if scaling:
+        if getattr(self, "requires_input_scale", False):
+            parts.append("input scale x weight scale")
+        elif scaling:
             stat = _choice(values, "scaling_stats_op")
             domain = _choice(values, "restrict_scaling_type")
             parts.append(

@@ -48,6 +48,13 @@ def test_a_layer_prints_in_four_lines_with_bits_granularity_and_scaling() -> Non
     )
     lines = repr(layer).splitlines()
     assert len(lines) <= 4
-    for part in ("int3 narrow", "per tensor", "stats max", "int32", "int8", "percentile"):
+    for part in (
+        "int3 narrow",
+        "per tensor",
+        "stats max",
+        "int32, input scale x weight scale",
+        "int8",
+        "percentile",
+    ):
         assert part in repr(layer)
     assert len(repr(QuantReLU()).splitlines()) <= 2
