@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from qframework.layers.base import QuantLayer, route_keywords
@@ -84,6 +85,41 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
             RuntimeError: its scale comes from the input, which isn't here.
         """
         return self.bias_quant(self.bias)
+
+    @torch.no_grad()
+    def merge_bn_in(self, bn: Any) -> None:
+        """Fold a batch norm that follows the layer into its weight and bias; in evaluation mode nothing changes.
+
+            weight * gamma / sqrt(var + eps),   (bias - mean) * gamma / sqrt(var + eps) + beta
+
+        A missing bias is created. The quantizers of weight and bias start anew from the folded parameters.
+
+        Args:
+            bn: ``BatchNorm1d``, ``2d`` or ``3d`` over the layer's output channels, with running statistics.
+
+        Raises:
+            ValueError: no running statistics, or another number of channels.
+        """
+        mean, var = getattr(bn, "running_mean", None), getattr(bn, "running_var", None)
+        channels = self.weight.shape[self.output_channel_dim]
+        if mean is None or var is None or mean.shape != (channels,):
+            got = "none" if mean is None or var is None else f"{mean.numel()} channels"
+            raise ValueError(
+                f"{qualified_name(self)}.merge_bn_in: needs a batch norm with running statistics of {channels} "
+                f"channels, got {type(bn).__name__} with {got}"
+            )
+        factor = torch.rsqrt(var + bn.eps) * (1.0 if bn.weight is None else bn.weight)
+        shift = (0.0 if bn.bias is None else bn.bias) - mean * factor
+        shape = [1] * self.weight.dim()
+        shape[self.output_channel_dim] = channels
+        self.weight.mul_(factor.reshape(shape))
+        if self.bias is None:
+            self.bias = nn.Parameter(shift.to(self.weight.dtype))
+        else:
+            self.bias.mul_(factor).add_(shift)
+        for proxy in (self.weight_quant, self.bias_quant):
+            if proxy.tensor_quant is not None:
+                proxy.init_tensor_quant()
 
     def forward(self, x: Any) -> Any:
         """Apply the layer.

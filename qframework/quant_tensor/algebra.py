@@ -14,7 +14,12 @@ from torch import Tensor
 from qframework.functional import ceil_ste, max_int, min_int
 from qframework.quant_tensor.base import QuantTensor
 from qframework.quant_tensor.registry import rule
-from qframework.quant_tensor.source import product_source, require_same_scale, same_source
+from qframework.quant_tensor.source import (
+    product_source,
+    require_same_scale,
+    same_source,
+    scale_only,
+)
 
 if TYPE_CHECKING:
     from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
@@ -24,37 +29,57 @@ def _is_int(x: Any) -> bool:
     return isinstance(x, QuantTensor) and hasattr(x, "bit_width") and not hasattr(x, "group_size")
 
 
-def bits_of(magnitude: Tensor) -> Tensor:
-    """Bits of the unsigned integers up to ``magnitude``: ``ceil(log2(magnitude + 1))``, differentiable."""
-    return ceil_ste(torch.log2(magnitude + 1))
+def wide(bit_width: Tensor) -> Tensor:
+    """A width in float64, in which ``2^b`` and its logarithm are exact for all widths in use.
+
+    In float32 ``log2(2^21 + 1)`` is 21, one bit short. MPS, which has no float64, keeps float32.
+    """
+    return bit_width if bit_width.device.type == "mps" else bit_width.double()
+
+
+def bits_of_codes(codes: Tensor) -> Tensor:
+    """Bits that tell ``codes`` integers apart: ``ceil(log2(codes))``, differentiable."""
+    return ceil_ste(torch.log2(codes))
 
 
 def bits_of_range(low: Tensor, high: Tensor, signed: bool) -> Tensor:
     """Bits of the narrowest integer type that holds ``[low, high]``."""
     if not signed:
-        return bits_of(high)
-    return torch.maximum(bits_of(high), bits_of(-low - 1)) + 1
+        return bits_of_codes(high + 1)
+    return bits_of_codes(torch.maximum(high + 1, -low)) + 1
 
 
-def _bounds(q: IntQuantTensor) -> tuple[Tensor, Tensor]:
-    return min_int(q.signed, False, q.bit_width), max_int(q.signed, False, q.bit_width)
+def bounds(q: IntQuantTensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest integer of the type of ``q``, as wide floats."""
+    bits = wide(q.bit_width)
+    return min_int(q.signed, False, bits), max_int(q.signed, False, bits)
+
+
+def _sum_bits(a: IntQuantTensor, b: IntQuantTensor, difference: bool) -> Tensor:
+    if a.bit_width is b.bit_width and a.signed == b.signed and (a.signed or not difference):
+        return a.bit_width + 1  # what the general case gives, for fewer operations
+    (low_a, high_a), (low_b, high_b) = bounds(a), bounds(b)
+    if difference:
+        low_b, high_b = (-high_b, -low_b) if b.signed else (-high_b - 1, high_b)
+    signed = difference or a.signed or b.signed
+    bits = bits_of_range(low_a + low_b, high_a + high_b, signed)
+    return bits.to(a.bit_width.dtype)
 
 
 def _common_scale(a: IntQuantTensor, b: IntQuantTensor) -> tuple[Tensor, Any]:
-    if same_source(a, b):
-        return a.scale, a.source
-    if a.training or b.training:
+    if (a.training or b.training) and not same_source(a, b):
         return (a.scale + b.scale) / 2, None
-    return a.scale, a.source
+    return a.scale, scale_only(a.source)
 
 
 def negative(a: IntQuantTensor) -> IntQuantTensor:
     """``-a``, one bit wider: ``-(-128)`` is 128."""
-    return a.set(
+    return a.replace(
         value=-a.value,
         zero_point=a.zero_point if a.symmetric else -a.zero_point,
         bit_width=a.bit_width + 1,
         signed=True,
+        source=scale_only(a.source),
     )
 
 
@@ -62,16 +87,20 @@ def absolute(a: IntQuantTensor) -> Any:
     """``|a|``: unsigned integers of the same width, which hold ``|-128|``; a float tensor with a zero point."""
     if not a.symmetric:
         return a.value.abs()
-    return a.set(value=a.value.abs(), signed=False) if a.signed else a
+    if not a.signed:
+        return a
+    return a.replace(value=a.value.abs(), signed=False, source=scale_only(a.source))
 
 
-def _shifted(a: IntQuantTensor, other: Any) -> IntQuantTensor:
-    return a.set(
+def _shifted(a: IntQuantTensor, other: Any) -> Any:
+    if isinstance(other, complex) or (isinstance(other, Tensor) and other.is_complex()):
+        return a.value + other
+    return a.replace(
         value=a.value + other,
         zero_point=a.zero_point - other / a.scale,
         symmetric=False,
         has_zero=False,
-        source=a.source,
+        source=scale_only(a.source),
     )
 
 
@@ -87,14 +116,12 @@ def add(a: Any, b: Any) -> Any:
         return a.value + b.value if isinstance(b, QuantTensor) else _shifted(a, b)
     require_same_scale("the sum", a, b)
     scale, source = _common_scale(a, b)
-    (low_a, high_a), (low_b, high_b) = _bounds(a), _bounds(b)
-    signed = a.signed or b.signed
-    return a.set(
+    return a.replace(
         value=a.value + b.value,
         scale=scale,
         zero_point=a.zero_point + b.zero_point,
-        bit_width=bits_of_range(low_a + low_b, high_a + high_b, signed),
-        signed=signed,
+        bit_width=_sum_bits(a, b, difference=False),
+        signed=a.signed or b.signed,
         training=a.training or b.training,
         source=source,
         symmetric=a.symmetric and b.symmetric,
@@ -113,13 +140,11 @@ def subtract(a: Any, b: Any) -> Any:
         return a.value - b.value if isinstance(b, QuantTensor) else _shifted(a, -b)
     require_same_scale("the difference", a, b)
     scale, source = _common_scale(a, b)
-    (low_a, high_a), (low_b, high_b) = _bounds(a), _bounds(b)
-    low, high = (-high_b, -low_b) if b.signed else (-high_b - 1, high_b)
-    return a.set(
+    return a.replace(
         value=a.value - b.value,
         scale=scale,
         zero_point=a.zero_point - b.zero_point,
-        bit_width=bits_of_range(low_a + low, high_a + high, True),
+        bit_width=_sum_bits(a, b, difference=True),
         signed=True,
         training=a.training or b.training,
         source=source,
@@ -145,13 +170,13 @@ def multiply(a: Any, b: Any) -> Any:
     if not (_is_int(a) and _is_int(b)):
         return _value(a) * _value(b)
     _require_symmetric("the product", a, b)
-    return a.set(
+    return a.replace(
         value=a.value * b.value,
         scale=a.scale * b.scale,
         bit_width=a.bit_width + b.bit_width,
         signed=a.signed or b.signed,
         training=a.training or b.training,
-        source=product_source(a, b),
+        source=scale_only(product_source(a, b)),
     )
 
 
@@ -168,7 +193,7 @@ def divide(a: Any, b: Any) -> Any:
         return _value(a) / _value(b)
     _require_symmetric("the quotient", a, b)
     largest = 2.0 ** (b.bit_width - (1 if b.signed else 0))
-    return a.set(
+    return a.replace(
         value=a.value / b.value,
         scale=a.scale / (b.scale * largest),
         bit_width=a.bit_width + b.bit_width,
@@ -183,39 +208,39 @@ def _value(x: Any) -> Any:
 
 
 @rule("add", "__add__", "__radd__")
-def _add(a: Any, b: Any, *, alpha: float = 1, out: Any = None) -> Any:
+def _add(input: Any, other: Any, *, alpha: float = 1, out: Any = None) -> Any:
     if alpha != 1 or out is not None:
         return NotImplemented
-    return add(a, b)
+    return add(input, other)
 
 
 @rule("sub", "subtract", "__sub__")
-def _sub(a: Any, b: Any, *, alpha: float = 1, out: Any = None) -> Any:
+def _sub(input: Any, other: Any, *, alpha: float = 1, out: Any = None) -> Any:
     if alpha != 1 or out is not None:
         return NotImplemented
-    return subtract(a, b)
+    return subtract(input, other)
 
 
 @rule("__rsub__", "rsub")
-def _rsub(a: Any, b: Any, *, alpha: float = 1) -> Any:
-    return NotImplemented if alpha != 1 else subtract(b, a)
+def _rsub(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    return NotImplemented if alpha != 1 else subtract(other, input)
 
 
 @rule("mul", "multiply", "__mul__", "__rmul__")
-def _mul(a: Any, b: Any, *, out: Any = None) -> Any:
-    return NotImplemented if out is not None else multiply(a, b)
+def _mul(input: Any, other: Any, *, out: Any = None) -> Any:
+    return NotImplemented if out is not None else multiply(input, other)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__")
-def _div(a: Any, b: Any, *, rounding_mode: str | None = None, out: Any = None) -> Any:
-    return NotImplemented if rounding_mode is not None or out is not None else divide(a, b)
+def _div(input: Any, other: Any, *, rounding_mode: str | None = None, out: Any = None) -> Any:
+    return NotImplemented if rounding_mode is not None or out is not None else divide(input, other)
 
 
 @rule("neg", "negative", "__neg__")
-def _neg(a: Any, *, out: Any = None) -> Any:
-    return NotImplemented if out is not None else negative(a)
+def _neg(input: Any, *, out: Any = None) -> Any:
+    return NotImplemented if out is not None else negative(input)
 
 
 @rule("abs", "absolute", "__abs__")
-def _abs(a: Any, *, out: Any = None) -> Any:
-    return NotImplemented if out is not None else absolute(a)
+def _abs(input: Any, *, out: Any = None) -> Any:
+    return NotImplemented if out is not None else absolute(input)

@@ -28,12 +28,35 @@ def unpack(x: Any) -> Any:
 
 def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply a torch function by its rule, or to the values where there is none."""
+    if not args and "input" in kwargs:
+        kwargs = dict(kwargs)
+        args = (kwargs.pop("input"),)
     found = RULES.get(function)
     if found is not None:
         result = found(*args, **kwargs)
         if result is not NotImplemented:
             return result
+    if args and isinstance(args[0], QuantTensor):
+        name = getattr(function, "__name__", "")
+        if _changes_in_place(name):
+            raise InPlaceError(_IN_PLACE.format(kind=type(args[0]).__name__, name=name))
+    if kwargs.get("inplace"):
+        kwargs = {**kwargs, "inplace": False}
     return function(*unpack(args), **unpack(kwargs))
+
+
+class InPlaceError(TypeError, AttributeError):
+    """A change in place of a quantized tensor, which has no such methods."""
+
+
+_IN_PLACE = (
+    "{kind}.{name}() would change values under their scale; use the form without the underscore, "
+    "or {name}() on q.value"
+)
+
+
+def _changes_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.startswith("_")
 
 
 class QuantTensor:
@@ -111,11 +134,8 @@ class QuantTensor:
         found = METHODS.get(name)
         if found is not None:
             return _Method(self, name, found)
-        if name.endswith("_") and hasattr(torch.Tensor, name):
-            raise TypeError(
-                f"{type(self).__name__}.{name}() would change values under their scale; use the form without the "
-                f"underscore, or {name}() on q.value"
-            )
+        if _changes_in_place(name) and hasattr(torch.Tensor, name):
+            raise InPlaceError(_IN_PLACE.format(kind=type(self).__name__, name=name))
         if hasattr(torch.Tensor, name):
             return getattr(self.value, name)
         raise AttributeError(
@@ -124,12 +144,14 @@ class QuantTensor:
 
     # ------------------------------------------------------------ moving and copying
 
-    def to(self: Self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: Self, *args: Any, **kwargs: Any) -> Any:
         """Move to a device, or convert the value to a dtype; scale, zero point and bit width keep theirs.
 
-        Arguments as for ``torch.Tensor.to``.
+        Arguments as for ``torch.Tensor.to``. A dtype that isn't floating-point gives a plain tensor.
         """
-        value = self.value.to(*args, **kwargs)
+        value: Tensor = self.value.to(*unpack(args), **unpack(kwargs))
+        if not value.is_floating_point():
+            return value
         return self.map_tensors(lambda t: value if t is self.value else t.to(value.device))
 
     def cpu(self: Self) -> Self:
@@ -140,19 +162,19 @@ class QuantTensor:
         """Move to a GPU."""
         return self.map_tensors(lambda t: t.cuda(*args, **kwargs))
 
-    def float(self: Self) -> Self:
+    def float(self: Self) -> Any:
         """The value in float32."""
         return self.to(torch.float32)
 
-    def double(self: Self) -> Self:
+    def double(self: Self) -> Any:
         """The value in float64."""
         return self.to(torch.float64)
 
-    def half(self: Self) -> Self:
+    def half(self: Self) -> Any:
         """The value in float16."""
         return self.to(torch.float16)
 
-    def bfloat16(self: Self) -> Self:
+    def bfloat16(self: Self) -> Any:
         """The value in bfloat16."""
         return self.to(torch.bfloat16)
 
@@ -160,13 +182,18 @@ class QuantTensor:
         """Cut value and metadata off the graph."""
         return self.map_tensors(lambda t: t.detach())
 
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """Say whether the value has a gradient, in place."""
+        self.value.requires_grad_(requires_grad)
+        return self
+
     def clone(self: Self, **kwargs: Any) -> Self:
         """Copy all tensors."""
         return self.map_tensors(lambda t: t.clone(**kwargs))
 
-    def contiguous(self: Self) -> Self:
-        """Lay out the value contiguously."""
-        return self.set(value=self.value.contiguous())
+    def contiguous(self: Self, **kwargs: Any) -> Self:
+        """Lay out the value contiguously; keywords as for ``torch.Tensor.contiguous``."""
+        return self.set(value=self.value.contiguous(**kwargs))
 
     # ------------------------------------------------------------ Python protocols
 
@@ -181,6 +208,15 @@ class QuantTensor:
 
     def __float__(self) -> Any:
         return self.value.item()
+
+    def __int__(self) -> Any:
+        return int(self.value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            f"a {type(self).__name__} doesn't change, and another value may not be on its grid; "
+            "use torch.cat or torch.where, or assign to a clone of its .value"
+        )
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         return self.value.__array__(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch.utils import _pytree as pytree
 from qframework.functional import max_int, min_int
 from qframework.quant_tensor import algebra
 from qframework.quant_tensor.base import QuantTensor
-from qframework.quant_tensor.source import can_read
-from qframework.quant_tensor.validation import check_fields, check_names
+from qframework.quant_tensor.source import can_read, scale_only
+from qframework.quant_tensor.validation import as_tensor, check_fields, check_names
 
 _TENSORS = ("value", "scale", "zero_point", "bit_width")
 _STATIC = ("signed", "training", "source", "symmetric", "has_zero")
@@ -61,12 +62,9 @@ class IntQuantTensor(QuantTensor):
         has_zero: bool | None = None,
     ) -> None:
         fields = check_fields(value, scale, zero_point, bit_width, signed, training)
-        if symmetric is None or has_zero is None:
-            readable = can_read(*fields[:3])
-            if symmetric is None:
-                symmetric = readable and not bool(fields[2].any())
-            if has_zero is None:
-                has_zero = symmetric or (readable and bool((fields[2] == fields[2].round()).all()))
+        known_symmetric, known_zero = _look_at(zero_point)
+        symmetric = known_symmetric if symmetric is None else symmetric
+        has_zero = (symmetric or known_zero) if has_zero is None else has_zero
         _fill(self, (*fields, source, symmetric, has_zero))
 
     @classmethod
@@ -91,20 +89,53 @@ class IntQuantTensor(QuantTensor):
     # ------------------------------------------------------------ the record
 
     def set(self, **changes: Any) -> IntQuantTensor:
-        """The same tensor with fields replaced, unchecked.
+        """The same tensor with fields replaced; numbers become tensors, other checks aren't made.
+
+        What a new field makes unknown is looked up again: another scale has no source, another zero point may not be 0.
 
         Raises:
-            TypeError: an unknown field.
+            TypeError: an unknown field, or one that is neither a number nor a tensor.
         """
         check_names(changes, _TENSORS + _STATIC)
-        fields = [changes[n] if n in changes else getattr(self, n) for n in _TENSORS + _STATIC]
+        fields = dict(changes)
+        for name in _TENSORS[1:]:
+            if name in changes:
+                fields[name] = as_tensor(name, changes[name], changes.get("value", self.value))
+        if "scale" in changes:
+            fields["source"] = None
+        elif "zero_point" in changes or "bit_width" in changes or "signed" in changes:
+            fields["source"] = scale_only(self.source)
+        if "zero_point" in changes:
+            fields["symmetric"], fields["has_zero"] = _look_at(changes["zero_point"])
+        for name in ("source", "symmetric", "has_zero"):
+            if name in changes:
+                fields[name] = changes[name]
+        return self.replace(**fields)
+
+    def replace(self, **changes: Any) -> IntQuantTensor:
+        """The same tensor with exactly these fields replaced, for rules: nothing is checked or looked up."""
         out = object.__new__(type(self))
+        fields = [changes[n] if n in changes else getattr(self, n) for n in _TENSORS + _STATIC]
         _fill(out, tuple(fields))
         return out
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": None}  # known by identity, it means nothing elsewhere
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> IntQuantTensor:
+        out = object.__new__(type(self))
+        memo[id(self)] = out
+        _fill(out, tuple(copy.deepcopy(getattr(self, n), memo) for n in _TENSORS + _STATIC))
+        return out
+
+    def detach_(self) -> IntQuantTensor:
+        """Cut value and metadata off the graph, in this record; tensors that others hold, such as parameters, stay."""
+        _fill(self, tuple(getattr(self.detach(), n) for n in _TENSORS + _STATIC))
+        return self
+
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> IntQuantTensor:
         """The same tensor with ``function`` applied to value, scale, zero point and bit width."""
-        return self.set(**{n: function(getattr(self, n)) for n in _TENSORS})
+        return self.replace(**{n: function(getattr(self, n)) for n in _TENSORS})
 
     @property
     def device(self) -> torch.device:
@@ -161,7 +192,7 @@ class IntQuantTensor(QuantTensor):
         """The integers ``q``.
 
         Args:
-            float_datatype: return them in the float dtype of the scale.
+            float_datatype: return them in the float dtype of the scale; above 8 bits in float32 at least.
 
         Returns:
             int8 or uint8 up to 8 bits, else int32, or int64 where an integer needs it; same shape.
@@ -180,9 +211,10 @@ class IntQuantTensor(QuantTensor):
                 f"away from an integer; allowed are {sign} integers of {float(self.bit_width):g} bits"
             )
         rounded = self._pre_round_int_value.round()
-        if float_datatype:
-            return rounded.to(self.scale.dtype)
         bits = float(self.bit_width)
+        if float_datatype:
+            dtype = self.scale.dtype if bits <= 8 else rounded.dtype
+            return rounded.to(dtype)
         if bits <= 8:
             return rounded.to(torch.int8 if self.signed else torch.uint8)
         fits = bits < 32 or bool(((rounded >= -(2.0**31)) & (rounded < 2.0**31)).all())
@@ -226,6 +258,16 @@ def _fill(self: IntQuantTensor, fields: tuple[Any, ...]) -> None:
         object.__setattr__(self, name, content)
 
 
+def _look_at(zero_point: Any) -> tuple[bool, bool]:
+    """Whether a zero point is 0, and whether it is an integer, as far as it can be known."""
+    if isinstance(zero_point, Tensor):
+        if not can_read(zero_point):
+            return False, False
+        zero_point = zero_point.detach()
+        return not bool(zero_point.any()), bool((zero_point == zero_point.round()).all())
+    return zero_point == 0, zero_point == round(zero_point)
+
+
 def _flatten(q: IntQuantTensor) -> tuple[list[Tensor], tuple[Any, ...]]:
     return [getattr(q, n) for n in _TENSORS], tuple(getattr(q, n) for n in _STATIC)
 
@@ -233,6 +275,11 @@ def _flatten(q: IntQuantTensor) -> tuple[list[Tensor], tuple[Any, ...]]:
 def _flatten_with_keys(q: IntQuantTensor) -> Any:
     tensors, context = _flatten(q)
     return [(pytree.GetAttrKey(n), t) for n, t in zip(_TENSORS, tensors, strict=True)], context
+
+
+def _to_dumpable(context: tuple[Any, ...]) -> Any:
+    signed, training, _, symmetric, has_zero = context
+    return [signed, training, None, symmetric, has_zero]  # a source is an object of this process
 
 
 def _unflatten(tensors: Any, context: tuple[Any, ...]) -> IntQuantTensor:
@@ -247,4 +294,7 @@ pytree.register_pytree_node(
     _unflatten,
     serialized_type_name="qframework.IntQuantTensor",
     flatten_with_keys_fn=_flatten_with_keys,
+    to_dumpable_context=_to_dumpable,
+    from_dumpable_context=tuple,
 )
+torch.serialization.add_safe_globals([IntQuantTensor])

@@ -12,18 +12,16 @@ from qframework.quant_tensor.registry import rule
 @rule("relu")
 def _relu(q: Any, inplace: bool = False) -> Any:
     """``max(q, 0)`` is on the grid when 0 is."""
-    return q.set(value=F.relu(q.value)) if q.has_zero else NotImplemented
+    return q.replace(value=F.relu(q.value)) if q.has_zero else NotImplemented
 
 
 def _clip_rule(name: str, minimum: float, maximum: float) -> None:
     """Clipping keeps the metadata, as users of this field know it; a bound off the grid makes it invalid."""
 
-    def apply(q: Any, *args: Any, **kwargs: Any) -> Any:
-        return (
-            q.set(value=getattr(F, name)(q.value, *args, **kwargs))
-            if q.has_zero
-            else NotImplemented
-        )
+    def apply(q: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+        if not q.has_zero:
+            return NotImplemented
+        return q.replace(value=getattr(F, name)(q.value, *args, **kwargs))
 
     rule(name, method=False)(apply)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.algebra import bits_of
+from qframework.quant_tensor.algebra import bits_of_codes, wide
 from qframework.quant_tensor.registry import rule
-from qframework.quant_tensor.source import can_read, product_source
+from qframework.quant_tensor.source import can_read, product_source, scale_only
 
 
 def _is_plain_int(x: Any) -> bool:
@@ -31,11 +31,13 @@ def accumulator_bits(x: Any, w: Any, products: int) -> Tensor:
     The customary ``ceil(log2(U(b_x) U(b_w) K + 1))``, or more where the exact range needs it: for signed results
     ``ceil(log2(|q_x| |q_w| K + 1)) + 1``, ``|q|`` being ``2^(b-1)`` for signed integers (1 for -1 and 1 in one bit).
     """
-    customary = bits_of((2.0**x.bit_width - 1) * (2.0**w.bit_width - 1) * products)
-    if not (x.signed or w.signed):
-        return customary
-    largest = [2.0 ** (q.bit_width - 1) if q.signed else 2.0**q.bit_width - 1 for q in (x, w)]
-    return torch.maximum(customary, bits_of(largest[0] * largest[1] * products) + 1)
+    codes_x, codes_w = 2.0 ** wide(x.bit_width), 2.0 ** wide(w.bit_width)
+    codes = (codes_x - 1) * (codes_w - 1) * products + 1
+    if x.signed or w.signed:
+        largest_x = codes_x / 2 if x.signed else codes_x - 1
+        largest_w = codes_w / 2 if w.signed else codes_w - 1
+        codes = torch.maximum(codes, 2 * (largest_x * largest_w * products + 1))
+    return bits_of_codes(codes).to(x.bit_width.dtype)
 
 
 def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
@@ -49,17 +51,18 @@ def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
     return t.reshape(shape)
 
 
-def _only_along(q: Any, axis: int) -> bool:
-    """Whether a scale varies along one axis of its tensor at most."""
-    shape = (1,) * (q.value.dim() - q.scale.dim()) + tuple(q.scale.shape)
-    return all(n == 1 for i, n in enumerate(shape) if i != axis % len(shape))
+def _only_along(t: Tensor, axis: int) -> bool:
+    """Whether ``t`` varies along no other axis than ``axis``, which counts from the last."""
+    return t.numel() == 1 or (t.dim() >= -axis and t.shape[axis] == t.numel())
 
 
-def _input_scale(x: Any, axis: int, depthwise: int | None) -> Tensor | None:
+def _input_scale(x: Any, axis: int, ndim: int, depthwise: int | None) -> Tensor | None:
     scale: Tensor = x.scale
     if scale.numel() == 1:
         return scale.reshape(())
-    if depthwise is None or scale.dim() != x.value.dim() or not _only_along(x, axis):
+    if depthwise is None or x.scale.dim() != x.value.dim():
+        return None
+    if any(n != 1 for i, n in enumerate(x.scale.shape) if i != axis % ndim):
         return None
     return scale.repeat_interleave(depthwise, dim=axis) if depthwise != 1 else scale
 
@@ -89,8 +92,10 @@ def _products(
     if not (x.symmetric and w.symmetric):
         return value
     ndim, channels = value.dim(), value.shape[axis]
-    weight_scale = _along(w.scale, axis, ndim, channels) if _only_along(w, weight_axis) else None
-    input_scale = _input_scale(x, axis, depthwise)
+    if not _only_along(w.scale, weight_axis - w.value.dim()):
+        return value
+    weight_scale = _along(w.scale, axis, ndim, channels)
+    input_scale = _input_scale(x, axis, ndim, depthwise)
     if weight_scale is None or input_scale is None:
         return value
     scale = weight_scale * input_scale
@@ -108,13 +113,13 @@ def _products(
             moved = _along(_value(bias), axis, ndim, channels)
             assert moved is not None
             fields = {"symmetric": False, "has_zero": False, "zero_point": -moved / scale}
-    return x.set(
+    return x.replace(
         value=value,
         scale=scale,
         bit_width=bits,
         signed=x.signed or w.signed,
         training=x.training or w.training,
-        source=source,
+        source=scale_only(source),
         **fields,
     )
 
@@ -123,7 +128,7 @@ def _on_scale(bias: Any, scale: Tensor, source: Any, axis: int, ndim: int, chann
     """Whether a quantized bias lies on the scale of the accumulator."""
     if not bias.symmetric:
         return False
-    if source is not None and bias.source == source:
+    if source is not None and scale_only(bias.source) == scale_only(source):
         return True
     own = _along(bias.scale, axis, ndim, channels)
     if own is None or not can_read(own, scale):
@@ -136,6 +141,8 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if not (_is_plain_int(x) and _is_plain_int(weight)):
         return NotImplemented
     value = F.linear(x.value, weight.value, _value(bias))
+    if weight.value.dim() != 2:
+        return value
     return _products(value, x, weight, bias, weight.value.shape[1], -1, 0)
 
 
@@ -201,22 +208,23 @@ for _n in (1, 2, 3):
 
 
 @rule("matmul", "__matmul__", "bmm", "mm")
-def _matmul(a: Any, b: Any, *, out: Any = None) -> Any:
+def _matmul(a: Any, other: Any = None, *, mat2: Any = None, out: Any = None) -> Any:
     """Per-tensor scales, no zero points; else a float tensor."""
+    b = other if mat2 is None else mat2
     if out is not None or not (_is_plain_int(a) and _is_plain_int(b)):
         return NotImplemented
     value = torch.matmul(a.value, b.value)
     if not (a.symmetric and b.symmetric) or a.scale.numel() > 1 or b.scale.numel() > 1:
         return value
     scale = a.scale.reshape(()) * b.scale.reshape(())
-    return a.set(
+    return a.replace(
         value=value,
         scale=scale,
         zero_point=torch.zeros_like(scale.detach()),
         bit_width=accumulator_bits(a, b, a.value.shape[-1]),
         signed=a.signed or b.signed,
         training=a.training or b.training,
-        source=product_source(a, b),
+        source=scale_only(product_source(a, b)),
     )
 
 
@@ -237,6 +245,10 @@ def _embedding(
     """
     if not _is_plain_int(weight):
         return NotImplemented
+    if max_norm is not None:  # torch rescales rows of the table, in place
+        table = weight.value.clone()
+        options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+        return F.embedding(input, table, *options)
     if weight.scale.numel() > 1 or weight.zero_point.numel() > 1:
         raise RuntimeError(
             f"an embedding of quantized weights needs one scale; got scales of shape {tuple(weight.scale.shape)}"
@@ -244,6 +256,6 @@ def _embedding(
     value = F.embedding(
         input, weight.value, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
     )
-    return weight.set(
+    return weight.replace(
         value=value, scale=weight.scale.reshape(()), zero_point=weight.zero_point.reshape(())
     )

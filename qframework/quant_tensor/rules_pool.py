@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.functional import max_int, min_int
-from qframework.quant_tensor.algebra import bits_of, bits_of_range
-from qframework.quant_tensor.registry import rule
+from qframework.quant_tensor.algebra import bits_of_codes, bits_of_range, bounds, wide
+from qframework.quant_tensor.registry import RULES, rule
+from qframework.quant_tensor.source import scale_only
 
 
 def _per_position(q: Any, spatial: int) -> bool:
@@ -22,23 +22,25 @@ def _per_position(q: Any, spatial: int) -> bool:
     return False
 
 
-def _max_pool_rule(name: str, spatial: int) -> None:
-    function = getattr(F, name)
-
+def _max_pool_rule(function: Any, spatial: int) -> None:
     def apply(q: Any, *args: Any, **kwargs: Any) -> Any:
         if _per_position(q, spatial):
             return NotImplemented
         result = function(q.value, *args, **kwargs)
         if isinstance(result, tuple):
-            return q.set(value=result[0]), result[1]
-        return q.set(value=result)
+            return q.replace(value=result[0]), result[1]
+        return q.replace(value=result)
 
-    rule(name, f"{name}_with_indices", method=False)(apply)
+    RULES[function] = apply
 
 
-for _n in (1, 2, 3):
-    _max_pool_rule(f"max_pool{_n}d", _n)
-    _max_pool_rule(f"adaptive_max_pool{_n}d", _n)
+# a rule for each, since they differ in whether they return indices: with, without, or when asked to
+for _place in (F, torch):
+    for _n in (1, 2, 3):
+        for _name in (f"max_pool{_n}d", f"adaptive_max_pool{_n}d"):
+            for _function in (_name, f"{_name}_with_indices"):
+                if hasattr(_place, _function):
+                    _max_pool_rule(getattr(_place, _function), _n)
 
 
 @rule("interpolate", "upsample", method=False)
@@ -48,19 +50,21 @@ def _interpolate(
     """Nearest neighbours repeat elements; the other modes leave the grid."""
     if mode not in ("nearest", "nearest-exact") or _per_position(q, q.value.dim() - 2):
         return NotImplemented
-    return q.set(value=F.interpolate(q.value, size, scale_factor, mode, *a, **k))
+    return q.replace(value=F.interpolate(q.value, size, scale_factor, mode, *a, **k))
 
 
 def _averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
     """The sum of a window's integers, on the scale over the divisor."""
-    low, high = min_int(q.signed, False, q.bit_width), max_int(q.signed, False, q.bit_width)
-    customary = bits_of(window * (2.0**q.bit_width - 1))
-    return q.set(
+    low, high = bounds(q)
+    customary = bits_of_codes(window * (2.0 ** wide(q.bit_width) - 1) + 1)
+    bits = torch.maximum(customary, bits_of_range(low * window, high * window, q.signed))
+    source = None if q.source is None else ("average", scale_only(q.source), divisor)
+    return q.replace(
         value=value,
         scale=q.scale / divisor,
         zero_point=q.zero_point if q.symmetric else q.zero_point * window,
-        bit_width=torch.maximum(customary, bits_of_range(low * window, high * window, q.signed)),
-        source=None if q.source is None else ("average", q.source, divisor),
+        bit_width=bits.to(q.bit_width.dtype),
+        source=scale_only(source),
     )
 
 

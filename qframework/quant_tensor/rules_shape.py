@@ -11,36 +11,48 @@ from torch.nn import functional as F
 
 from qframework.quant_tensor.base import QuantTensor
 from qframework.quant_tensor.registry import RULES, rule
-from qframework.quant_tensor.source import can_read, require_same_scale, same_source
+from qframework.quant_tensor.source import (
+    can_read,
+    moved_source,
+    require_same_scale,
+    same_grid,
+    same_source,
+    scale_only,
+)
 
 
 def _full_rank(t: Tensor, ndim: int) -> Tensor:
     return t.reshape((1,) * (ndim - t.dim()) + tuple(t.shape))
 
 
-def _moved(q: Any, results: Any, move: Callable[[Tensor], Any]) -> Any:
-    """Wrap the result of a movement; ``move`` does to a scale or zero point what was done to the value."""
+def _moved(q: Any, results: Any, move: Callable[[Tensor], Any], *how: Any) -> Any:
+    """Wrap the result of a movement.
+
+    Args:
+        q: before.
+        results: the moved value, or several.
+        move: does to a scale or zero point what was done to the value.
+        *how: name and arguments of the movement.
+    """
 
     def metadata(t: Tensor) -> Any:
         return None if t.numel() == 1 else move(t)
 
     scale, zero_point = metadata(q.scale), metadata(q.zero_point)
     one_scale, one_zero = _scalar(q.scale), _scalar(q.zero_point)
-    # Scales that have moved are no longer those that the quantizer gives.
-    source = q.source if scale is None and zero_point is None else None
     if isinstance(results, Tensor):
-        return q.set(
+        return q.replace(
             value=results,
             scale=one_scale if scale is None else scale,
             zero_point=one_zero if zero_point is None else zero_point,
-            source=source,
+            source=moved_source(q, *how),
         )
     return type(results)(
-        q.set(
+        q.replace(
             value=r,
             scale=one_scale if scale is None else scale[i],
             zero_point=one_zero if zero_point is None else zero_point[i],
-            source=source,
+            source=moved_source(q, *how, i) if how else moved_source(q),
         )
         for i, r in enumerate(results)
     )
@@ -55,11 +67,14 @@ def _axis_rule(*names: str) -> None:
     for name in names:
         function = getattr(torch.Tensor, name, None) or getattr(torch, name)
 
-        def apply(q: Any, *args: Any, _function: Any = function, **kwargs: Any) -> Any:
+        def apply(
+            q: Any, *args: Any, _name: str = name, _function: Any = function, **kwargs: Any
+        ) -> Any:
             def move(t: Tensor) -> Any:
                 return _function(_full_rank(t, q.value.dim()), *args, **kwargs)
 
-            return _moved(q, _function(q.value, *args, **kwargs), move)
+            how = (_name, args, list(kwargs.items()))
+            return _moved(q, _function(q.value, *args, **kwargs), move, *how)
 
         rule(name)(apply)
 
@@ -74,14 +89,17 @@ def _element_rule(*names: str) -> None:
     for name in names:
         function = getattr(torch.Tensor, name, None) or getattr(torch, name)
 
-        def apply(q: Any, *args: Any, _function: Any = function, **kwargs: Any) -> Any:
+        def apply(
+            q: Any, *args: Any, _name: str = name, _function: Any = function, **kwargs: Any
+        ) -> Any:
             if not isinstance(q, QuantTensor):
                 return NotImplemented
 
             def move(t: Tensor) -> Any:
                 return _function(t.expand(q.value.shape), *args, **kwargs)
 
-            return _moved(q, _function(q.value, *args, **kwargs), move)
+            how = (_name, args, list(kwargs.items()))
+            return _moved(q, _function(q.value, *args, **kwargs), move, *how)
 
         rule(name)(apply)
 
@@ -115,20 +133,23 @@ _element_rule(
 
 
 def _reshape(q: Any, result: Tensor) -> Any:
+    before, after = q.value.shape, result.shape
+    metadata = [_full_rank(t, len(before)) for t in (q.scale, q.zero_point) if t.numel() > 1]
+    kept = 0  # leading axes that stay as they are needn't be spread over
+    while (
+        kept < min(len(before), len(after))
+        and before[kept] == after[kept]
+        and all(t.shape[kept] == 1 for t in metadata)
+    ):
+        kept += 1
+
     def move(t: Tensor) -> Tensor:
-        before, after = q.value.shape, result.shape
-        kept = 0  # leading axes that stay as they are needn't be spread over
-        t = _full_rank(t, len(before))
-        while (
-            kept < min(len(before), len(after))
-            and before[kept] == after[kept]
-            and t.shape[kept] == 1
-        ):
-            kept += 1
-        spread = t.expand((1,) * kept + tuple(before[kept:]))
+        spread = _full_rank(t, len(before)).expand((1,) * kept + tuple(before[kept:]))
         return spread.reshape((1,) * kept + tuple(after[kept:]))
 
-    return _moved(q, result, move)
+    if not metadata:
+        return _moved(q, result, move)
+    return _moved(q, result, move, "reshape", kept, tuple(before[kept:]), tuple(after[kept:]))
 
 
 @rule("reshape")
@@ -137,10 +158,10 @@ def _rule_reshape(q: Any, *shape: Any, **kwargs: Any) -> Any:
 
 
 @rule("view")
-def _rule_view(q: Any, *shape: Any) -> Any:
+def _rule_view(q: Any, *shape: Any, **kwargs: Any) -> Any:
     if shape and isinstance(shape[0], torch.dtype):
         return NotImplemented
-    return _reshape(q, q.value.view(*shape))
+    return _reshape(q, q.value.view(*shape, **kwargs))
 
 
 @rule("view_as", "reshape_as")
@@ -163,8 +184,8 @@ def _rule_squeeze(q: Any, dim: Any = None) -> Any:
 
 for _name, _function in (("T", lambda x: x.T), ("mT", lambda x: x.mT)):
 
-    def _property(q: Any, _f: Any = _function) -> Any:
-        return _moved(q, _f(q.value), lambda t: _f(_full_rank(t, q.value.dim())))
+    def _property(q: Any, _f: Any = _function, _name: str = _name) -> Any:
+        return _moved(q, _f(q.value), lambda t: _f(_full_rank(t, q.value.dim())), _name)
 
     RULES[getattr(torch.Tensor, _name).__get__] = _property
     setattr(QuantTensor, _name, property(_property))
@@ -186,7 +207,7 @@ def _rule_pad(q: Any, pad: Any, mode: str = "constant", value: float | None = No
     result = F.pad(q.value, pad, mode, value)
     if mode == "constant" and not q.symmetric and q.zero_point.numel() > 1:
         return NotImplemented  # 0 isn't the same integer everywhere
-    return _moved(q, result, move)
+    return _moved(q, result, move, "pad", pad, mode)
 
 
 @rule("cat", "concat", "concatenate", method=False)
@@ -220,48 +241,50 @@ def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor
         raise RuntimeError(
             f"{what} of signed and unsigned quantized tensors; quantize them alike first"
         )
-    same = all(same_source(first, t) for t in tensors[1:])
-    if not same:
+    same_grids = all(same_grid(first, t) for t in tensors[1:])
+    same_scales = same_grids or all(same_source(first, t) for t in tensors[1:])
+    symmetric = all(t.symmetric for t in tensors)
+    same_zeros = symmetric or same_grids
+    if not same_grids:
         for t in tensors[1:]:
             require_same_scale(what, first, t)
             if not training:
                 _require_equal(what, "bit widths", first.bit_width, t.bit_width)
-                if not (first.symmetric and t.symmetric):
+                if not symmetric:
                     _require_equal(what, "zero points", first.zero_point, t.zero_point)
+    average = training and not same_scales
     fields: dict[str, Any] = {}
-    per_channel = False
-    for name in ("scale", "zero_point"):
+    for name, same in (("scale", same_scales or not training), ("zero_point", same_zeros)):
         parts = [getattr(t, name) for t in tensors]
-        if any(p.numel() > 1 for p in parts):
-            per_channel = True
+        if any(p.numel() > 1 for p in parts) or not (same or average):
             fields[name] = join(
                 [p.expand(t.value.shape) for p, t in zip(parts, tensors, strict=True)]
             )
-        elif training and not same:
+        elif average:
             fields[name] = torch.stack([_scalar(p) for p in parts]).mean()
         else:
             fields[name] = _scalar(parts[0])
-    if training and not same:
-        fields["bit_width"] = torch.stack([t.bit_width for t in tensors]).mean()
-    return first.set(
+    if not same_grids and any(t.bit_width is not first.bit_width for t in tensors):
+        fields["bit_width"] = torch.stack([t.bit_width for t in tensors]).amax(0)
+    source = first.source if same_grids else scale_only(first.source) if same_scales else None
+    if fields["scale"].numel() > 1 or fields["zero_point"].numel() > 1:
+        source = None
+    return first.replace(
         value=value,
         training=training,
-        source=first.source if same and not per_channel else None,
-        symmetric=all(t.symmetric for t in tensors),
+        source=source,
+        symmetric=symmetric,
         has_zero=all(t.has_zero for t in tensors),
         **fields,
     )
 
 
 def _require_equal(what: str, name: str, a: Tensor, b: Tensor) -> None:
-    if a is b:
+    """Refuse what is known to differ; while tracing the result holds both, spread or wider."""
+    if a is b or not can_read(a, b):
         return
-    if not can_read(a, b):
-        raise RuntimeError(
-            f"{what} of quantized tensors from different quantizers: their {name} can't be known to be equal while "
-            "tracing; let them share one quantizer"
-        )
-    if not torch.allclose(a, b):
+    alike = a.shape == b.shape or a.numel() == 1 or b.numel() == 1
+    if not (alike and torch.allclose(a, b)):
         raise RuntimeError(
             f"{what} of quantized tensors with different {name}: {a.tolist()} and {b.tolist()}"
         )

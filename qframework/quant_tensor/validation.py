@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,15 +31,21 @@ def _flag(name: str, value: Any) -> bool:
         return value
     if isinstance(value, Tensor) and value.numel() == 1 and can_read(value):
         value = value.item()
-    if value in (0, 1):
+    if not isinstance(value, Tensor) and value in (0, 1):
         return bool(value)
     raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def _tensor(name: str, x: Any, like: Tensor) -> Tensor:
+def as_tensor(name: str, x: Any, like: Tensor) -> Tensor:
+    """A field as a floating-point tensor on the device of the value ``like``; without axes when it is one number.
+
+    Raises:
+        TypeError: neither a number nor a tensor.
+    """
     if isinstance(x, Tensor):
-        return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-    if isinstance(x, (int, float)) and not isinstance(x, bool):
+        t = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+        return t.reshape(()) if t.numel() == 1 and t.dim() > like.dim() else t
+    if isinstance(x, numbers.Real) and not isinstance(x, bool):
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         return torch.tensor(float(x), dtype=dtype, device=like.device)
     raise TypeError(f"{name} must be a number or a tensor, got {x!r} of type {type(x).__name__}")
@@ -61,7 +68,7 @@ def check_fields(
             f"value must be a floating-point tensor, the dequantized (q - zero_point) * scale; got {got}"
         )
     scale, zero_point, bit_width = (
-        _tensor(n, x, value)
+        as_tensor(n, x, value)
         for n, x in (("scale", scale), ("zero_point", zero_point), ("bit_width", bit_width))
     )
     for name, t in (("scale", scale), ("zero_point", zero_point), ("bit_width", bit_width)):

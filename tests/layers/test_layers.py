@@ -266,3 +266,36 @@ def test_scales_per_channel_that_have_moved_are_not_taken_for_the_same() -> None
         q + q.flip(1)
     assert torch.cat([q, q], 1).source is None
     assert (q.permute(0, 2, 1) + q.permute(0, 2, 1)).is_valid
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("layer", [QuantLinear, QuantConv2d])
+def test_a_batch_norm_folds_into_the_layer_before_it(layer, affine, bias) -> None:
+    arguments = (6, 5) if layer is QuantLinear else (6, 5, 3)
+    folded = layer(*arguments, bias=bias, weight_quant=None)
+    bn = (nn.BatchNorm1d if layer is QuantLinear else nn.BatchNorm2d)(5, affine=affine)
+    shape = (8, 6) if layer is QuantLinear else (8, 6, 5, 5)
+    for _ in range(20):
+        bn(folded(torch.randn(shape) * 3 + 1))
+    if affine:
+        nn.init.uniform_(bn.weight, 0.5, 2)
+        nn.init.normal_(bn.bias)
+    bn.eval()
+    x = torch.randn(shape)
+    expected = bn(folded(x))
+    folded.merge_bn_in(bn)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_folding_starts_the_quantizers_anew() -> None:
+    layer = QuantLinear(6, 5, bias=False, weight_scaling_impl_type="parameter_from_stats")
+    bn = nn.BatchNorm1d(5)
+    bn.running_var.fill_(1e-4)
+    layer.merge_bn_in(bn)
+    expected = layer.weight.abs().max().item() / 127
+    assert layer.weight_quant.scale().item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match=r"5 channels, got BatchNorm1d with 3 channels"):
+        layer.merge_bn_in(nn.BatchNorm1d(3))
+    with pytest.raises(ValueError, match="with none"):
+        layer.merge_bn_in(nn.BatchNorm1d(5, track_running_stats=False))

@@ -184,3 +184,63 @@ def test_off_grid_and_out_of_range_are_not_valid() -> None:
         off.int()
     assert not q.set(bit_width=torch.tensor(4.0)).is_valid
     assert IntQuantTensor(torch.zeros(0), 1.0, 0.0, 4, True).is_valid
+
+
+def test_nothing_changes_it_in_place() -> None:
+    q = make()
+    before = q.value.clone()
+    with pytest.raises(TypeError, match=r"IntQuantTensor.add_\(\) would change values"):
+        q.add_(1)
+    with pytest.raises(TypeError, match="use the form without the underscore"):
+        torch.relu_(q)
+    assert not hasattr(q, "add_")
+    with pytest.raises(TypeError, match="doesn't change"):
+        q[0] = 1.0
+    for function in (torch.nn.functional.hardtanh, torch.nn.functional.silu):
+        function(q, inplace=True)
+    plain = torch.ones(2, 3, 4, 4)
+    plain += q  # a tensor may change by a quantized one
+    assert torch.equal(plain, q.value + 1)
+    assert torch.equal(q.value, before)
+
+
+def test_methods_in_place_that_move_no_value_return_the_tensor_itself() -> None:
+    scale = torch.nn.Parameter(torch.tensor(0.5))
+    q = IntQuantTensor.unchecked(
+        torch.ones(3) * scale, scale, torch.zeros(()), torch.tensor(8.0), True, False
+    )
+    assert q.detach_() is q
+    assert not q.requires_grad
+    assert not q.scale.requires_grad
+    assert scale.requires_grad
+    assert q.requires_grad_() is q
+    assert q.requires_grad
+
+
+def test_integer_types_and_layouts_convert_as_those_of_tensors() -> None:
+    q = make()
+    assert type(q.to(torch.int8)) is torch.Tensor
+    assert q.to(q.value.double()).dtype == q.to(q.double()).dtype == torch.float64
+    assert q.contiguous(memory_format=torch.channels_last).value.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert int(make((1,))) == int(make((1,)).value)
+
+
+def test_files_are_loaded_without_trusting_them() -> None:
+    buffer = io.BytesIO()
+    torch.save({"x": make().set(source=object())}, buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True)["x"].is_valid
+
+
+def test_wide_integers_are_not_rounded_to_a_narrow_scale_type() -> None:
+    q = IntQuantTensor(torch.tensor([1001.0]), torch.tensor(1.0, dtype=torch.bfloat16), 0, 12, True)
+    assert q.int(float_datatype=True).tolist() == [1001]
+
+
+def test_metadata_of_one_number_has_no_more_axes_than_the_value() -> None:
+    q = IntQuantTensor(torch.zeros(3), torch.ones(1, 1, 1), np.float32(0), np.int64(8), True)
+    assert q.int().shape == (3,)
+    with pytest.raises(TypeError, match="signed must be True or False"):
+        IntQuantTensor(torch.zeros(3), 1.0, 0, 8, torch.ones(2))

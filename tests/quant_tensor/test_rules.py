@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from qframework.quant_tensor import IntQuantTensor
+from qframework.quant_tensor.rules_linear import accumulator_bits
 
 
 def make(
@@ -214,15 +215,6 @@ def test_depthwise_convolutions_accept_a_scale_per_input_channel() -> None:
     assert type(full) is torch.Tensor  # different scales in one sum
 
 
-def test_a_weight_scale_along_its_inputs_makes_a_float_product() -> None:
-    x = make((2, 3), 4)
-    for scale in (per_channel((3, 3), 1), torch.tensor([0.5, 0.25, 0.125])):
-        w = make((3, 3), 4, scale=scale)
-        out = F.linear(x, w)
-        assert type(out) is torch.Tensor
-        assert torch.equal(out, F.linear(x.value, w.value))
-
-
 def test_zero_points_make_products_floats() -> None:
     x = make((2, 6), 4, signed=False, zero=3.0)
     assert type(F.linear(x, make((3, 6)))) is torch.Tensor
@@ -304,3 +296,93 @@ def test_chains_are_exact_as_long_as_they_stay_quantized(steps, channelwise) -> 
         q = CHAIN[step](q)
         assert x.is_valid
         assert torch.equal(integers(x), q)
+
+
+def bits_needed(low: int, high: int) -> int:
+    """By Python's integers."""
+    return high.bit_length() if low >= 0 else max((-low - 1).bit_length(), high.bit_length()) + 1
+
+
+@pytest.mark.parametrize("products", [1, 3, 9, 27, 576, 4096, 2**15, 2**16])
+def test_accumulators_hold_every_sum_of_every_pair_of_types(products) -> None:
+    """In float32 ``log2(2^k + 1)`` is k above 2^20: one bit short."""
+    kinds = [(bits, signed) for bits in range(1, 17) for signed in (False, True)]
+    ranges = [(-(2 ** (b - 1)), 2 ** (b - 1) - 1) if s else (0, 2**b - 1) for b, s in kinds]
+    types = [
+        IntQuantTensor.unchecked(
+            torch.zeros(()), torch.ones(()), torch.zeros(()), torch.tensor(float(b)), s, False
+        )
+        for b, s in kinds
+    ]
+    for x, range_x in zip(types, ranges, strict=True):
+        for w, range_w in zip(types, ranges, strict=True):
+            ends = [p * q * products for p in range_x for q in range_w]
+            assert accumulator_bits(x, w, products).item() >= bits_needed(min(ends), max(ends))
+
+
+def test_sums_have_the_same_width_with_and_without_a_shared_width() -> None:
+    for bits in range(1, 17):
+        for signed in (True, False):
+            x = make((2,), bits, signed)
+            other = x.set(bit_width=x.bit_width.clone())
+            for combine in (torch.add, torch.sub):
+                assert combine(x, x).bit_width.item() == combine(x, other).bit_width.item()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("window", [2, 3, (1, 5)])
+def test_average_pools_hold_the_lowest_sum(bits, window) -> None:
+    q = make((1, 1, 5, 5), bits)
+    q = q.set(value=torch.full_like(q.value, -(2.0 ** (bits - 1))) * q.scale)
+    out = F.avg_pool2d(q, window)
+    area = window**2 if isinstance(window, int) else window[0] * window[1]
+    assert out.int().unique().tolist() == [-(2 ** (bits - 1)) * area]
+
+
+def test_max_pools_return_indices_as_the_function_called_does() -> None:
+    q, line = make((1, 2, 4, 4)), make((1, 2, 4))
+    for function, x in (
+        (F.max_pool2d_with_indices, q),
+        (F.max_pool1d_with_indices, line),
+        (torch.max_pool1d_with_indices, line),
+        (torch.adaptive_max_pool1d, line),
+    ):
+        pooled, indices = function(x, 2)
+        expected, expected_indices = function(x.value, 2)
+        assert isinstance(pooled, IntQuantTensor)
+        assert torch.equal(pooled.value, expected)
+        assert torch.equal(indices, expected_indices)
+    for function, x in ((torch.max_pool2d, q), (F.adaptive_max_pool1d, line)):
+        assert isinstance(function(x, 2), IntQuantTensor)
+
+
+def test_arguments_by_name_are_those_of_torch() -> None:
+    x, w = make((2, 3)), make((4, 3))
+    for by_name, by_place in (
+        (torch.add(input=x, other=1), x + 1),
+        (x.sub(other=x), x - x),
+        (torch.neg(input=x), -x),
+        (torch.flatten(input=x, start_dim=0), x.flatten()),
+        (torch.matmul(x, other=w.mT), x @ w.mT),
+        (torch.mm(x, mat2=w.mT), x @ w.mT),
+        (F.linear(input=x, weight=w), F.linear(x, w)),
+        (x.view(size=(3, 2)), x.view(3, 2)),
+    ):
+        assert isinstance(by_name, IntQuantTensor)
+        assert torch.equal(by_name.value, by_place.value)
+        assert torch.equal(by_name.bit_width, by_place.bit_width)
+
+
+def test_weights_with_other_than_one_scale_per_output_give_floats() -> None:
+    x = make((2, 4))
+    for rows in (3, 4):
+        assert type(F.linear(x, make((rows, 4), scale=per_channel((4,), 0)))) is torch.Tensor
+    assert type(F.linear(x, make((4,)))) is torch.Tensor
+
+
+def test_embeddings_that_rescale_their_rows_give_floats() -> None:
+    table = make((5, 3), 4)
+    before = table.value.clone()
+    out = F.embedding(torch.tensor([0, 2]), table, max_norm=0.5)
+    assert type(out) is torch.Tensor
+    assert torch.equal(table.value, before)
