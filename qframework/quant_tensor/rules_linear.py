@@ -51,18 +51,17 @@ def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
     return t.reshape(shape)
 
 
-def _only_along(t: Tensor, axis: int) -> bool:
-    """Whether ``t`` varies along no other axis than ``axis``, which counts from the last."""
-    return t.numel() == 1 or (t.dim() >= -axis and t.shape[axis] == t.numel())
+def _only_along(q: Any, axis: int) -> bool:
+    """Whether a scale varies along one axis of its tensor at most."""
+    shape = (1,) * (q.value.dim() - q.scale.dim()) + tuple(q.scale.shape)
+    return all(n == 1 for i, n in enumerate(shape) if i != axis % len(shape))
 
 
-def _input_scale(x: Any, axis: int, ndim: int, depthwise: int | None) -> Tensor | None:
+def _input_scale(x: Any, axis: int, depthwise: int | None) -> Tensor | None:
     scale: Tensor = x.scale
     if scale.numel() == 1:
         return scale.reshape(())
-    if depthwise is None or x.scale.dim() != x.value.dim():
-        return None
-    if any(n != 1 for i, n in enumerate(x.scale.shape) if i != axis % ndim):
+    if depthwise is None or scale.dim() != x.value.dim() or not _only_along(x, axis):
         return None
     return scale.repeat_interleave(depthwise, dim=axis) if depthwise != 1 else scale
 
@@ -92,10 +91,8 @@ def _products(
     if not (x.symmetric and w.symmetric):
         return value
     ndim, channels = value.dim(), value.shape[axis]
-    if not _only_along(w.scale, weight_axis - w.value.dim()):
-        return value
-    weight_scale = _along(w.scale, axis, ndim, channels)
-    input_scale = _input_scale(x, axis, ndim, depthwise)
+    weight_scale = _along(w.scale, axis, ndim, channels) if _only_along(w, weight_axis) else None
+    input_scale = _input_scale(x, axis, depthwise)
     if weight_scale is None or input_scale is None:
         return value
     scale = weight_scale * input_scale

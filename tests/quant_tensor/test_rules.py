@@ -215,6 +215,15 @@ def test_depthwise_convolutions_accept_a_scale_per_input_channel() -> None:
     assert type(full) is torch.Tensor  # different scales in one sum
 
 
+def test_a_weight_scale_along_its_inputs_makes_a_float_product() -> None:
+    x = make((2, 3), 4)
+    for scale in (per_channel((3, 3), 1), torch.tensor([0.5, 0.25, 0.125])):
+        w = make((3, 3), 4, scale=scale)
+        out = F.linear(x, w)
+        assert type(out) is torch.Tensor
+        assert torch.equal(out, F.linear(x.value, w.value))
+
+
 def test_zero_points_make_products_floats() -> None:
     x = make((2, 6), 4, signed=False, zero=3.0)
     assert type(F.linear(x, make((3, 6)))) is torch.Tensor
