@@ -244,14 +244,15 @@ def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor
     same_grids = all(same_grid(first, t) for t in tensors[1:])
     same_scales = same_grids or all(same_source(first, t) for t in tensors[1:])
     symmetric = all(t.symmetric for t in tensors)
-    same_zeros = symmetric or same_grids
+    same_zeros = symmetric or same_grids or not training
     if not same_grids:
         for t in tensors[1:]:
             require_same_scale(what, first, t)
             if not training:
                 _require_equal(what, "bit widths", first.bit_width, t.bit_width)
                 if not symmetric:
-                    _require_equal(what, "zero points", first.zero_point, t.zero_point)
+                    known = _require_equal(what, "zero points", first.zero_point, t.zero_point)
+                    same_zeros = same_zeros and known
     average = training and not same_scales
     fields: dict[str, Any] = {}
     for name, same in (("scale", same_scales or not training), ("zero_point", same_zeros)):
@@ -279,12 +280,15 @@ def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor
     )
 
 
-def _require_equal(what: str, name: str, a: Tensor, b: Tensor) -> None:
-    """Refuse what is known to differ; while tracing the result holds both, spread or wider."""
-    if a is b or not can_read(a, b):
-        return
+def _require_equal(what: str, name: str, a: Tensor, b: Tensor) -> bool:
+    """Refuse what is known to differ; False while tracing, when the result holds both, spread or wider."""
+    if a is b:
+        return True
+    if not can_read(a, b):
+        return False
     alike = a.shape == b.shape or a.numel() == 1 or b.numel() == 1
     if not (alike and torch.allclose(a, b)):
         raise RuntimeError(
             f"{what} of quantized tensors with different {name}: {a.tolist()} and {b.tolist()}"
         )
+    return True

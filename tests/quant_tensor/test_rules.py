@@ -262,6 +262,14 @@ def test_windows_of_unequal_size_are_floats() -> None:
         assert type(F.avg_pool2d(q, 2, **options)) is torch.Tensor
 
 
+def test_equal_zero_points_stay_one_number() -> None:
+    joined = torch.cat(
+        [make((2, 3), 4, signed=False, zero=7.0), make((2, 3), 4, signed=False, zero=7.0, seed=1)]
+    )
+    assert joined.is_valid
+    assert joined.zero_point.numel() == 1
+
+
 def test_padding_keeps_scales_per_channel_small() -> None:
     q = make((2, 3, 4, 4), scale=per_channel((2, 3, 4, 4), 1))
     assert F.pad(q, (1, 1, 1, 1)).scale.shape == (1, 3, 1, 1)
