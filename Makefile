@@ -4,13 +4,13 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: demo test check format clean
+.PHONY: demo test lint format clean
 
 demo: $(STAMP)
 	@echo "== training a small network at 8, 4 and 2 bits on handwritten digits"
 	@$(BIN)/python examples/quickstart.py
 
-test: $(STAMP)
+lint: $(STAMP)
 	@echo "== ruff: lint and format"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
@@ -18,6 +18,8 @@ test: $(STAMP)
 	@$(BIN)/mypy
 	@echo "== import-linter: every import goes down the floors"
 	@$(BIN)/lint-imports --no-cache > .venv/imports.log || (cat .venv/imports.log; exit 1)
+
+test: lint
 	@echo "== examples, in short"
 	@$(BIN)/python examples/quickstart.py --epochs 2 --output .venv/demo_output > .venv/demo.log || (cat .venv/demo.log; exit 1)
 	@$(BIN)/python examples/custom_quantizer.py > .venv/custom.log || (cat .venv/custom.log; exit 1)

@@ -7,6 +7,7 @@ HEAVY = [
     "torch.onnx",
     "torch.distributed",
     "matplotlib",
+    "sympy",
     "sklearn",
     "rich",
 ]
