@@ -11,21 +11,23 @@ from torch import Tensor, nn
 from qframework.core.base import CoreModule, wide_dtype
 
 
-def running_update(
-    running: Tensor, new: Tensor, steps: Tensor | int, momentum: float | None
-) -> Tensor:
+def running_update(running: Tensor, new: Tensor, used: Tensor, momentum: float | None) -> Tensor:
     """The running mean after one more statistic.
 
     The first statistic is taken as it is; then ``(1 - m) * running + m * new``, or with ``momentum=None`` the plain
-    mean of all so far. A statistic that isn't finite leaves the mean alone.
+    mean of all so far. A statistic that isn't finite, in any of its elements, leaves the mean alone.
+
+    Args:
+        running: the mean, of any shape.
+        new: the statistic, of the same shape.
+        used: 0-dim integer tensor, of how many statistics ``running`` is the mean.
+        momentum: m, None for the plain mean.
     """
     if momentum is None:
-        mean = running + (new - running) / (steps + 1)
-    elif isinstance(steps, int):
-        mean = new if steps == 0 else running * (1 - momentum) + new * momentum
+        mean = running + (new - running) / (used + 1)
     else:
-        mean = torch.where(steps == 0, new, running * (1 - momentum) + new * momentum)
-    return torch.where(torch.isfinite(new), mean, running)
+        mean = torch.where(used == 0, new, running * (1 - momentum) + new * momentum)
+    return torch.where(torch.isfinite(new).all(), mean, running)
 
 
 _LEARNED = -1
@@ -36,15 +38,15 @@ class CollectThenLearn(CoreModule):
 
     Training calls 1 to N use the statistic of the batch (with its gradient) and update a running mean. Call N+1
     stores the mean in ``value``, from then on an ordinary learned parameter. In evaluation mode the running mean
-    stands in until the hand-over. Batches whose statistic isn't finite are left out of the mean and counted;
-    the hand-over warns of them. Subclasses say what is collected and how it is stored.
+    stands in until the hand-over. A batch whose statistic isn't finite is left out of the mean;
+    the hand-over warns of such batches (not under a compiler, where nothing can be said). Subclasses say what is collected and how it is stored.
 
-    State-dict keys, fixed: ``value``, ``running_stats``, ``collected_steps`` (0 to N while collecting, -1 after). A
-    state dict that holds ``value`` alone is one of a finished collection.
+    State-dict keys, fixed: ``value``, ``running_stats``, ``collected_steps`` (0 to N while collecting, -1 after),
+    ``used_batches`` (how many the mean is made of). A state dict that holds ``value`` alone is one of a finished collection.
     """
 
     running_stats: Tensor
-    left_out: Tensor
+    used_batches: Tensor
 
     def __init__(
         self,
@@ -66,7 +68,9 @@ class CollectThenLearn(CoreModule):
         self.value = nn.Parameter(start)
         # On the CPU wherever the module is, so that reading it costs no synchronisation.
         self.collected_steps = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.register_constant("left_out", 0.0, dtype, device)
+        self.register_buffer(
+            "used_batches", torch.zeros((), dtype=torch.int64, device=self.value.device)
+        )
 
     # ------------------------------------------------------------ for subclasses
 
@@ -95,41 +99,52 @@ class CollectThenLearn(CoreModule):
     @property
     def has_statistics(self) -> bool:
         """Whether anything was collected or learned."""
-        return int(self.collected_steps) != 0
+        return int(self.collected_steps) < 0 or self._batches_used() > 0
 
     @property
     def is_learned(self) -> bool:
         """Whether the hand-over has taken place."""
         return int(self.collected_steps) < 0
 
+    def _batches_used(self) -> int:
+        """How many batches the mean is made of; on the meta device, where nobody knows, all of them."""
+        return int(self.collected_steps if self.used_batches.is_meta else self.used_batches)
+
     @torch.no_grad()
     def finish_collection(self) -> bool:
-        """Hand over now what was collected so far; False when there was nothing."""
-        if self.is_learned or not self.has_statistics:
-            return self.is_learned
-        self.value.copy_(self.to_stored(self.running_stats))
-        self.collected_steps.fill_(_LEARNED)
-        if self.left_out.device.type != "meta" and int(self.left_out) > 0:
+        """Hand over now what was collected so far; False when there was nothing.
+
+        Where every batch held NaN or infinity there is nothing: the collection starts again, with a warning.
+        """
+        if self.is_learned:
+            return True
+        steps, used = int(self.collected_steps), self._batches_used()
+        if used < steps:
+            then = "they were left out" if used else "the collection starts again"
             warnings.warn(
-                f"{int(self.left_out)} of the batches that statistics were collected from held NaN or infinity; "
-                "they were left out",
+                f"{steps - used} of the {steps} batches that statistics were collected from held NaN or infinity; "
+                f"{then}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-            self.left_out.zero_()
+        if not used:
+            self.restart_collection()
+            return False
+        self.value.copy_(self.to_stored(self.running_stats))
+        self.collected_steps.fill_(_LEARNED)
         return True
 
     @torch.no_grad()
     def restart_collection(self) -> None:
         """Forget what was collected or learned."""
         self.collected_steps.zero_()
+        self.used_batches.zero_()
 
     @torch.no_grad()
-    def _record(self, statistic: Tensor, steps: int) -> None:
-        self.running_stats.copy_(
-            running_update(self.running_stats, statistic, steps, self.momentum)
-        )
-        self.left_out.add_((~torch.isfinite(statistic)).any())
+    def _record(self, statistic: Tensor) -> None:
+        used = self.used_batches
+        self.running_stats.copy_(running_update(self.running_stats, statistic, used, self.momentum))
+        used.add_(torch.isfinite(statistic).all())
         self.collected_steps.add_(1)
 
     def collect_or_learned(self, x: Tensor, *context: Tensor) -> Tensor:
@@ -143,14 +158,13 @@ class CollectThenLearn(CoreModule):
             return self._traced(x, *context)
         steps = int(self.collected_steps)
         if self.training and steps >= self.collect_stats_steps:
-            self.finish_collection()
-            steps = _LEARNED
+            steps = _LEARNED if self.finish_collection() else 0
         if steps < 0:
             return self.from_stored(self.value, *context)
         if not self.training or x.numel() == 0:
             return self.from_stored(self.to_stored(self.running_stats), *context)
         statistic = self.reduce(self.view_of(x))
-        self._record(statistic.detach(), steps)
+        self._record(statistic.detach())
         return self.from_statistic(statistic, *context)
 
     def _traced(self, x: Tensor, *context: Tensor) -> Tensor:
@@ -185,10 +199,11 @@ class CollectThenLearn(CoreModule):
         result, statistic = torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type]
         with torch.no_grad():
             here = collecting.to(self.value.device)
-            steps = self.collected_steps.to(self.value.device)
-            updated = running_update(self.running_stats, statistic, steps, self.momentum)
+            updated = running_update(
+                self.running_stats, statistic, self.used_batches, self.momentum
+            )
             self.running_stats.copy_(torch.where(here, updated, self.running_stats))
-            self.left_out.add_((~torch.isfinite(statistic)).any())
+            self.used_batches.add_(here & torch.isfinite(statistic).all())
             self.collected_steps.add_(collecting.to(torch.int64))
         return result
 
@@ -210,11 +225,13 @@ class CollectThenLearn(CoreModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        value, running, steps = (prefix + k for k in ("value", "running_stats", "collected_steps"))
+        value, running, steps, used = (
+            prefix + k for k in ("value", "running_stats", "collected_steps", "used_batches")
+        )
         legacy = value in state_dict and running not in state_dict and steps not in state_dict
         collected = state_dict.get(steps)
         if legacy:
-            state_dict = {**state_dict, running: self.running_stats}
+            state_dict = {**state_dict, running: self.running_stats, used: self.used_batches}
             collected = torch.tensor(_LEARNED)
         if collected is not None:
             self.collected_steps.copy_(collected)
@@ -224,4 +241,4 @@ class CollectThenLearn(CoreModule):
             state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
         )
         if strict:
-            missing_keys.extend(k for k in (value, running) if k not in state_dict)
+            missing_keys.extend(k for k in (value, running, used) if k not in state_dict)

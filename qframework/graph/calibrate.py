@@ -45,11 +45,14 @@ class _Snapshot:
         self.collector = collector
         self.steps = collector.collected_steps.clone()
         self.stats = collector.running_stats.clone()
+        self.used = getattr(collector, "used_batches", self.steps).clone()
 
     @torch.no_grad()
     def restore(self) -> None:
         self.collector.collected_steps.copy_(self.steps)
         self.collector.running_stats.copy_(self.stats)
+        if isinstance(self.collector, CollectThenLearn):
+            self.collector.used_batches.copy_(self.used)
 
 
 @contextmanager
@@ -105,7 +108,7 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
                     stack.enter_context(_attribute(module, "return_quant_tensor", False))
             for _, collector in collectors.values():
                 stack.enter_context(_attribute(collector, "momentum", None))
-                collector.collected_steps.zero_()
+                collector.restart_collection()
                 if isinstance(collector, CollectThenLearn):
                     stack.enter_context(_attribute(collector, "collect_stats_steps", _NEVER))
             yield model

@@ -158,6 +158,15 @@ class Resolver:
                         )
                     )
 
+    def check_spelling(self) -> None:
+        """As :meth:`check_names` where nothing is built: every name that some quantizer knows will do.
+
+        Raises:
+            UnknownNameError: names the keyword and the nearest real one.
+        """
+        self.used.update(POLICY_NAMES | self.injector.__bindings__.keys())
+        self.check_names()
+
     # ------------------------------------------------------------ resolution
 
     def _node(self, name: str) -> Any:

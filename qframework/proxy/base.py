@@ -87,14 +87,7 @@ class QuantProxy(nn.Module):
         Raises:
             QuantizerError: the declaration can't be built; the message says why.
         """
-        layer = type(self.tracked_module_list[0]).__name__
-        resolver = Resolver(
-            self.quantizer,
-            self.overrides,
-            self.provided_names(),
-            subject=f"{layer}.{self.attribute}" if self.attribute else layer,
-            prefix=self.prefix,
-        )
+        resolver = self._resolver()
         built = resolver.read("tensor_quant")
         self._read_settings(resolver, built)
         resolver.check_names()
@@ -109,6 +102,16 @@ class QuantProxy(nn.Module):
         )
         self._rows = rows_of(resolver, resolver.values())
         self._reads_layer = resolver.reads_layer
+
+    def _resolver(self) -> Resolver:
+        layer = type(self.tracked_module_list[0]).__name__
+        return Resolver(
+            self.quantizer,
+            self.overrides,
+            self.provided_names(),
+            subject=f"{layer}.{self.attribute}" if self.attribute else layer,
+            prefix=self.prefix,
+        )
 
     def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
         """For subclasses: read what the proxy itself needs to know."""

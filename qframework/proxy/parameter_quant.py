@@ -154,8 +154,9 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
     parameter_name = "bias"
 
     def init_tensor_quant(self) -> None:
-        """As the base; a layer without a bias has nothing to build."""
-        if self.tracked_parameter_list[0] is None and self.quantizer is not None:
+        """As the base; a layer without a bias has nothing to build, but its keywords are looked at."""
+        if self.tracked_parameter_list[0] is None:
+            self._resolver().check_spelling()
             self.tensor_quant = None
             self.is_signed, self.is_narrow_range, self.is_symmetric = None, None, True
             self.has_zero = True

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from qframework.core.function_wrapper import OverTensorView
+from qframework.core.function_wrapper import OverBatchOverTensorView, OverTensorView
 from qframework.core.scaling import ParameterFromRuntimeStatsScaling, RuntimeStatsScaling
 from qframework.core.stats import AbsMax
 from qframework.layers import QuantIdentity
@@ -64,15 +64,47 @@ def test_a_poisoned_batch_is_left_out_and_reported(poison) -> None:
     module = scaling(3)
     feed(module, 4, poison, 4)
     assert module.running_stats.item() == 4
-    with pytest.warns(RuntimeWarning, match="1 of the batches .* NaN or infinity"):
+    with pytest.warns(
+        RuntimeWarning, match="1 of the 3 batches .* NaN or infinity; they were left out"
+    ):
         feed(module, 1)
     assert module.value.item() == 4
 
 
-def test_a_poisoned_first_batch_is_left_out_too() -> None:
-    module = scaling(2, scaling_stats_momentum=0.1)
-    feed(module, float("nan"), 6)
-    assert torch.isfinite(module.running_stats)
+@pytest.mark.parametrize("momentum", [None, 0.1, 0.7])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["learned", "running"])
+def test_the_mean_is_as_if_a_poisoned_batch_had_not_been(kind, where, bad, momentum) -> None:
+    def make() -> torch.nn.Module:
+        if kind == "learned":
+            return scaling(9, scaling_stats_momentum=momentum)
+        return RuntimeStatsScaling(AbsMax(), OverTensorView(), (), scaling_stats_momentum=momentum)
+
+    clean, poisoned = make(), make()
+    numbers = [6.0, 3.0, 12.0]
+    feed(clean, *numbers)
+    feed(poisoned, *numbers[:where], bad, *numbers[where:])
+    assert poisoned.eval()(torch.ones(1, 1)).item() == clean.eval()(torch.ones(1, 1)).item()
+
+
+def test_one_poisoned_channel_leaves_the_whole_batch_out() -> None:
+    module = ParameterFromRuntimeStatsScaling(
+        9, AbsMax(stats_reduce_dim=1), OverBatchOverTensorView(), (2,), scaling_stats_momentum=None
+    )
+    for batch in ([[1.0], [2.0]], [[float("nan")], [50.0]], [[3.0], [4.0]]):
+        module(torch.tensor(batch))
+    assert module.running_stats.tolist() == [2, 3]
+
+
+def test_when_every_batch_is_poisoned_the_collection_starts_again() -> None:
+    module = scaling(2)
+    feed(module, float("nan"), float("nan"))
+    assert not module.has_statistics
+    with pytest.warns(RuntimeWarning, match="2 of the 2 batches .* starts again"):
+        assert feed(module, 5) == [5]
+    assert not module.is_learned
+    assert module.running_stats.item() == 5
 
 
 def test_an_empty_batch_is_not_counted() -> None:
@@ -86,7 +118,16 @@ def test_keys_are_fixed_at_construction() -> None:
     module = scaling()
     keys = list(module.state_dict())
     feed(module, 1, 2, 3, 4)
-    assert list(module.state_dict()) == keys == ["value", "running_stats", "collected_steps"]
+    assert (
+        list(module.state_dict())
+        == keys
+        == [
+            "value",
+            "running_stats",
+            "used_batches",
+            "collected_steps",
+        ]
+    )
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3])

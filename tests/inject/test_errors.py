@@ -61,6 +61,11 @@ class Misspelled(Int8WeightPerTensorFloat):
             TypeError,
             ["weight_sigma=3.0 has no effect", "weight_scaling_stats_op='max'"],
         ),
+        (
+            lambda: linear(bias=False, bias_quant=Int32Bias, bias_bit_widht=4),
+            TypeError,
+            ["QuantLinear.bias_quant", "bias_bit_widht=4", "'bias_bit_width'"],
+        ),
         (lambda: linear(weight_collect_stats_steps=5), TypeError, ["has no effect"]),
         (
             lambda: linear(bias_bit_width=4),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,8 @@ from qframework.core.scaling.affine import StatsScaling, affine_or_none
 class RuntimeStats(CoreModule):
     """A statistic of each batch, with a running mean for evaluation.
 
-    State-dict keys ``running_stats`` and ``collected_steps`` (0-dim int64, how many batches it is made of).
+    State-dict keys ``running_stats`` and ``collected_steps`` (0-dim int64, how many batches it is made of; those that
+    weren't finite don't count).
 
     Args:
         stats: the statistic.
@@ -60,7 +63,12 @@ class RuntimeStats(CoreModule):
             steps.add_(torch.isfinite(now).all())
         return statistic
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):  # type: ignore[no-untyped-def]
+    @torch.no_grad()
+    def restart_collection(self) -> None:
+        """Forget what was collected."""
+        self.collected_steps.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A state dict without the number of batches is one whose mean is made of many."""
         if prefix + "running_stats" in state_dict and prefix + "collected_steps" not in state_dict:
             state_dict[prefix + "collected_steps"] = torch.ones((), dtype=torch.int64)
