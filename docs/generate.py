@@ -21,11 +21,13 @@ def policies() -> str:
     ]
     for name, field in Policy.model_fields.items():
         default, kind = field.default, field.annotation
-        shown = repr(default.value) if isinstance(default, PolicyEnum) else repr(default)
+        shown = f"`{(default.value if isinstance(default, PolicyEnum) else default)!r}`"
+        if field.is_required():
+            shown = "to be bound"
         choices = ""
         if isinstance(kind, type) and issubclass(kind, PolicyEnum):
             choices = " One of " + ", ".join(f"`'{m.value}'`" for m in kind) + "."
-        lines.append(f"| `{name}` | `{shown}` | {field.description}{choices} |")
+        lines.append(f"| `{name}` | {shown} | {field.description}{choices} |")
     lines += [
         "",
         "## Slots",

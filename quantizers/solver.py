@@ -24,6 +24,7 @@ from qframework.inject import choices as table
 from qframework.inject.enum import (
     BitWidthImplType,
     FloatToIntImplType,
+    LearnedRoundImplType,
     QuantType,
     RestrictValueType,
     ScalingImplType,
@@ -123,6 +124,7 @@ class ParameterQuantSolver(QuantSolver):
 
     scaling_impl_type = ScalingImplType.STATS
     scaling_stats_op = StatsOp.MAX
+    learned_round_impl_type = LearnedRoundImplType.HARD_SIGMOID
 
     @value
     def scaling_impl(scaling_impl_type: Any) -> Any:

@@ -73,7 +73,11 @@ Shape = Annotated[tuple[int, ...], BeforeValidator(_axes)]
 
 
 class Policy(BaseModel):
-    """All policy variables. The defaults are those in effect where no quantizer class says otherwise."""
+    """All policy variables.
+
+    A default is what is in effect where no quantizer class says otherwise; a variable without one has to be bound by
+    the class, as the predefined quantizers do, or by a keyword.
+    """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, validate_assignment=True)
 
@@ -81,7 +85,6 @@ class Policy(BaseModel):
         QuantType.INT, description="Number format; 'fp' switches quantization off."
     )
     bit_width: Bits = Field(
-        8,
         description="Bits of an integer, a whole number from 1 to 32; the initial width where it is learned.",
     )
     bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
@@ -98,21 +101,21 @@ class Policy(BaseModel):
     override_pretrained_bit_width: Flag = Field(
         False, description="Keep the declared width when a state dict with a learned one is loaded."
     )
-    signed: Flag = Field(True, description="Two's complement integers, or integers from 0.")
-    narrow_range: Flag = Field(
-        False, description="Leave one code out: signed ranges become symmetric."
-    )
+    signed: Flag = Field(description="Two's complement integers, or integers from 0.")
+    narrow_range: Flag = Field(description="Leave one code out: signed ranges become symmetric.")
     float_to_int_impl_type: Annotated[FloatToIntImplType, _choice(FloatToIntImplType)] = Field(
-        FloatToIntImplType.ROUND, description="Rounding rule."
+        FloatToIntImplType.ROUND,
+        description="How a number between two integers becomes one of them.",
     )
     quant_delay_steps: Annotated[int, Field(strict=True, ge=0)] = Field(
         0, description="Training calls before quantization starts."
     )
     scaling_impl_type: Annotated[ScalingImplType, _choice(ScalingImplType)] = Field(
-        ScalingImplType.STATS, description="Where the scale comes from."
+        ScalingImplType.STATS,
+        description="Where the scale comes from; 'parameter_from_stats' on activations.",
     )
     scaling_stats_op: Annotated[StatsOp, _choice(StatsOp)] = Field(
-        StatsOp.MAX, description="Statistic that the scale is made of."
+        StatsOp.MAX, description="Statistic that the scale is made of; 'percentile' on activations."
     )
     scaling_per_output_type: Annotated[ScalingPerOutputType, _choice(ScalingPerOutputType)] = Field(
         ScalingPerOutputType.TENSOR,
@@ -136,12 +139,12 @@ class Policy(BaseModel):
         description="Lower bound of the statistic before it is divided by the integer threshold.",
     )
     scaling_const: Positive = Field(
-        1.0, description="Initial or fixed largest value of a weight's scale."
+        description="Initial or fixed largest value of a weight's scale."
     )
-    min_val: Number = Field(-1.0, description="Lower end of an activation's initial range.")
-    max_val: Number = Field(1.0, description="Upper end of an activation's initial range.")
+    min_val: Number = Field(description="Lower end of an activation's initial range.")
+    max_val: Number = Field(description="Upper end of an activation's initial range.")
     collect_stats_steps: Count = Field(
-        300, description="Training calls that activation statistics are collected over."
+        description="Training calls that activation statistics are collected over."
     )
     scaling_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
         0.1, description="Momentum of the running statistic; None for the plain mean."
@@ -149,9 +152,9 @@ class Policy(BaseModel):
     zero_point_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
         0.1, description="Momentum of the zero point's running statistic; None for the plain mean."
     )
-    high_percentile_q: Percent = Field(99.999, description="Upper percentile, in percent.")
-    low_percentile_q: Percent = Field(0.001, description="Lower percentile, in percent.")
-    sigma: Positive = Field(3.0, description="Standard deviations above the mean magnitude.")
+    high_percentile_q: Percent = Field(description="Upper percentile, in percent.")
+    low_percentile_q: Percent = Field(description="Lower percentile, in percent.")
+    sigma: Positive = Field(description="Standard deviations above the mean magnitude.")
     std_dev_epsilon: Positive = Field(1e-8, description="Added to the variance.")
     scaling_affine_rescaling_init: Number | None = Field(
         None, description="Initial weight of a learned map on the statistic."
@@ -169,13 +172,13 @@ class Policy(BaseModel):
         False, description="Take statistics of the stored parameter, whatever is given."
     )
     quantize_zero_point: Flag = Field(
-        True, description="Round the zero point to an integer of the range."
+        description="Round the zero point to an integer of the range."
     )
     requires_input_scale: Flag = Field(
         True, description="A bias takes input scale times weight scale as its own."
     )
     threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
+        description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
     )
     learned_round_impl_type: Annotated[LearnedRoundImplType, _choice(LearnedRoundImplType)] = Field(
         LearnedRoundImplType.HARD_SIGMOID, description="Parametrization of learned rounding."

@@ -9,6 +9,7 @@ from qframework.layers import QuantConv2d, QuantHardTanh, QuantIdentity, QuantLi
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,
+    Int32Bias,
     IntBias,
 )
 

@@ -96,6 +96,19 @@ def test_compiled_training_and_evaluation_equal_eager_without_recompiling() -> N
 
 
 @pytest.mark.slow
+def test_a_poisoned_batch_is_left_out_under_a_compiler_too() -> None:
+    eager = QuantIdentity(collect_stats_steps=4)
+    traced = copy.deepcopy(eager)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    for number in (float("nan"), 6.0, 3.0):
+        eager(torch.tensor([number]))
+        compiled(torch.tensor([number]))
+    mine, theirs = (m.act_quant.tensor_quant.scaling_impl for m in (traced, eager))
+    assert mine.running_stats.item() == theirs.running_stats.item() == pytest.approx(5.7)
+    assert int(mine.used_batches) == int(theirs.used_batches) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch.export looks at it
 @pytest.mark.parametrize("training", [False, True])
 def test_exported_programs_hold_quantized_tensors(training) -> None:

@@ -39,8 +39,6 @@ PAIRS = [
 def test_without_quantizers_a_layer_is_its_torch_layer_bit_for_bit(
     quant, plain, arguments, options, shape
 ) -> None:
-    if len(shape) == 3 and quant is QuantConv2d:
-        arguments = (2, *arguments[1:])
     torch.manual_seed(3)
     mine = quant(*arguments, **options, weight_quant=None)
     after_mine = torch.rand(1)
@@ -48,8 +46,6 @@ def test_without_quantizers_a_layer_is_its_torch_layer_bit_for_bit(
     theirs = plain(*arguments, **options)
     assert torch.equal(after_mine, torch.rand(1))  # as many random numbers
     x = torch.randn(shape)
-    if len(shape) == 3 and quant is QuantConv2d:
-        x = torch.randn(2, 5, 5)
     assert torch.equal(mine(x), theirs(x))
     assert list(mine.state_dict()) == list(theirs.state_dict())
     assert isinstance(mine, plain)
@@ -198,7 +194,6 @@ def test_quantized_inputs_go_through_the_network() -> None:
     layer = QuantLinear(6, 5, bias_quant=Int32Bias, return_quant_tensor=True)
     out = layer(act(torch.randn(2, 6)))
     assert out.is_valid
-    assert layer.quant_bias is not None
     with pytest.raises(RuntimeError, match="Input scale required"):
         layer.quant_bias()
 
