@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,12 +12,34 @@ from torch import Tensor, nn
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
+_changes = itertools.count(1)
+_structure = 0
+
+
+def structure() -> int:
+    """A number that grows whenever any module of any quantizer gets another part or setting."""
+    return _structure
+
+
+def _note_change(name: str) -> None:
+    global _structure
+    if name != "training":
+        _structure = next(_changes)
+
+
 class Stateless(nn.Module):
     """A module without parameters, buffers or children: a named function with settings.
 
     A :class:`CoreModule` holds it as a plain attribute: it costs nothing in ``modules()``, ``to()`` or
     attribute look-up, and has no part in a state dict.
     """
+
+    #: Equal calls give equal results, so that results may be kept.
+    repeatable = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _note_change(name)
+        super().__setattr__(name, value)
 
 
 class CoreModule(nn.Module):
@@ -27,11 +50,16 @@ class CoreModule(nn.Module):
     multiplied by all of them.
     """
 
+    #: Equal calls give equal results while parameters, buffers and settings stay, so that results may be kept. A
+    #: property where that depends on the mode; False for what draws at random or counts its calls.
+    repeatable: Any = True
+
     def __init__(self) -> None:
         super().__init__()
         self._constants: dict[str, Tensor] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        _note_change(name)
         if isinstance(value, Stateless):
             object.__setattr__(self, name, value)
         else:
@@ -83,3 +111,11 @@ def wide_dtype(dtype: torch.dtype | None) -> torch.dtype:
 def widen(x: Tensor) -> Tensor:
     """``x`` in float32 when it is of lower precision."""
     return x.float() if x.dtype in _LOW_PRECISION else x
+
+
+def parts(module: nn.Module) -> Iterator[nn.Module]:
+    """A quantizer's module and all below it, those that are held as plain attributes too."""
+    yield module
+    for held in (*module._modules.values(), *vars(module).values()):
+        if isinstance(held, nn.Module):
+            yield from parts(held)

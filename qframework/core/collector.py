@@ -97,6 +97,16 @@ class CollectThenLearn(CoreModule):
     # ------------------------------------------------------------ phases
 
     @property
+    def repeatable(self) -> bool:
+        """Training calls are counted."""
+        return not self.training
+
+    @property
+    def looks_at_input(self) -> bool:
+        """Whether the next call collects, or might."""
+        return self.training and int(self.collected_steps) >= 0
+
+    @property
     def has_statistics(self) -> bool:
         """Whether anything was collected or learned."""
         return int(self.collected_steps) < 0 or self._batches_used() > 0

@@ -26,6 +26,11 @@ class DelayWrapper(CoreModule):
             raise ValueError(f"quant_delay_steps must be at least 0, got {quant_delay_steps}")
         self.register_buffer("steps_left", torch.tensor(quant_delay_steps, dtype=torch.int64))
 
+    @property
+    def repeatable(self) -> bool:
+        """Training calls are counted."""
+        return not self.training
+
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x`` while steps are left, then ``y``."""
         if not self.training:

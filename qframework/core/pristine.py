@@ -20,8 +20,10 @@ class Pristine:
         self._mark: tuple[int, int] | None = None
         self._pending = False
 
-    def mark(self, number: Tensor) -> None:
-        """The number has just been initialised."""
+    @torch.no_grad()
+    def start(self, number: Tensor, value: Tensor) -> None:
+        """Initialise the number. Its version counter stays, so that graphs that hold it stay valid."""
+        number.data.copy_(value)
         self._mark, self._pending = (id(number), number._version), False
 
     def end(self) -> None:

@@ -60,12 +60,6 @@ class IntQuant(CoreModule):
         self.float_to_int_impl = float_to_int_impl or RoundSte()
         self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
         self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
-        self._fused = (
-            isinstance(self.float_to_int_impl, Rounding)
-            and type(self.float_to_int_impl).forward is Rounding.forward
-            and type(self.tensor_clamp_impl).forward
-            in (TensorClamp.forward, TensorClampSte.forward)
-        )
 
     def min_int(self, bit_width: Tensor) -> Tensor:
         """Smallest integer, 0-dim float tensor."""
@@ -82,46 +76,58 @@ class IntQuant(CoreModule):
         q = self.float_to_int_impl(x / scale + zero_point)
         return self.tensor_clamp_impl(q, self.min_int(bit_width), self.max_int(bit_width))  # type: ignore[no-any-return]
 
-    def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+    def bounds_of(self, bits: int) -> tuple[float, float] | None:
+        """Smallest and largest integer of a width as numbers; None where float32 may not hold them."""
+        if bits > _EXACT_BITS:
+            return None
+        if self.signed:
+            return float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
+        return 0.0, float(2**bits - 1 - self.narrow_range)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the rounding and the clamp are those of the library, which one step does."""
+        rounding, clamp = type(self.float_to_int_impl), type(self.tensor_clamp_impl)
+        return rounding.forward is Rounding.forward and clamp.forward in _CLAMPS
+
+    def forward(
+        self,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        bit_width: Tensor,
+        x: Tensor,
+        bits: int | None = None,
+        rectify: bool = False,
+    ) -> Tensor:
         """The dequantized values of ``x``.
 
         Args:
             scale: tensor that broadcasts to the viewed ``x``.
-            zero_point: likewise, in integer steps.
+            zero_point: likewise, in integer steps; None for 0, which costs less.
             bit_width: 0-dim tensor.
             x: floating-point values.
+            bits: the bit width, where it is a number, which costs less.
+            rectify: quantize ``relu(x)``.
         """
-        viewed = self.input_view_impl(x)
-        if self._fused:
-            low, high = self.min_int(bit_width), self.max_int(bit_width)
+        delayed = self.delay_wrapper is not None
+        viewed = self.input_view_impl(torch.relu(x) if rectify and delayed else x)
+        rectify = rectify and not delayed
+        if self.is_fused:
+            bounds: Any = None if bits is None else self.bounds_of(bits)
+            if bounds is None:
+                bounds = self.min_int(bit_width), self.max_int(bit_width)
+                if rectify:
+                    viewed, rectify = torch.relu(viewed), False
             rule, masked = self.float_to_int_impl.rule, self.tensor_clamp_impl.masked
-            y = fake_quantize(viewed, scale, zero_point, low, high, rule, masked)  # type: ignore[arg-type]
+            y = fake_quantize(viewed, scale, zero_point, *bounds, rule, masked, rectify)  # type: ignore[arg-type]
         else:
-            y = ((self.to_int(scale, zero_point, bit_width, viewed) - zero_point) * scale).to(
-                x.dtype
-            )
+            viewed = torch.relu(viewed) if rectify else viewed
+            zero = torch.zeros_like(scale) if zero_point is None else zero_point
+            y = ((self.to_int(scale, zero, bit_width, viewed) - zero) * scale).to(x.dtype)
         return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
 
-    def fixed(self, scale: Tensor, bits: int, x: Tensor) -> Tensor | None:
-        """As ``forward`` for a width that is a number and no zero point, in fewer passes over the input.
 
-        Args:
-            scale: tensor that broadcasts to the viewed ``x``.
-            bits: width of the integers.
-            x: floating-point values.
-
-        Returns:
-            The dequantized values, or None where this way isn't open: another rounding rule or clamp than the
-            library's, or integers that float32 may not hold.
-        """
-        if not self._fused or bits > _EXACT_BITS or self.delay_wrapper is not None:
-            return None
-        if self.signed:
-            low, high = float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
-        else:
-            low, high = 0.0, float(2**bits - 1 - self.narrow_range)
-        rule, masked = self.float_to_int_impl.rule, self.tensor_clamp_impl.masked
-        return fake_quantize(self.input_view_impl(x), scale, None, low, high, rule, masked)  # type: ignore[arg-type]
+_CLAMPS = (TensorClamp.forward, TensorClampSte.forward)
 
 
 class DecoupledIntQuant(CoreModule):
@@ -189,27 +195,65 @@ class RescalingIntQuant(CoreModule):
         self.zero_point_impl = zero_point_impl
         self.msb_clamp_bit_width_impl = bit_width_impl
         self.observer_only = False
+        self._known_threshold: tuple[Tensor, nn.Module, Tensor] | None = None
         if isinstance(bit_width_impl, BitWidthConst) and isinstance(int_quant, IntQuant):
             check_range(int_quant.signed, int_quant.narrow_range, bit_width_impl.initial)
 
     def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, zero point and bit width for ``x``."""
         bit_width = self.msb_clamp_bit_width_impl()
-        scale = self.scaling_impl(x, self.int_scaling_impl(bit_width))
+        scale = self.scaling_impl(x, self._threshold(bit_width))
         return scale, self.zero_point_impl(x, scale, bit_width), bit_width
 
-    def forward(self, x: Tensor) -> QuantOutput:
+    def _threshold(self, bit_width: Tensor) -> Tensor:
+        """The integer threshold, computed once for a constant width."""
+        rule = self.int_scaling_impl
+        if torch.compiler.is_compiling() or type(self.msb_clamp_bit_width_impl) is not BitWidthConst:
+            return rule(bit_width)  # type: ignore[no-any-return]
+        known = self._known_threshold
+        if known is None or known[0] is not bit_width or known[1] is not rule:
+            known = (bit_width, rule, rule(bit_width))
+            object.__setattr__(self, "_known_threshold", known)
+        return known[2]
+
+    @property
+    def looks_at_input(self) -> bool:
+        """Whether scale or zero point depend on the input of the present call."""
+        return any(
+            getattr(part, "looks_at_input", True)
+            for part in (self.scaling_impl, self.zero_point_impl)
+        )
+
+    def forward(self, x: Tensor, rectify: bool = False) -> QuantOutput:
+        """Quantize.
+
+        Args:
+            x: floating-point values.
+            rectify: quantize ``relu(x)``.
+        """
+        if rectify and self.looks_at_input:
+            x, rectify = torch.relu(x), False
         scale, zero_point, bit_width = self.parameters_for(x)
+        return self.quantize(x, scale, zero_point, bit_width, rectify), scale, zero_point, bit_width
+
+    def quantize(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bit_width: Tensor,
+        rectify: bool = False,
+    ) -> Tensor:
+        """Values of ``x`` by parameters that are known; arguments as :meth:`parameters_for` gives them."""
         if self.observer_only:
-            return x, scale, zero_point, bit_width
-        y = None
-        width = self.msb_clamp_bit_width_impl
-        if isinstance(width, BitWidthConst) and isinstance(self.zero_point_impl, ZeroZeroPoint):
-            if type(self.int_quant) is IntQuant:
-                y = self.int_quant.fixed(scale, width.initial, x)
-        if y is None:
-            y = self.int_quant(scale, zero_point, bit_width, x)
-        return y, scale, zero_point, bit_width
+            return torch.relu(x) if rectify else x
+        int_quant, width = self.int_quant, self.msb_clamp_bit_width_impl
+        if type(int_quant) is not IntQuant:
+            x = torch.relu(x) if rectify else x
+            return int_quant(scale, zero_point, bit_width, x)  # type: ignore[no-any-return]
+        zero = None if isinstance(self.zero_point_impl, ZeroZeroPoint) else zero_point
+        bits = width.initial if isinstance(width, BitWidthConst) else None
+        return int_quant(scale, zero, bit_width, x, bits, rectify)  # type: ignore[no-any-return]
 
 
 class PrescaledRestrictIntQuant(CoreModule):
@@ -228,7 +272,7 @@ class PrescaledRestrictIntQuant(CoreModule):
         """Quantize ``x`` by ``scale``, which broadcasts to it."""
         bit_width = self.msb_clamp_bit_width_impl()
         zero_point = torch.zeros((), dtype=scale.dtype, device=scale.device)
-        return self.int_quant(scale, zero_point, bit_width, x), scale, zero_point, bit_width
+        return self.int_quant(scale, None, bit_width, x), scale, zero_point, bit_width
 
 
 def is_integer_quantizer(module: Any) -> bool:

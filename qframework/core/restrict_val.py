@@ -6,12 +6,14 @@ A learned scale is stored in the domain where gradient steps make sense (log2 fo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from qframework.core.base import Stateless
-from qframework.core.function_wrapper import Identity, RoundSte, ScalarSignedClampMinSte
-from qframework.functional import abs_binary_sign_grad
+from qframework.core.function_wrapper import Identity, Rounding, RoundSte, ScalarSignedClampMinSte
+from qframework.functional import abs_binary_sign_grad, is_fused, statistic_scale, stored_scale
 
 
 class RestrictValue(Stateless):
@@ -102,12 +104,49 @@ class ScaleRestriction(Stateless):
         """The stored number for ``scale``, which is first kept above the minimum."""
         return self.restrict.to_domain(self.clamp_min(scale))
 
+    def threshold(self, threshold: Tensor) -> Tensor:
+        """The threshold in its domain."""
+        if type(self.restrict_threshold) is FloatRestrictValue:
+            return threshold  # positive
+        return self.restrict_threshold(self.restrict_threshold.to_domain(threshold))  # type: ignore[no-any-return]
+
     def divide(self, scale: Tensor, threshold: Tensor | None = None) -> Tensor:
         """``scale`` over the restricted threshold (1 when None)."""
         if threshold is not None:
-            threshold = self.restrict_threshold(self.restrict_threshold.to_domain(threshold))
-            scale = scale / threshold
+            scale = scale / self.threshold(threshold)
         return self.restrict_quotient(scale)  # type: ignore[no-any-return]
 
     def forward(self, stored: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """The scale for a stored number."""
+        fused = self._fused()
+        if fused is not None and threshold is not None:
+            return stored_scale(stored, self.threshold(threshold), *fused)
         return self.divide(self.clamp_min(self.restrict(stored)), threshold)
+
+    def of_statistic(self, statistic: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """The scale for a statistic: ``forward(to_domain(statistic))``."""
+        fused = self._fused()
+        if fused is not None and threshold is not None:
+            return statistic_scale(statistic, self.threshold(threshold), *fused)
+        return self.forward(self.to_domain(statistic), threshold)
+
+    def _fused(self) -> tuple[str, str, float | None] | None:
+        """Domain, rounding and minimum for the fused functions, where these do what the parts do."""
+        domain = _FUSED_DOMAINS.get(type(self.restrict))
+        if domain is None or type(self.restrict_quotient) is not Identity or not is_fused():
+            return None
+        minimum = None if type(self.clamp_min) is Identity else self.clamp_min.min_val
+        rule = "round"
+        if domain == "power_of_two":
+            rounding: Any = self.restrict.float_to_int_impl
+            if type(rounding).forward is not Rounding.forward:
+                return None
+            rule = rounding.rule
+        return domain, rule, minimum
+
+
+_FUSED_DOMAINS = {
+    FloatRestrictValue: "fp",
+    LogFloatRestrictValue: "log_fp",
+    PowerOfTwoRestrictValue: "power_of_two",
+}

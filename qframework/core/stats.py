@@ -12,6 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import Stateless, wide_dtype, widen
+from qframework.functional import (
+    abs_max,
+    can_order,
+    is_fused,
+    order_statistic,
+)
 
 #: Up to how many of the largest or smallest elements a selection beats a partial sort.
 _FEW = 64
@@ -44,8 +50,14 @@ class Statistic(Stateless):
             return x.mean()
         return x.mean(dim=self.stats_reduce_dim, keepdim=self.keepdim)
 
-    def _kth(self, x: Tensor, rank: int) -> Tensor:
-        """The ``rank``-th smallest; the extremes and what lies near them without sorting the rest."""
+    def _kth(self, x: Tensor, rank: int, magnitude: bool = False) -> Tensor:
+        """The ``rank``-th smallest ``x`` or ``|x|``; the extremes and what lies near them without sorting the rest."""
+        if self.stats_reduce_dim is None:
+            n = x.numel()
+            near, largest = min((n - rank + 1, True), (rank, False))
+            if near <= _FEW and can_order(x, near) and is_fused():
+                return widen(order_statistic(x, near, largest, magnitude))
+        x = widen(x).abs() if magnitude else widen(x)
         if self.stats_reduce_dim is None:
             x, dim, keepdim = x.reshape(-1), 0, False
         else:
@@ -92,6 +104,8 @@ class AbsMax(Statistic):
     """``max|x|``."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.stats_reduce_dim is None and is_fused() and not torch.compiler.is_compiling():
+            return widen(abs_max(x))
         return self._max(widen(x).abs())
 
 
@@ -170,7 +184,7 @@ class AbsPercentile(Statistic):
         self.q = _check_percentile("high_percentile_q", high_percentile_q)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._kth(widen(x).abs(), _high_rank(self.q, self._length(x)))
+        return self._kth(x, _high_rank(self.q, self._length(x)), magnitude=True)
 
 
 class NegativePercentileOrZero(Statistic):
@@ -188,7 +202,7 @@ class NegativePercentileOrZero(Statistic):
         self.q = _check_percentile("low_percentile_q", low_percentile_q)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _at_most_zero(self._kth(widen(x), _low_rank(self.q, self._length(x))))
+        return _at_most_zero(self._kth(x, _low_rank(self.q, self._length(x))))
 
 
 class PercentileInterval(Statistic):
@@ -215,7 +229,7 @@ class PercentileInterval(Statistic):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        x, n = widen(x), self._length(x)
+        n = self._length(x)
         low, high = self._kth(x, _low_rank(self.low_q, n)), self._kth(x, _high_rank(self.high_q, n))
         return _at_least_zero(high) - _at_most_zero(low)
 

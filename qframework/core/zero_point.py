@@ -38,6 +38,7 @@ class ZeroZeroPoint(CoreModule):
 
     zero: Tensor
     symmetric = True
+    looks_at_input = False
 
     def __init__(
         self, dtype: torch.dtype | None = None, device: torch.device | None = None
@@ -61,6 +62,7 @@ class ParameterZeroPoint(CoreModule):
     """
 
     symmetric = False
+    looks_at_input = False
 
     def __init__(
         self,
@@ -185,8 +187,7 @@ class ParameterFromStatsFromParameterZeroPoint(StatsFromParameterZeroPoint):
         statistic = self.statistic(None)
         if self.affine_rescaling is not None:
             statistic = -self.affine_rescaling(-statistic)
-        self.value.copy_(statistic)
-        self.pristine.mark(self.value)
+        self.pristine.start(self.value, statistic)
 
     def offset(self, x: Tensor) -> Tensor:
         """The magnitude of the learned number."""

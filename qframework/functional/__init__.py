@@ -1,7 +1,19 @@
 """Pure tensor functions: straight-through rounding and clamping, integer ranges, fused kernels."""
 
-from qframework.functional.fake_quantize import fake_quantize, fake_quantize_reference
+from qframework.functional.autograd import is_fused
+from qframework.functional.fake_quantize import (
+    can_rectify,
+    fake_quantize,
+    fake_quantize_reference,
+)
 from qframework.functional.integer_range import check_range, max_int, min_int
+from qframework.functional.scale import statistic_scale, stored_scale
+from qframework.functional.statistics import (
+    abs_max,
+    abs_max_of_channels,
+    can_order,
+    order_statistic,
+)
 from qframework.functional.straight_through import (
     ROUNDINGS,
     abs_binary_sign_grad,
@@ -21,19 +33,27 @@ from qframework.functional.straight_through import (
 __all__ = [
     "ROUNDINGS",
     "abs_binary_sign_grad",
+    "abs_max",
+    "abs_max_of_channels",
     "binary_sign_ste",
+    "can_order",
+    "can_rectify",
     "ceil_ste",
     "check_range",
     "dpu_round_ste",
     "fake_quantize",
     "fake_quantize_reference",
     "floor_ste",
+    "is_fused",
     "max_int",
     "min_int",
+    "order_statistic",
     "round_ste",
     "round_to_zero_ste",
     "scalar_clamp_min_ste",
     "scalar_clamp_ste",
+    "statistic_scale",
+    "stored_scale",
     "tensor_clamp",
     "tensor_clamp_ste",
     "ternary_sign_ste",

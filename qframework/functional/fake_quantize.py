@@ -5,6 +5,8 @@ q = clamp(round(x / scale + zero_point), minimum, maximum);   y = (q - zero_poin
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from qframework.functional.autograd import apply, is_fused, keep, kept, transforms_active
 from qframework.functional.straight_through import (
     ROUNDINGS,
     apply_step,
@@ -28,65 +31,113 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
-    """Sum over broadcast axes in float64: a scale's gradient is a small difference of large sums."""
-    if grad.shape == like.shape:
-        return grad.to(like.dtype)
-    return grad.sum_to_size(like.shape) if grad.numel() < 2 else _wide_sum(grad, like)
+    """Sum over broadcast axes."""
+    return (grad if grad.shape == like.shape else grad.sum_to_size(like.shape)).to(like.dtype)
 
 
-def _wide_sum(grad: Tensor, like: Tensor) -> Tensor:
-    lead = grad.dim() - like.dim()
-    axes = list(range(lead))
-    axes += [i + lead for i, n in enumerate(like.shape) if n == 1 and grad.shape[i + lead] != 1]
-    return grad.sum(dim=axes, dtype=torch.float64).reshape(like.shape).to(like.dtype)
+@lru_cache(maxsize=1024)
+def _first_outside(maximum: float, dtype: torch.dtype) -> float:
+    """The smallest number that rounds, half to even, to an integer above ``maximum``."""
+    half = maximum + 0.5
+    if maximum % 2 == 1:
+        return half
+    if dtype == torch.float64:
+        return math.nextafter(half, math.inf)
+    return float(torch.nextafter(torch.tensor(half, device="cpu"), torch.tensor(math.inf, device="cpu")))
 
 
 class _FixedRange(Function):
-    """No zero point and bounds that are numbers: the common case, in as few passes as it takes.
+    """Bounds that are numbers: the common case, in as few passes over memory as it takes.
 
-    Saves the input alone. ``hardtanh_backward`` on the rounded value, with bounds half a step wider, is the
-    masked gradient in one pass.
+    ``hardtanh_backward`` on the rounded value, with bounds half a step wider, masks in one pass and without a boolean
+    tensor. With ``rectify`` it is :func:`fake_quantize` of ``relu(x)``.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        x: Tensor, scale: Tensor, minimum: float, maximum: float, rounding: str, masked: bool
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        minimum: float,
+        maximum: float,
+        rounding: str,
+        masked: bool,
+        rectify: bool,
     ) -> Tensor:
-        q = ROUNDINGS[rounding](x.to(_compute_dtype(x)) / scale)
-        return q.clamp_(minimum, maximum).mul_(scale).to(x.dtype)
+        q = x.to(_compute_dtype(x)) / scale
+        if zero_point is not None:
+            q += zero_point
+        q = q.round_() if rounding == "round" else ROUNDINGS[rounding](q)
+        q = q.clamp_(minimum, maximum)
+        if zero_point is not None:
+            q -= zero_point
+        return q.mul_(scale).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, scale, *ctx.settings = inputs
-        ctx.save_for_backward(x, scale)
+        x, scale, zero_point, *ctx.settings = inputs
+        keep(ctx, x, scale, zero_point)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        x, scale = ctx.saved_tensors
-        minimum, maximum, rounding, masked = ctx.settings
-        need_scale = ctx.needs_input_grad[1]
+        _, need_scale, need_zero, *rest = ctx.needs_input_grad
+        masked = ctx.settings[3]
+        nothing = (None,) * len(rest)
         if not (masked or need_scale):
-            return grad, None, None, None, None, None
+            return grad, None, None, *nothing
+        x, scale, zero_point = kept(ctx)
         compute = _compute_dtype(x)
-        exact = x.to(compute) / scale
-        rounded = ROUNDINGS[rounding](exact)
-        wide, grad_x, grad_scale = grad.to(compute), grad, None
-        if masked:
-            wide_x = torch.ops.aten.hardtanh_backward(wide, rounded, minimum - 0.5, maximum + 0.5)
-            grad_x = wide_x.to(grad.dtype)
-        if need_scale:
-            # inside q - x / scale, outside the bound: the clipped integer, less what x moves
-            error = rounded.clamp(minimum, maximum).mul(wide)
-            error = error - exact * (wide_x if masked else wide)
-            grad_scale = _sum_to(error, scale)
-        return grad_x, grad_scale, None, None, None, None
+        g = grad.to(compute)
+        grad_x, error, outside = _fixed_range_backward(
+            g, x.to(compute), scale, zero_point, *ctx.settings, need_scale, need_zero
+        )
+        grad_scale = _sum_to(error, scale) if need_scale else None
+        grad_zero = -_sum_to(outside * scale, zero_point) if outside is not None else None
+        return grad_x.to(grad.dtype) if masked else grad, grad_scale, grad_zero, *nothing
+
+
+def _fixed_range_backward(
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+    masked: bool,
+    rectify: bool,
+    need_scale: bool,
+    need_zero: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradient of ``x``; summands of the scale's; gradients that the range cuts off.
+
+    The scale's summand is, inside, ``q - x / scale`` (the difference itself, since the sum of each part is large), outside
+    the clipped integer.
+    """
+    exact = x / scale if zero_point is None else (x / scale).add_(zero_point)
+    if rectify:
+        place, low, high = exact, 0.0, _first_outside(maximum, exact.dtype)
+    else:
+        place, low, high = ROUNDINGS[rounding](exact), minimum - 0.5, maximum + 0.5
+    inside = torch.ops.aten.hardtanh_backward
+    grad_x = inside(g, place, low, high) if masked else g
+    outside = g - grad_x if masked and need_zero else None
+    if not need_scale:
+        return grad_x, grad_x, outside
+    moved = exact if zero_point is None else exact - zero_point
+    if masked:
+        moved = inside(moved, place, low, high)
+    q = place.round_() if rectify else place
+    q = q.clamp_(minimum, maximum)
+    error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)
+    return grad_x, error * g if transforms_active() else error.mul_(g), outside
 
 
 class _FakeQuantize(Function):
-    """The general case: a zero point, bounds that are tensors, gradients for all of them."""
+    """The general case: bounds that are tensors, gradients for all operands."""
 
     generate_vmap_rule = True
 
@@ -107,12 +158,12 @@ class _FakeQuantize(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         x, scale, zero_point, minimum, maximum, ctx.rounding, ctx.masked = inputs
-        ctx.save_for_backward(x, scale, zero_point, minimum, maximum)
+        keep(ctx, x, scale, zero_point, minimum, maximum)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        x, scale, zero_point, minimum, maximum = ctx.saved_tensors
+        x, scale, zero_point, minimum, maximum = kept(ctx)
         need = ctx.needs_input_grad
         if not ctx.masked and not need[1]:
             return grad, None, None, None, None, None, None
@@ -148,6 +199,7 @@ def fake_quantize(
     maximum: Tensor | float,
     rounding: str = "round",
     masked: bool = True,
+    rectify: bool = False,
 ) -> Tensor:
     """Quantize ``x`` to the grid ``(q - zero_point) * scale``, ``q`` in ``[minimum, maximum]``.
 
@@ -159,28 +211,35 @@ def fake_quantize(
         x: floating-point tensor; half precision is computed in float32 and returned in its own dtype.
         scale: positive tensor that broadcasts to ``x``.
         zero_point: tensor in integer steps that broadcasts to ``x``; None for 0, which costs less.
-        minimum: smallest integer: a tensor that broadcasts to ``x``, or without zero point a number.
+        minimum: smallest integer: a number, which costs less, or a tensor that broadcasts to ``x``.
         maximum: largest integer, likewise.
         rounding: a name of :data:`ROUNDINGS`.
         masked: which clamp gradient.
+        rectify: quantize ``relu(x)``, without computing it where :func:`can_rectify` allows that.
 
     Returns:
         Dequantized tensor with the shape and dtype of ``x``.
     """
-    if zero_point is None and not isinstance(minimum, Tensor):
-        fixed = (x, scale, minimum, maximum, rounding, masked)
-        if not torch.is_grad_enabled():
-            return _FixedRange.forward(*fixed)  # type: ignore[arg-type]
-        return _FixedRange.apply(*fixed)  # type: ignore[no-any-return, no-untyped-call]
+    fixed = not isinstance(minimum, Tensor) and not isinstance(maximum, Tensor)
+    if rectify and not (fixed and can_rectify(zero_point, minimum, rounding, masked)):
+        x, rectify = torch.relu(x), False
+    if fixed and is_fused():
+        operands: Any = (x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
+        return apply(_FixedRange, *operands)  # type: ignore[no-any-return]
     zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
     minimum, maximum = (
         b if isinstance(b, Tensor) else torch.as_tensor(b, dtype=scale.dtype, device=scale.device)
         for b in (minimum, maximum)
     )
-    operands = (x, scale, zero_point, minimum, maximum, rounding, masked)
-    if not torch.is_grad_enabled():
-        return _FakeQuantize.forward(*operands)
-    return _FakeQuantize.apply(*operands)  # type: ignore[no-any-return, no-untyped-call]
+    if not is_fused():
+        x = torch.relu(x) if rectify else x
+        return fake_quantize_reference(x, scale, zero_point, minimum, maximum, rounding, masked)
+    return apply(_FakeQuantize, x, scale, zero_point, minimum, maximum, rounding, masked)  # type: ignore[no-any-return]
+
+
+def can_rectify(zero_point: Tensor | None, minimum: Any, rounding: str, masked: bool) -> bool:
+    """Whether clamping to the range does what a ReLU in front would do, gradient included."""
+    return zero_point is None and minimum == 0 and rounding == "round" and masked
 
 
 def fake_quantize_reference(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from qframework.inject.explanation import Explanation, Row, rows_of
 from qframework.inject.injector import InjectorType
 from qframework.inject.resolver import Resolver
+from qframework.proxy.memory import Memory
 
 
 class ScaleSource:
@@ -55,6 +56,7 @@ class QuantProxy(nn.Module):
         self.attribute, self.prefix = attribute, prefix
         self._provided = dict(provided or {})
         self.disable_quant = False
+        self._memory = Memory()
         self.source = ScaleSource()
         self.tensor_quant = None
         self._absent_prefix: str | None = None
@@ -87,6 +89,7 @@ class QuantProxy(nn.Module):
         Raises:
             QuantizerError: the declaration can't be built; the message says why.
         """
+        self._memory.clear()
         resolver = self._resolver()
         built = resolver.read("tensor_quant")
         self._read_settings(resolver, built)
@@ -163,6 +166,22 @@ class QuantProxy(nn.Module):
             parameter = self.tensor_quant.get_parameter(name)  # type: ignore[union-attr]
             if parameter.shape == values.shape:
                 parameter.copy_(values)
+
+    # ------------------------------------------------------------ what is kept
+
+    def release(self) -> None:
+        """Free what is kept of earlier calls: quantized parameters, scales."""
+        self._memory.clear()
+
+    def train(self, mode: bool = True) -> QuantProxy:
+        """Set the mode; a change of it frees what is kept."""
+        if mode != self.training:
+            self._memory.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantProxy:
+        self._memory.clear()
+        return super()._apply(fn, recurse)
 
     # ------------------------------------------------------------ state
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qframework.core.tracked import TrackedParameters
+from qframework.functional.autograd import apply, transforms_active
 from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.memory import Replay, can_run_again
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, product_source
 
@@ -94,6 +97,48 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         """Largest unsigned integer of a width: ``2^b - 1``, narrow ``2^b - 2``."""
         return 2.0**bit_width - (2 if self.is_narrow_range else 1)
 
+    def _recall_or_compute(self, parameter: Tensor, *scales: Tensor, source: Any) -> Any:
+        """The quantized parameter, computed once while it and its quantizer are unchanged.
+
+        In evaluation that is between changes of the weights; in training all calls of one step share a result and its
+        graph.
+        """
+        quantizer: Any = self.tensor_quant
+        if (
+            type(parameter) is not nn.Parameter
+            or torch.compiler.is_compiling()
+            or transforms_active()
+        ):
+            return self._wrap(quantizer(parameter, *scales), source)
+        known = self._memory.recall(id(parameter), self.training, parameter, *scales)
+        if known is not None:
+            return known
+        training = self.training
+        output = quantizer(parameter, *scales)
+        grows = any(t.requires_grad for t in output)
+        if grows and not can_run_again(output):
+            if scales or not self._memory.is_repeatable(quantizer, training):
+                return self._wrap(output, source)
+            needed = [p for p in self._all_parameters() if p.requires_grad]
+            output = apply(Replay, lambda: quantizer(parameter), *needed)
+        result = self._wrap(output, source)
+        layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
+        inputs = (parameter, *scales)
+        self._memory.keep(id(parameter), quantizer, training, layers, result, output, *inputs)
+        if grows and torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Sharded parameters are gathered into place without a trace in their version counters.
+            for tensor in output:
+                if tensor.requires_grad:
+                    tensor.register_hook(self._forget)
+        return result
+
+    def _forget(self, grad: Tensor) -> None:
+        self._memory.clear()
+
+    def _all_parameters(self) -> list[Tensor]:
+        found = [p for p in self.tracked_parameter_list if p is not None]
+        return found if self.tensor_quant is None else [*found, *self.tensor_quant.parameters()]
+
     def _wrap(self, output: Any, source: Any) -> IntQuantTensor:
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
@@ -125,7 +170,7 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         """
         if self.tensor_quant is None or self.disable_quant:
             return x
-        return self._wrap(self.tensor_quant(x), self.source)
+        return self._recall_or_compute(x, source=self.source)
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
@@ -188,14 +233,32 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if bias is None or self.tensor_quant is None or self.disable_quant:
             return bias
         if not self.requires_input_scale:
-            return self._wrap(self.tensor_quant(bias), self.source)
+            return self._recall_or_compute(bias, source=self.source)
         for tensor, what in ((quant_input, "input"), (quant_weight, "weight")):
             if not isinstance(tensor, IntQuantTensor):
                 raise RuntimeError(self._scale_missing(what))
-        scale = (quant_input.scale * quant_weight.scale).reshape(-1)
+        source = product_source(quant_input, quant_weight)
+        return self._by_product(bias, quant_input.scale, quant_weight.scale, source)
+
+    def _by_product(self, bias: Tensor, first: Tensor, second: Tensor, source: Any) -> Any:
+        """Quantize by the product of two scales; kept in evaluation, where both stay the same tensors."""
+        keeps = not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        inputs = (bias, first, second)
+        if keeps:
+            known = self._memory.recall(id(bias), self.training, *inputs)
+            if known is not None:
+                return known.replace(source=source) if known.source != source else known
+        scale = (first * second).reshape(-1)
         if scale.numel() == 1:
             scale = scale.reshape(())
-        return self._wrap(self.tensor_quant(bias, scale), product_source(quant_input, quant_weight))
+        quantizer: Any = self.tensor_quant
+        output = quantizer(bias, scale)
+        result = self._wrap(output, source)
+        if keeps:
+            self._memory.keep(
+                id(bias), quantizer, self.training, (), result, output[:1], *inputs
+            )
+        return result
 
     def _scale_missing(self, what: str) -> str:
         layer = self.tracked_module_list[0]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.core.quant import RescalingIntQuant
 from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.naming import qualified_name
@@ -36,6 +37,9 @@ class ActQuantProxyFromInjector(QuantProxy):
         # Meant for whole networks, it may be given to a quantizer that has nothing to collect.
         self.collect_stats_steps = resolver.read("collect_stats_steps", None)
         self._eval_checked = False
+        whole = isinstance(built, RescalingIntQuant)
+        self._keeps_scales = whole
+        self._rectifies = whole and type(act_impl) is nn.ReLU
 
     @property
     def fused_activation_quant_proxy(self) -> ActQuantProxyFromInjector:
@@ -62,26 +66,46 @@ class ActQuantProxyFromInjector(QuantProxy):
             :class:`~qframework.quant_tensor.IntQuantTensor`. With quantization off, the activation function of
             ``x``, which keeps a quantized ``x`` quantized where the function does.
         """
-        if self.tensor_quant is None or self.disable_quant:
+        quantizer: Any = self.tensor_quant
+        if quantizer is None or self.disable_quant:
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
-        if self.activation_impl is not None and (self.observer_only or not self.drops_activation):
-            x = self.activation_impl(x)
-        if not (self._eval_checked or self.training or torch.compiler.is_compiling()):
+        eager = not torch.compiler.is_compiling()
+        activation, rectify = self.activation_impl, False
+        if activation is not None and (self.observer_only or not self.drops_activation):
+            rectify = eager and self._rectifies and not _has_hooks(activation)
+            x = x if rectify else activation(x)
+        training = self.training
+        if not (self._eval_checked or training) and eager:
             self._check_statistics()
-        value, scale, zero_point, bit_width = self.tensor_quant(x)
+        if self._keeps_scales and eager and not (training or torch.is_grad_enabled()):
+            scale, zero_point, bit_width = self._kept_scales(quantizer, x)
+            value = quantizer.quantize(x, scale, zero_point, bit_width, rectify)
+        elif rectify:
+            value, scale, zero_point, bit_width = quantizer(x, True)
+        else:
+            value, scale, zero_point, bit_width = quantizer(x)
         return IntQuantTensor.unchecked(
             value,
             scale,
             zero_point,
             bit_width,
             bool(self.is_signed),
-            self.training,
+            training,
             self.source,
             self.is_symmetric,
             self.has_zero,
         )
+
+    def _kept_scales(self, quantizer: Any, x: Tensor) -> Any:
+        """Scale, zero point and bit width, computed once while what they are made of is unchanged."""
+        known = self._memory.recall(0, False)
+        if known is None:
+            known = quantizer.parameters_for(x)
+            if not quantizer.looks_at_input:
+                self._memory.keep(0, quantizer, False, (), known, known)
+        return known
 
     def collectors(self) -> list[Any]:
         """The modules that collect statistics."""
@@ -136,3 +160,12 @@ class ActQuantProxyFromInjector(QuantProxy):
 def _tensors(module: nn.Module) -> Any:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

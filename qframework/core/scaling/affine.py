@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.restrict_val import ScaleRestriction
 
 
 class AffineRescaling(CoreModule):
@@ -68,15 +69,17 @@ class StatsScaling(CoreModule):
 
     affine_rescaling: AffineRescaling | None
 
-    def __init__(self, restriction: nn.Module, affine: AffineRescaling | None) -> None:
+    def __init__(self, restriction: ScaleRestriction, affine: AffineRescaling | None) -> None:
         super().__init__()
         self.restriction = restriction
         self.affine_rescaling = affine
 
     def stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction, after the affine map."""
-        stored: Tensor = self.restriction.to_domain(statistic)  # type: ignore[operator]
+        stored: Tensor = self.restriction.to_domain(statistic)
         return stored if self.affine_rescaling is None else self.affine_rescaling(stored)
 
     def forward(self, statistic: Tensor, threshold: Tensor | None) -> Tensor:
+        if self.affine_rescaling is None:
+            return self.restriction.of_statistic(statistic, threshold)
         return self.restriction(self.stored(statistic), threshold)  # type: ignore[no-any-return]

@@ -8,11 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.base import CoreModule, wide_dtype, widen
+from qframework.core.function_wrapper import OverOutputChannelView, OverTensorView
 from qframework.core.pristine import Pristine
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
+from qframework.core.stats import AbsMax
 from qframework.core.tracked import tracked_view
+from qframework.functional import abs_max, abs_max_of_channels, is_fused
+
+
+def fused_abs_max(x: Tensor, stats: nn.Module, view: nn.Module) -> Tensor | None:
+    """The largest magnitude of a whole parameter or of its channels in one step; None for other statistics."""
+    if type(stats) is not AbsMax or torch.compiler.is_compiling() or not is_fused():
+        return None
+    if type(view) is OverTensorView and stats.stats_reduce_dim is None:
+        return widen(abs_max(x))
+    if type(view) is OverOutputChannelView and stats.stats_reduce_dim == 1 and not stats.keepdim:
+        return widen(abs_max_of_channels(x, view.permute_dims))
+    return None
 
 
 class StatsFromParameterScaling(CoreModule):
@@ -79,6 +93,9 @@ class StatsFromParameterScaling(CoreModule):
         if self.force_parameter or len(self.tracked_parameter_list) > 1:
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
+            largest = fused_abs_max(x, self.scaling_stats_impl, self.view)
+            if largest is not None:
+                return largest.reshape(self.scaling_shape)
             viewed = self.view(x)
         return self.scaling_stats_impl(viewed).reshape(self.scaling_shape)  # type: ignore[no-any-return]
 
@@ -106,8 +123,7 @@ class ParameterFromStatsFromParameterScaling(StatsFromParameterScaling):
         """Start anew from the statistic of the tracked parameters."""
         viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         statistic = self.scaling_stats_impl(viewed).reshape(self.scaling_shape)
-        self.value.copy_(self.stats_scaling_impl.stored(statistic))
-        self.pristine.mark(self.value)
+        self.pristine.start(self.value, self.stats_scaling_impl.stored(statistic))
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale; ``x`` is not looked at."""

@@ -48,6 +48,11 @@ class RuntimeStats(CoreModule):
         self.register_buffer("collected_steps", torch.zeros((), dtype=torch.int64, device=device))
 
     @property
+    def repeatable(self) -> bool:
+        """Training calls are counted."""
+        return not self.training
+
+    @property
     def has_statistics(self) -> bool:
         """Whether any batch was seen."""
         return self.collected_steps.device.type != "meta" and int(self.collected_steps) > 0
@@ -128,6 +133,11 @@ class RuntimeStatsScaling(CoreModule):
             device,
         )
         self.stats_scaling_impl = StatsScaling(restriction, affine)
+
+    @property
+    def looks_at_input(self) -> bool:
+        """Whether the scale is that of the batch."""
+        return self.training
 
     @property
     def has_statistics(self) -> bool:

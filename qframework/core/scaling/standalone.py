@@ -30,6 +30,7 @@ class ConstScaling(CoreModule):
         dtype, device: of the stored tensor.
     """
 
+    looks_at_input = False
     stored: Tensor
 
     def __init__(
@@ -70,6 +71,8 @@ class ParameterScaling(CoreModule):
     Raises:
         RuntimeError: ``scaling_init`` doesn't fit ``scaling_shape``.
     """
+
+    looks_at_input = False
 
     def __init__(
         self,

@@ -1,0 +1,69 @@
+"""How the engine computes: one object with a few documented settings, ``qframework.settings``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_KERNELS = ("fused", "compiled", "reference")
+
+
+class Settings:
+    """The settings; assign to them, or use :meth:`use` for a while.
+
+    Attributes:
+        kernels: which functions compute. ``'fused'``, the default: few passes over memory, nothing to compile.
+            ``'compiled'``: the same functions compiled once per dtype and device by ``torch.compile`` and shared by all layers,
+            for large tensors in eager mode; the first use takes seconds, and needs a C++ compiler on CPUs.
+            ``'reference'``: everything composed of plain straight-through functions, to compare with.
+            The environment variable ``QFRAMEWORK_KERNELS`` sets the start.
+        cache: keep quantized weights and biases, and the scales of activations in evaluation, while what they are
+            computed from is unchanged.
+    """
+
+    kernels: str
+    cache: bool
+
+    def __init__(self) -> None:
+        self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "fused")
+        self.cache = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "kernels":
+            if value not in _KERNELS:
+                raise ValueError(f"kernels={value!r}; allowed: {', '.join(map(repr, _KERNELS))}")
+        elif name == "cache":
+            if not isinstance(value, bool):
+                raise TypeError(f"cache={value!r} must be True or False")
+        else:
+            raise AttributeError(f"no setting {name!r}; there are 'kernels' and 'cache'")
+        object.__setattr__(self, name, value)
+
+    @contextmanager
+    def use(self, **changes: Any) -> Iterator[Settings]:
+        """Other settings inside a ``with`` block.
+
+        Args:
+            **changes: settings by name.
+
+        Raises:
+            AttributeError: there is no such setting.
+            ValueError, TypeError: a value that isn't allowed.
+        """
+        before = dict(vars(self))
+        try:
+            for name, value in changes.items():
+                setattr(self, name, value)
+            yield self
+        finally:
+            for name, value in before.items():
+                setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Settings(kernels={self.kernels!r}, cache={self.cache})"
+
+
+#: The settings in effect.
+settings = Settings()

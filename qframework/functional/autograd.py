@@ -1,0 +1,82 @@
+"""What the fused autograd functions share: when they may run, how they are called, what they keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from qframework.configuration import settings
+
+
+def is_fused() -> bool:
+    """Whether fused functions may run; composed ones take their place under ``torch.func`` transforms.
+
+    The fused ones compute in place, which transforms don't allow.
+    """
+    if settings.kernels == "reference":
+        return False
+    return torch.compiler.is_compiling() or not transforms_active()
+
+
+def transforms_active() -> bool:
+    """Whether ``vmap``, ``grad`` or another transform is at work."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)`` for a call outside of transforms; without a gradient its ``forward`` alone.
+
+    The ordinary ``apply`` inspects the signature at each call, which takes longer than a small forward.
+    """
+    if torch.compiler.is_compiling():
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    if not torch.is_grad_enabled():
+        return function.forward(*args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to; -1 where that isn't counted."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def keep(ctx: Any, first: Tensor, *others: Tensor | None, always: bool = False) -> None:
+    """Remember inputs for the backward pass.
+
+    Those of a parameter stay with the node, so that its backward can run any number of times: a quantized weight is
+    shared by several calls whose graphs are freed one by one. Others are saved as usual.
+
+    Args:
+        ctx: of the node.
+        first: the tensor that is quantized, or that a scale is made of.
+        *others: further inputs; never outputs, which would hold the node and themselves for good.
+        always: keep them whatever ``first`` is, because they are small.
+    """
+    tensors = (first, *others)
+    ctx.held = None
+    if (always or first.is_leaf) and not torch.compiler.is_compiling():
+        ctx.held = tensors
+        ctx.versions = [None if t is None else version_of(t) for t in tensors]
+    else:
+        ctx.save_for_backward(*tensors)
+
+
+def kept(ctx: Any) -> tuple[Any, ...]:
+    """What :func:`keep` remembered.
+
+    Raises:
+        RuntimeError: it was changed in place since.
+    """
+    if ctx.held is None:
+        return ctx.saved_tensors  # type: ignore[no-any-return]
+    for tensor, version in zip(ctx.held, ctx.versions, strict=True):
+        if tensor is not None and version_of(tensor) != version:
+            raise RuntimeError(
+                "a tensor needed for the gradient of a quantizer has been modified by an inplace operation: "
+                f"shape {tuple(tensor.shape)} is at version {version_of(tensor)}, expected {version}. Call backward "
+                "before the optimizer's step"
+            )
+    return ctx.held  # type: ignore[no-any-return]

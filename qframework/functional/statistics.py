@@ -1,0 +1,141 @@
+"""Statistics of large tensors in few passes over memory, differentiable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from qframework.functional.autograd import apply, keep, kept
+
+#: Length of the blocks among which extreme elements are looked for.
+_BLOCK = 1024
+
+
+class _AbsMax(Function):
+    """The largest magnitude; elements that share it share the gradient."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        low, high = x.aminmax()
+        return torch.maximum(high, -low)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        keep(ctx, inputs[0])
+        ctx.top = output.detach().clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        (x,) = kept(ctx)
+        largest = x.abs()
+        largest = largest.eq_(ctx.top)  # 1 and 0, without a boolean tensor
+        count = largest.sum(dtype=ctx.top.dtype)
+        share = torch.where(ctx.top > 0, grad / (count * ctx.top), 0.0)
+        return largest.mul_(x).mul_(share)
+
+
+def _rows(x: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    x = x if order is None else x.permute(order)
+    return x.reshape(x.shape[0], -1)
+
+
+class _AbsMaxOfChannels(Function):
+    """The largest magnitude of each channel; the gradient goes to the element that was found."""
+
+    @staticmethod
+    def forward(x: Tensor, order: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+        top = _rows(x, order).abs().max(dim=1)
+        return top.values, top.indices
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        keep(ctx, inputs[0])
+        ctx.order, ctx.where = inputs[1], output[1].detach().clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:  # type: ignore[override]
+        (x,) = kept(ctx)
+        rows, where = _rows(x, ctx.order), ctx.where.unsqueeze(1)
+        values = grad.to(x.dtype).unsqueeze(1) * rows.gather(1, where).sign()
+        flat = torch.zeros_like(rows, memory_format=torch.contiguous_format)
+        flat.scatter_(1, where, values)
+        if ctx.order is None:
+            return flat.view(x.shape), None
+        back = [ctx.order.index(axis) for axis in range(x.dim())]
+        return flat.view([x.shape[axis] for axis in ctx.order]).permute(back), None
+
+
+class _OrderStatistic(Function):
+    """The ``rank``-th largest or smallest element, or magnitude; the gradient goes to that element."""
+
+    @staticmethod
+    def forward(x: Tensor, rank: int, largest: bool, magnitude: bool) -> tuple[Tensor, Tensor]:
+        flat = x.detach().reshape(-1)
+        flat = flat.abs() if magnitude else flat
+        whole = flat.numel() // _BLOCK
+        blocks, rest = flat[: whole * _BLOCK].view(whole, _BLOCK), flat[whole * _BLOCK :]
+        # The first elements lie in the blocks whose own first elements are the first, or in the rest.
+        first = blocks.amax(1) if largest else blocks.amin(1)
+        chosen = first.topk(rank, largest=largest, sorted=False).indices
+        candidates = torch.cat([blocks[chosen].reshape(-1), rest])
+        top = candidates.topk(rank, largest=largest, sorted=True)
+        place = top.indices[-1]
+        in_block = chosen[(place // _BLOCK).clamp_max(rank - 1)] * _BLOCK + place % _BLOCK
+        in_rest = place + (whole - rank) * _BLOCK
+        return top.values[-1], torch.where(place < rank * _BLOCK, in_block, in_rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, _, _, magnitude = inputs
+        where = output[1].detach().clone()
+        ctx.mark_non_differentiable(output[1])
+        ctx.where, ctx.shape = where, x.shape
+        ctx.slope = x.detach().reshape(-1)[where].sign() if magnitude else None
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:  # type: ignore[override]
+        grad = grad if ctx.slope is None else grad * ctx.slope
+        flat = grad.new_zeros(ctx.shape.numel())
+        return flat.index_put_((ctx.where,), grad).view(ctx.shape), None, None, None
+
+
+def abs_max(x: Tensor) -> Tensor:
+    """``max |x|``, 0-dim; its gradient is shared evenly by all elements of that magnitude."""
+    return apply(_AbsMax, x)  # type: ignore[no-any-return]
+
+
+def abs_max_of_channels(x: Tensor, order: tuple[int, ...] | None = None) -> Tensor:
+    """``max |x|`` of each channel, shape ``(C,)``.
+
+    Args:
+        x: tensor with its channels first.
+        order: of the axes that brings the channels first, None where they are.
+    """
+    return apply(_AbsMaxOfChannels, x, order)[0]  # type: ignore[no-any-return]
+
+
+def can_order(x: Tensor, rank: int) -> bool:
+    """Whether :func:`order_statistic` serves: a large tensor, and a rank near the end."""
+    return x.numel() // _BLOCK >= 4 * rank
+
+
+def order_statistic(x: Tensor, rank: int, largest: bool = True, magnitude: bool = False) -> Tensor:
+    """The ``rank``-th largest or smallest element of all, exactly, 0-dim.
+
+    One pass finds the extreme of each block; only the blocks that can hold the element are looked at again.
+
+    Args:
+        x: tensor for which :func:`can_order` holds.
+        rank: 1 for the extreme itself.
+        largest: count from the top, or from the bottom.
+        magnitude: of ``|x|`` rather than of ``x``.
+    """
+    return apply(_OrderStatistic, x, rank, largest, magnitude)[0]  # type: ignore[no-any-return]
