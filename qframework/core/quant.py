@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule
+from qframework.core.base import CoreModule, structure
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import (
@@ -17,8 +17,9 @@ from qframework.core.function_wrapper import (
     TensorClamp,
     TensorClampSte,
 )
+from qframework.core.plan import Plan
 from qframework.core.zero_point import ZeroZeroPoint
-from qframework.functional import check_range, fake_quantize, max_int, min_int
+from qframework.functional import check_range, fake_quantize, is_fused, max_int, min_int
 
 #: Integers of more bits aren't all numbers of float32.
 _EXACT_BITS = 24
@@ -83,6 +84,12 @@ class IntQuant(CoreModule):
         if self.signed:
             return float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
         return 0.0, float(2**bits - 1 - self.narrow_range)
+
+    def fixed_range(self, bits: int) -> tuple[float, float] | None:
+        """The bounds, where one step rounds and clamps and nothing else is done."""
+        if type(self) is not IntQuant or not self.is_fused or self.delay_wrapper is not None:
+            return None
+        return self.bounds_of(bits)
 
     @property
     def is_fused(self) -> bool:
@@ -195,6 +202,7 @@ class RescalingIntQuant(CoreModule):
         self.zero_point_impl = zero_point_impl
         self.msb_clamp_bit_width_impl = bit_width_impl
         self.observer_only = False
+        self._plan: Plan | None = None
         self._known_threshold: tuple[Tensor, nn.Module, Tensor] | None = None
         if isinstance(bit_width_impl, BitWidthConst) and isinstance(int_quant, IntQuant):
             check_range(int_quant.signed, int_quant.narrow_range, bit_width_impl.initial)
@@ -208,13 +216,29 @@ class RescalingIntQuant(CoreModule):
     def _threshold(self, bit_width: Tensor) -> Tensor:
         """The integer threshold, computed once for a constant width."""
         rule = self.int_scaling_impl
-        if torch.compiler.is_compiling() or type(self.msb_clamp_bit_width_impl) is not BitWidthConst:
+        if (
+            torch.compiler.is_compiling()
+            or type(self.msb_clamp_bit_width_impl) is not BitWidthConst
+        ):
             return rule(bit_width)  # type: ignore[no-any-return]
         known = self._known_threshold
         if known is None or known[0] is not bit_width or known[1] is not rule:
             known = (bit_width, rule, rule(bit_width))
             object.__setattr__(self, "_known_threshold", known)
         return known[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None, "_known_threshold": None}
+
+    def _run_plan(self, x: Tensor, rectify: bool) -> QuantOutput | None:
+        """All of it in one step, where there is one; None for others."""
+        if torch.compiler.is_compiling() or self.observer_only or not is_fused():
+            return None
+        plan = self._plan
+        if plan is None or plan.structure != structure():
+            plan = Plan(self)
+            object.__setattr__(self, "_plan", plan)
+        return plan.run(x, rectify)
 
     @property
     def looks_at_input(self) -> bool:
@@ -231,6 +255,9 @@ class RescalingIntQuant(CoreModule):
             x: floating-point values.
             rectify: quantize ``relu(x)``.
         """
+        planned = self._run_plan(x, rectify)
+        if planned is not None:
+            return planned
         if rectify and self.looks_at_input:
             x, rectify = torch.relu(x), False
         scale, zero_point, bit_width = self.parameters_for(x)

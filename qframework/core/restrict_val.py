@@ -118,22 +118,22 @@ class ScaleRestriction(Stateless):
 
     def forward(self, stored: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a stored number."""
-        fused = self._fused()
-        if fused is not None and threshold is not None:
+        fused = self.fused()
+        if fused is not None and threshold is not None and is_fused():
             return stored_scale(stored, self.threshold(threshold), *fused)
         return self.divide(self.clamp_min(self.restrict(stored)), threshold)
 
     def of_statistic(self, statistic: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a statistic: ``forward(to_domain(statistic))``."""
-        fused = self._fused()
-        if fused is not None and threshold is not None:
+        fused = self.fused()
+        if fused is not None and threshold is not None and is_fused():
             return statistic_scale(statistic, self.threshold(threshold), *fused)
         return self.forward(self.to_domain(statistic), threshold)
 
-    def _fused(self) -> tuple[str, str, float | None] | None:
+    def fused(self) -> tuple[str, str, float | None] | None:
         """Domain, rounding and minimum for the fused functions, where these do what the parts do."""
         domain = _FUSED_DOMAINS.get(type(self.restrict))
-        if domain is None or type(self.restrict_quotient) is not Identity or not is_fused():
+        if domain is None or type(self.restrict_quotient) is not Identity:
             return None
         minimum = None if type(self.clamp_min) is Identity else self.clamp_min.min_val
         rule = "round"

@@ -7,6 +7,7 @@ from qframework.functional.fake_quantize import (
     fake_quantize_reference,
 )
 from qframework.functional.integer_range import check_range, max_int, min_int
+from qframework.functional.learned import LearnedScaled, quantize_by_stored
 from qframework.functional.scale import statistic_scale, stored_scale
 from qframework.functional.statistics import (
     abs_max,
@@ -29,8 +30,11 @@ from qframework.functional.straight_through import (
     tensor_clamp_ste,
     ternary_sign_ste,
 )
+from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
+    "LargestScaled",
+    "LearnedScaled",
     "ROUNDINGS",
     "abs_binary_sign_grad",
     "abs_max",
@@ -48,6 +52,8 @@ __all__ = [
     "max_int",
     "min_int",
     "order_statistic",
+    "quantize_by_largest",
+    "quantize_by_stored",
     "round_ste",
     "round_to_zero_ste",
     "scalar_clamp_min_ste",

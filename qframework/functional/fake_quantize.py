@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from qframework.functional import compiled
 from qframework.functional.autograd import apply, is_fused, keep, kept, transforms_active
 from qframework.functional.straight_through import (
     ROUNDINGS,
@@ -43,7 +44,9 @@ def _first_outside(maximum: float, dtype: torch.dtype) -> float:
         return half
     if dtype == torch.float64:
         return math.nextafter(half, math.inf)
-    return float(torch.nextafter(torch.tensor(half, device="cpu"), torch.tensor(math.inf, device="cpu")))
+    return float(
+        torch.nextafter(torch.tensor(half, device="cpu"), torch.tensor(math.inf, device="cpu"))
+    )
 
 
 class _FixedRange(Function):
@@ -66,6 +69,8 @@ class _FixedRange(Function):
         masked: bool,
         rectify: bool,
     ) -> Tensor:
+        if zero_point is None and compiled.wants_compiled(x, scale):
+            return compiled.quantize(x, scale, minimum, maximum, rounding)
         q = x.to(_compute_dtype(x)) / scale
         if zero_point is not None:
             q += zero_point
@@ -84,19 +89,61 @@ class _FixedRange(Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         _, need_scale, need_zero, *rest = ctx.needs_input_grad
-        masked = ctx.settings[3]
-        nothing = (None,) * len(rest)
-        if not (masked or need_scale):
-            return grad, None, None, *nothing
         x, scale, zero_point = kept(ctx)
-        compute = _compute_dtype(x)
-        g = grad.to(compute)
-        grad_x, error, outside = _fixed_range_backward(
-            g, x.to(compute), scale, zero_point, *ctx.settings, need_scale, need_zero
-        )
-        grad_scale = _sum_to(error, scale) if need_scale else None
-        grad_zero = -_sum_to(outside * scale, zero_point) if outside is not None else None
-        return grad_x.to(grad.dtype) if masked else grad, grad_scale, grad_zero, *nothing
+        grads = range_gradients(grad, x, scale, zero_point, *ctx.settings, need_scale, need_zero)
+        return *grads, *((None,) * len(rest))
+
+
+def range_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+    masked: bool,
+    rectify: bool,
+    need_scale: bool,
+    need_zero: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of ``x``, scale and zero point for that of the result; see :func:`fake_quantize`."""
+    if not (masked or need_scale):
+        return grad, None, None
+    settings = (minimum, maximum, rounding, masked, rectify)
+    if zero_point is None and compiled.wants_compiled(x, scale):
+        return *_compiled_gradient(grad, x, scale, *settings), None
+    compute = _compute_dtype(x)
+    operands = (grad.to(compute), x.to(compute), scale, zero_point)
+    needed = (*settings, need_scale, need_zero and masked)
+    slices = _slices(*operands) if masked else None
+    if slices is None:
+        grad_x, error, outside = _fixed_range_backward(*operands, *needed)
+        grad_scale = _sum_to(error, scale) if error is not None else None
+        grad_zero = None
+        if outside is not None and zero_point is not None:
+            grad_zero = _sum_to(outside * scale, zero_point)
+    else:
+        grad_x, grad_scale, grad_zero = _by_slices(slices, *operands, *needed)
+    return grad_x.to(grad.dtype) if masked else grad, grad_scale, grad_zero
+
+
+def _compiled_gradient(
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+    masked: bool,
+    rectify: bool,
+) -> tuple[Tensor, Tensor]:
+    if not masked:
+        return g, compiled.scale_gradient(g, x, scale, minimum, maximum, rounding)
+    low, high = minimum - 0.5, maximum + 0.5
+    if rectify:
+        low, high = 0.0, _first_outside(maximum, _compute_dtype(x))
+    return compiled.range_gradient(g, x, scale, minimum, maximum, low, high, rounding, rectify)
 
 
 def _fixed_range_backward(
@@ -111,8 +158,9 @@ def _fixed_range_backward(
     rectify: bool,
     need_scale: bool,
     need_zero: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradient of ``x``; summands of the scale's; gradients that the range cuts off.
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradient of ``x``; summands of the scale's; summands of the zero point's, over the scale.
 
     The scale's summand is, inside, ``q - x / scale`` (the difference itself, since the sum of each part is large), outside
     the clipped integer.
@@ -122,11 +170,14 @@ def _fixed_range_backward(
         place, low, high = exact, 0.0, _first_outside(maximum, exact.dtype)
     else:
         place, low, high = ROUNDINGS[rounding](exact), minimum - 0.5, maximum + 0.5
-    inside = torch.ops.aten.hardtanh_backward
-    grad_x = inside(g, place, low, high) if masked else g
-    outside = g - grad_x if masked and need_zero else None
+    grad_x, inside = g, torch.ops.aten.hardtanh_backward
+    if masked and out is None:
+        grad_x = inside(g, place, low, high)
+    elif masked:
+        grad_x = inside.grad_input(g, place, low, high, grad_input=out)
+    outside = grad_x - g if need_zero else None
     if not need_scale:
-        return grad_x, grad_x, outside
+        return grad_x, None, outside
     moved = exact if zero_point is None else exact - zero_point
     if masked:
         moved = inside(moved, place, low, high)
@@ -134,6 +185,58 @@ def _fixed_range_backward(
     q = q.clamp_(minimum, maximum)
     error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)
     return grad_x, error * g if transforms_active() else error.mul_(g), outside
+
+
+#: Elements of a slice: its intermediate results stay in the cache of a CPU core, and its memory is used again.
+_SLICE = 1 << 17
+
+
+def _slices(g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Any:
+    """The slices that a large tensor is taken in on a CPU; None for the whole at once."""
+    if x.device.type != "cpu" or x.numel() < 2 * _SLICE or scale.numel() != 1:
+        return None
+    if zero_point is not None and zero_point.numel() != 1:
+        return None
+    if torch.compiler.is_compiling() or transforms_active():
+        return None
+    order: Any = torch.contiguous_format
+    if not x.is_contiguous():
+        order = torch.channels_last
+        if x.dim() != 4 or not x.is_contiguous(memory_format=order):
+            return None
+    # An upstream gradient may be expanded, or laid out otherwise.
+    grad_x = torch.empty_like(x)
+    flat = [_flat(t) for t in (g.contiguous(memory_format=order), x, grad_x)]
+    return grad_x, list(zip(*(t.split(_SLICE) for t in flat), strict=True))
+
+
+def _flat(t: Tensor) -> Tensor:
+    return t.view(-1) if t.is_contiguous() else t.permute(0, 2, 3, 1).view(-1)
+
+
+def _by_slices(
+    slices: Any,
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *settings: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    grad_x, pieces = slices
+    errors, outsides = [], []
+    for g_piece, x_piece, out in pieces:
+        _, error, outside = _fixed_range_backward(
+            g_piece, x_piece, scale.reshape(()), zero_point, *settings, out
+        )
+        if error is not None:
+            errors.append(error.sum())
+        if outside is not None:
+            outsides.append(outside.sum())
+    grad_scale = torch.stack(errors).sum().reshape(scale.shape) if errors else None
+    grad_zero = None
+    if outsides and zero_point is not None:
+        grad_zero = (torch.stack(outsides).sum() * scale).reshape(zero_point.shape)
+    return grad_x, grad_scale, grad_zero
 
 
 class _FakeQuantize(Function):

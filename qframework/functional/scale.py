@@ -58,16 +58,19 @@ class _StoredScale(Function):
         grad_stored = grad_threshold = None
         settings = (ctx.domain, ctx.rounding)
         if ctx.needs_input_grad[0]:
-            one = torch.ones_like(threshold)
-            if ctx.domain == "fp":
-                slope = _sign(stored)
-            else:
-                slope = _StoredScale.forward(stored, one, *settings, None) * math.log(2)
-            grad_stored = grad / threshold * slope
+            grad_stored = grad / threshold * slope_of_stored(stored, threshold, *settings)
         if ctx.needs_input_grad[1]:
             scale = _StoredScale.forward(stored, threshold, *settings, ctx.minimum)
             grad_threshold = (-grad * scale / threshold).sum_to_size(threshold.shape)
         return grad_stored, grad_threshold, None, None, None
+
+
+def slope_of_stored(stored: Tensor, threshold: Tensor, domain: str, rounding: str) -> Tensor:
+    """The derivative of the magnitude by the stored number."""
+    if domain == "fp":
+        return _sign(stored)
+    one = torch.ones_like(threshold)
+    return _StoredScale.forward(stored, one, domain, rounding, None) * math.log(2)
 
 
 class _StatisticScale(Function):

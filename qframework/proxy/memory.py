@@ -77,9 +77,7 @@ class Memory:
         for place, name, tensor, version, pointer in entry.watched:
             if place.get(name) is not tensor:
                 return None
-            if tensor is not None and (
-                tensor._version != version or tensor.data_ptr() != pointer
-            ):
+            if tensor is not None and (tensor._version != version or tensor.data_ptr() != pointer):
                 return None
         for tensor, version in entry.made:
             if version_of(tensor) != version:
@@ -161,7 +159,7 @@ def _places(module: nn.Module) -> Iterable[_Place]:
 #: Nodes that save nothing, whose backward can run any number of times.
 _FREE = frozenset(
     {
-        "AccumulateGrad",
+        "torch::autograd::AccumulateGrad",
         "ViewBackward0",
         "UnsafeViewBackward0",
         "ReshapeAliasBackward0",

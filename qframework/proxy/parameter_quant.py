@@ -255,9 +255,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         output = quantizer(bias, scale)
         result = self._wrap(output, source)
         if keeps:
-            self._memory.keep(
-                id(bias), quantizer, self.training, (), result, output[:1], *inputs
-            )
+            self._memory.keep(id(bias), quantizer, self.training, (), result, output[:1], *inputs)
         return result
 
     def _scale_missing(self, what: str) -> str:

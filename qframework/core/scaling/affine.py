@@ -74,6 +74,10 @@ class StatsScaling(CoreModule):
         self.restriction = restriction
         self.affine_rescaling = affine
 
+    def fused(self) -> tuple[str, str, float | None] | None:
+        """Domain, rounding and minimum, where one step does all."""
+        return None if self.affine_rescaling is not None else self.restriction.fused()
+
     def stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction, after the affine map."""
         stored: Tensor = self.restriction.to_domain(statistic)

@@ -18,15 +18,23 @@ from qframework.core.tracked import tracked_view
 from qframework.functional import abs_max, abs_max_of_channels, is_fused
 
 
-def fused_abs_max(x: Tensor, stats: nn.Module, view: nn.Module) -> Tensor | None:
-    """The largest magnitude of a whole parameter or of its channels in one step; None for other statistics."""
-    if type(stats) is not AbsMax or torch.compiler.is_compiling() or not is_fused():
+def largest_of(stats: nn.Module, view: nn.Module) -> str | None:
+    """Of what the largest magnitude is taken, ``'tensor'`` or ``'channel'``; None for another statistic."""
+    if type(stats) is not AbsMax:
         return None
     if type(view) is OverTensorView and stats.stats_reduce_dim is None:
-        return widen(abs_max(x))
+        return "tensor"
     if type(view) is OverOutputChannelView and stats.stats_reduce_dim == 1 and not stats.keepdim:
-        return widen(abs_max_of_channels(x, view.permute_dims))
+        return "channel"
     return None
+
+
+def _fused_abs_max(x: Tensor, stats: nn.Module, view: Any) -> Tensor | None:
+    """The largest magnitude of a whole parameter or of its channels in one step; None for other statistics."""
+    kind = largest_of(stats, view)
+    if kind is None or torch.compiler.is_compiling() or not is_fused():
+        return None
+    return widen(abs_max(x) if kind == "tensor" else abs_max_of_channels(x, view.permute_dims))
 
 
 class StatsFromParameterScaling(CoreModule):
@@ -93,7 +101,7 @@ class StatsFromParameterScaling(CoreModule):
         if self.force_parameter or len(self.tracked_parameter_list) > 1:
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
-            largest = fused_abs_max(x, self.scaling_stats_impl, self.view)
+            largest = _fused_abs_max(x, self.scaling_stats_impl, self.view)
             if largest is not None:
                 return largest.reshape(self.scaling_shape)
             viewed = self.view(x)

@@ -1,0 +1,118 @@
+"""Which tensor quantizers are done in one step, and how.
+
+A plan is made when a quantizer runs first and after any change of its parts; see :func:`~qframework.core.base.structure`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframework.core.base import structure
+from qframework.core.bit_width import BitWidthConst
+from qframework.core.function_wrapper import Identity
+from qframework.core.scaling.from_parameter import StatsFromParameterScaling, largest_of
+from qframework.core.scaling.runtime import ParameterFromRuntimeStatsScaling
+from qframework.core.scaling.standalone import ParameterScaling
+from qframework.core.zero_point import ZeroZeroPoint
+from qframework.functional import (
+    LargestScaled,
+    LearnedScaled,
+    quantize_by_largest,
+    quantize_by_stored,
+)
+
+Output = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Plan:
+    """One step for a quantizer with a constant width and no zero point.
+
+    Attributes:
+        structure: the state of all quantizers' parts that the plan was made for.
+    """
+
+    def __init__(self, quantizer: Any) -> None:
+        self.structure = structure()
+        self.quantizer = quantizer
+        self.scaling: Any = quantizer.scaling_impl
+        self.largest: LargestScaled | None = None
+        self.learned: LearnedScaled | None = None
+        self.collects = False
+        self._threshold: tuple[Tensor, Tensor] | None = None
+        fixed = _fixed_range(quantizer)
+        if fixed is None:
+            return
+        scaling = self.scaling
+        if type(scaling) is StatsFromParameterScaling:
+            self.largest = _largest(scaling, fixed)
+        elif type(scaling) in (ParameterScaling, ParameterFromRuntimeStatsScaling):
+            domain = scaling.restriction.fused()
+            self.learned = None if domain is None else LearnedScaled(*fixed, *domain)
+            self.collects = type(scaling) is ParameterFromRuntimeStatsScaling
+        self.restriction: Any = (
+            scaling.stats_scaling_impl.restriction
+            if self.largest is not None
+            else getattr(scaling, "restriction", None)
+        )
+
+    def run(self, x: Tensor, rectify: bool) -> Output | None:
+        """Quantize ``x``; None where the present call takes the ordinary way.
+
+        Args:
+            x: floating-point values.
+            rectify: quantize ``relu(x)``.
+        """
+        quantizer = self.quantizer
+        if self.learned is not None:
+            if self.collects and int(self.scaling.collected_steps) >= 0:
+                return None
+            width, threshold = self._width()
+            stored = self.scaling._parameters["value"]
+            y, scale = quantize_by_stored(x, stored, threshold, self.learned, rectify)
+        elif self.largest is not None and len(self.scaling.tracked_parameter_list) == 1:
+            width, threshold = self._width()
+            x = torch.relu(x) if rectify else x
+            y, scale = quantize_by_largest(x, threshold, self.largest)
+        else:
+            return None
+        return y, scale, quantizer.zero_point_impl._buffers["zero"], width
+
+    def _width(self) -> tuple[Tensor, Tensor]:
+        """The bit width and the threshold in its domain, computed once."""
+        width = self.quantizer.msb_clamp_bit_width_impl._buffers["bit_width"]
+        known = self._threshold
+        if known is None or known[0] is not width:
+            threshold = self.restriction.threshold(self.quantizer.int_scaling_impl(width))
+            self._threshold = known = (width, threshold)
+        return known
+
+
+def _fixed_range(quantizer: Any) -> tuple[float, float, str, bool] | None:
+    """Bounds, rounding and clamp gradient, where all of them are constant and fused."""
+    quant, width = quantizer.int_quant, quantizer.msb_clamp_bit_width_impl
+    if type(width) is not BitWidthConst or type(quantizer.zero_point_impl) is not ZeroZeroPoint:
+        return None
+    bounds = quant.fixed_range(width.initial) if hasattr(quant, "fixed_range") else None
+    if bounds is None or type(quant.input_view_impl) is not Identity:
+        return None
+    return *bounds, quant.float_to_int_impl.rule, quant.tensor_clamp_impl.masked
+
+
+def _largest(
+    scaling: StatsFromParameterScaling, fixed: tuple[float, float, str, bool]
+) -> LargestScaled | None:
+    minimum, maximum, rounding, masked = fixed
+    view: Any = scaling.view
+    domain, kind = (
+        scaling.stats_scaling_impl.fused(),
+        largest_of(scaling.scaling_stats_impl, view),
+    )
+    if domain is None or kind is None or masked or scaling.force_parameter:
+        return None
+    order = view.permute_dims if kind == "channel" else None
+    return LargestScaled(
+        minimum, maximum, rounding, *domain, scaling.scaling_shape, order, kind == "channel"
+    )

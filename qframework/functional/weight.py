@@ -1,0 +1,183 @@
+"""A weight quantized by its own largest magnitude, in one differentiable step.
+
+scale = max |w| / threshold in its domain, y = clamp(round(w / scale)) * scale, for the whole tensor or per channel
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from qframework.functional import compiled
+from qframework.functional.autograd import apply, keep, kept, transforms_active
+from qframework.functional.fake_quantize import _SLICE, _compute_dtype, _FixedRange
+from qframework.functional.scale import _StatisticScale
+from qframework.functional.statistics import _AbsMax, _rows
+from qframework.functional.straight_through import ROUNDINGS
+
+
+class LargestScaled(NamedTuple):
+    """How a weight is quantized by its largest magnitude.
+
+    Attributes:
+        minimum, maximum: smallest and largest integer.
+        rounding: a name of :data:`~qframework.functional.ROUNDINGS`.
+        domain, exponent_rounding, scale_minimum: of the scale, see :func:`~qframework.functional.statistic_scale`.
+        scale_shape: shape of the scale; of one element for the whole tensor.
+        order: of the axes that brings the channels first; None where they are.
+    """
+
+    minimum: float
+    maximum: float
+    rounding: str
+    domain: str
+    exponent_rounding: str
+    scale_minimum: float | None
+    scale_shape: tuple[int, ...]
+    order: tuple[int, ...] | None
+    per_channel: bool
+
+
+class _LargestScaled(Function):
+    @staticmethod
+    def forward(x: Tensor, threshold: Tensor, how: LargestScaled) -> tuple[Tensor, Tensor, Any]:
+        where = None
+        if how.per_channel:
+            top, where = _rows(x, how.order).abs().max(dim=1)
+        else:
+            top = _AbsMax.forward(x)
+        top = top.to(_compute_dtype(x))
+        settings = (how.domain, how.exponent_rounding, how.scale_minimum)
+        scale = _StatisticScale.forward(top, threshold, *settings).reshape(how.scale_shape)
+        fixed = (how.minimum, how.maximum, how.rounding, False, False)
+        return _FixedRange.forward(x, scale, None, *fixed), scale, (top, where)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, threshold, ctx.how = inputs
+        keep(ctx, x, threshold, always=True)
+        ctx.top, ctx.where = output[2]
+        ctx.scale = output[1].detach().clone()
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
+        x, threshold = kept(ctx)
+        how, scale, top = ctx.how, ctx.scale, ctx.top
+        g = torch.zeros_like(x) if grad is None else grad
+        one_pass, flat = compiled.wants_compiled(x, scale), None
+        if one_pass:
+            fixed = (how.minimum, how.maximum, how.rounding)
+            whole = compiled.scale_gradient(g, x, scale, *fixed)
+        else:
+            rows, flat = _sliced(x, g, scale, how)
+            sums = [_scale_error(piece, s, upstream, how) for piece, upstream, s in rows]
+            whole = torch.cat(sums) if how.per_channel else torch.stack(sums).sum()
+            whole = whole.reshape(scale.shape).to(scale.dtype)
+        whole = whole if grad_scale is None else whole + grad_scale
+        slope = _slope(top, threshold, how)
+        grad_top = whole.reshape(top.shape) * slope
+        if how.per_channel:
+            return _spread_rows(x, g, grad_top, ctx.where, how.order), None, None
+        if one_pass:
+            return compiled.spread_evenly(g, x, top, grad_top), None, None
+        return _spread_evenly(x, g, grad_top, top, flat), None, None
+
+
+def _slope(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
+    """The derivative of the scale by the largest magnitude."""
+    if how.domain == "fp":
+        one = torch.ones_like(top) if how.scale_minimum else top.sign()
+        return one / threshold
+    settings = (how.domain, how.exponent_rounding, how.scale_minimum)
+    v = top.clamp_min(how.scale_minimum) if how.scale_minimum else top
+    return _StatisticScale.forward(top, threshold, *settings) / v
+
+
+def _scale_error(x: Tensor, scale: Tensor, g: Tensor, how: LargestScaled) -> Tensor:
+    """The scale's gradient, ``sum g (q - x / scale)``: 0-dim, or one number per channel."""
+    exact = x.to(_compute_dtype(x)) / scale
+    error = ROUNDINGS[how.rounding](exact).clamp_(how.minimum, how.maximum).sub_(exact)
+    error = error * g if transforms_active() else error.mul_(g)
+    return _rows(error, how.order).sum(1) if how.per_channel else error.sum()
+
+
+def _sliced(x: Tensor, g: Tensor, scale: Tensor, how: LargestScaled) -> tuple[Any, Any]:
+    """Slices that stay in the cache of a CPU core, with their scales; the flat tensors where there are any."""
+    whole = [(x, g, scale)]
+    if x.device.type != "cpu" or x.numel() < 2 * _SLICE or transforms_active():
+        return whole, None
+    if how.per_channel:
+        if how.order is not None:
+            return whole, None
+        count = max(1, _SLICE // x[0].numel())
+        return zip(x.split(count), g.split(count), scale.split(count), strict=True), None
+    if not (x.is_contiguous() and g.is_contiguous()):
+        return whole, None
+    flat = (x.view(-1), g.view(-1))
+    return _with_scale(flat, scale.reshape(())), flat
+
+
+def _with_scale(flat: tuple[Tensor, Tensor], scale: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    for x, g in zip(flat[0].split(_SLICE), flat[1].split(_SLICE), strict=True):
+        yield x, g, scale
+
+
+def _spread_evenly(x: Tensor, g: Tensor, grad_top: Tensor, top: Tensor, flat: Any) -> Tensor:
+    """``g``, and the gradient of the largest magnitude shared by the elements that have it."""
+    if flat is None:
+        largest = x.abs().eq_(top.to(x.dtype))
+        count = largest.sum(dtype=top.dtype)
+        share = torch.where(top > 0, grad_top / (count * top), 0.0)
+        spread = largest.mul_(x).mul_(share)
+        return g + spread if transforms_active() else spread.add_(g)
+    out = torch.empty_like(x)
+    pieces = [(*p, o) for p, o in zip(_pairs(flat), out.view(-1).split(_SLICE), strict=True)]
+    top = top.to(x.dtype)
+    counts = [torch.abs(x, out=o).eq_(top).sum(dtype=grad_top.dtype) for x, _, o in pieces]
+    share = torch.where(top > 0, grad_top / (torch.stack(counts).sum() * top), 0.0)
+    for x_piece, g_piece, o in pieces:
+        o.mul_(x_piece).mul_(share).add_(g_piece)
+    return out
+
+
+def _pairs(flat: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(flat[0].split(_SLICE), flat[1].split(_SLICE), strict=True)
+
+
+def _spread_rows(
+    x: Tensor, g: Tensor, grad_top: Tensor, where: Tensor, order: tuple[int, ...] | None
+) -> Tensor:
+    """``g``, and the gradient of each channel's largest magnitude at the element that was found."""
+    where = where.unsqueeze(1)
+    values = (grad_top.reshape(-1, 1) * _rows(x, order).gather(1, where).sign()).to(g.dtype)
+    if order is None:
+        out = g.clone(memory_format=torch.contiguous_format)
+        out.view(out.shape[0], -1).scatter_add_(1, where, values)
+        return out
+    rows = _rows(g, order)
+    spread = torch.zeros_like(rows).scatter_(1, where, values)
+    back = [order.index(axis) for axis in range(x.dim())]
+    return g + spread.view([x.shape[axis] for axis in order]).permute(back)
+
+
+def quantize_by_largest(x: Tensor, threshold: Tensor, how: LargestScaled) -> tuple[Tensor, Tensor]:
+    """Quantize a weight by its largest magnitude.
+
+    The gradient passes to ``x`` unchanged, and through the scale to the elements of the largest magnitude.
+
+    Args:
+        x: the weight.
+        threshold: positive integer that the magnitude is divided by, 0-dim, without a gradient.
+        how: range, rounding, domain, granularity.
+
+    Returns:
+        Dequantized values in the shape and dtype of ``x``, and the scale.
+    """
+    return apply(_LargestScaled, x, threshold, how)[:2]  # type: ignore[no-any-return]
