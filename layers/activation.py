@@ -93,7 +93,8 @@ class QuantNonLinearActLayer(QuantLayer):
         Raises:
             RuntimeError: a quantized result is asked for and the quantizer is off.
         """
-        x = self.input_quant(x)
+        if not self.input_quant.is_idle:
+            x = self.input_quant(x)
         if self.own_activation is not None:
             x = self.own_activation(x)
         return self._pack(self.act_quant(x))

@@ -134,19 +134,22 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
             RuntimeError: a bias quantizer needs the scale of an input that isn't quantized, or a quantized
                 result is asked for that can't be had.
         """
-        quant_input = self.input_quant(x)
+        quant_input = x if self.input_quant.is_idle else self.input_quant(x)
         quant_weight = self.weight_quant(self.weight)
-        as_quant = self.return_quant_tensor and not self.output_quant.is_quant_enabled
+        output_quant = self.output_quant
+        as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
         if as_quant and not (
             isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)
         ):
             raise RuntimeError(self._not_configured(quant_input, quant_weight))
-        quant_bias = self.bias_quant(self.bias, quant_input, quant_weight)
+        quant_bias = self.bias
+        if quant_bias is not None and not self.bias_quant.is_idle:
+            quant_bias = self.bias_quant(quant_bias, quant_input, quant_weight)
         if as_quant:
             out = self._compute(quant_input, quant_weight, quant_bias)
         else:
             out = self._compute(plain(quant_input), plain(quant_weight), plain(quant_bias))
-        return self._pack(self.output_quant(out))
+        return self._pack(out if output_quant.is_idle else output_quant(out))
 
     def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:
         lacking = [

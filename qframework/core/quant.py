@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -235,7 +236,7 @@ class RescalingIntQuant(CoreModule):
         if torch.compiler.is_compiling() or self.observer_only or not is_fused():
             return None
         plan = self._plan
-        if plan is None or plan.structure != structure():
+        if plan is None or plan.structure != structure() or plan.quantizer is not self:
             plan = Plan(self)
             object.__setattr__(self, "_plan", plan)
         return plan.run(x, rectify)
@@ -272,15 +273,26 @@ class RescalingIntQuant(CoreModule):
         rectify: bool = False,
     ) -> Tensor:
         """Values of ``x`` by parameters that are known; arguments as :meth:`parameters_for` gives them."""
+        return self.step(scale, zero_point, bit_width)(x, rectify)
+
+    def step(
+        self, scale: Tensor, zero_point: Tensor, bit_width: Tensor
+    ) -> Callable[[Tensor, bool], Tensor]:
+        """The function ``(x, rectify)`` that quantizes by parameters that are known."""
         if self.observer_only:
-            return torch.relu(x) if rectify else x
+            return lambda x, rectify: torch.relu(x) if rectify else x
         int_quant, width = self.int_quant, self.msb_clamp_bit_width_impl
         if type(int_quant) is not IntQuant:
-            x = torch.relu(x) if rectify else x
-            return int_quant(scale, zero_point, bit_width, x)  # type: ignore[no-any-return]
+            return lambda x, rectify: int_quant(
+                scale, zero_point, bit_width, torch.relu(x) if rectify else x
+            )
         zero = None if isinstance(self.zero_point_impl, ZeroZeroPoint) else zero_point
         bits = width.initial if isinstance(width, BitWidthConst) else None
-        return int_quant(scale, zero, bit_width, x, bits, rectify)  # type: ignore[no-any-return]
+        fixed = None if bits is None else int_quant.fixed_range(bits)
+        if fixed is None or type(int_quant.input_view_impl) is not Identity:
+            return lambda x, rectify: int_quant(scale, zero, bit_width, x, bits, rectify)
+        rule, masked = int_quant.float_to_int_impl.rule, int_quant.tensor_clamp_impl.masked
+        return lambda x, rectify: fake_quantize(x, scale, zero, *fixed, rule, masked, rectify)
 
 
 class PrescaledRestrictIntQuant(CoreModule):

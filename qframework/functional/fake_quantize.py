@@ -70,7 +70,7 @@ class _FixedRange(Function):
         rectify: bool,
     ) -> Tensor:
         if zero_point is None and compiled.wants_compiled(x, scale):
-            return compiled.quantize(x, scale, minimum, maximum, rounding)
+            return _kernels(x, scale, minimum, maximum, rounding).quantize(x, scale)
         q = x.to(_compute_dtype(x)) / scale
         if zero_point is not None:
             q += zero_point
@@ -112,7 +112,10 @@ def range_gradients(
         return grad, None, None
     settings = (minimum, maximum, rounding, masked, rectify)
     if zero_point is None and compiled.wants_compiled(x, scale):
-        return *_compiled_gradient(grad, x, scale, *settings), None
+        kernels = _kernels(x, scale, minimum, maximum, rounding, rectify)
+        if masked:
+            return *kernels.masked_gradient(grad, x, scale), None
+        return grad, kernels.scale_gradient(grad, x, scale), None
     compute = _compute_dtype(x)
     operands = (grad.to(compute), x.to(compute), scale, zero_point)
     needed = (*settings, need_scale, need_zero and masked)
@@ -128,22 +131,16 @@ def range_gradients(
     return grad_x.to(grad.dtype) if masked else grad, grad_scale, grad_zero
 
 
-def _compiled_gradient(
-    g: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    minimum: float,
-    maximum: float,
-    rounding: str,
-    masked: bool,
-    rectify: bool,
-) -> tuple[Tensor, Tensor]:
-    if not masked:
-        return g, compiled.scale_gradient(g, x, scale, minimum, maximum, rounding)
+def _kernels(
+    x: Tensor, scale: Tensor, minimum: float, maximum: float, rounding: str, rectify: bool = False
+) -> compiled.RangeKernels:
     low, high = minimum - 0.5, maximum + 0.5
     if rectify:
         low, high = 0.0, _first_outside(maximum, _compute_dtype(x))
-    return compiled.range_gradient(g, x, scale, minimum, maximum, low, high, rounding, rectify)
+    rows = scale.numel() > 1
+    return compiled.range_kernels(
+        minimum, maximum, low, high, rounding, rectify, rows, x.dtype, x.device
+    )
 
 
 def _fixed_range_backward(

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from qframework.functional import compiled
 from qframework.functional.autograd import apply, keep, kept, transforms_active
-from qframework.functional.fake_quantize import _SLICE, _compute_dtype, _FixedRange
+from qframework.functional.fake_quantize import _SLICE, _compute_dtype, _FixedRange, _kernels
 from qframework.functional.scale import _StatisticScale
 from qframework.functional.statistics import _AbsMax, _rows
 from qframework.functional.straight_through import ROUNDINGS
@@ -71,23 +71,27 @@ class _LargestScaled(Function):
         x, threshold = kept(ctx)
         how, scale, top = ctx.how, ctx.scale, ctx.top
         g = torch.zeros_like(x) if grad is None else grad
-        one_pass, flat = compiled.wants_compiled(x, scale), None
-        if one_pass:
-            fixed = (how.minimum, how.maximum, how.rounding)
-            whole = compiled.scale_gradient(g, x, scale, *fixed)
+        kernels = flat = count = None
+        if compiled.wants_compiled(x, scale):
+            kernels = _kernels(x, scale, how.minimum, how.maximum, how.rounding)
+        if kernels is not None and how.per_channel:
+            whole = kernels.scale_gradient(g, x, scale)
+        elif kernels is not None:
+            whole, count = kernels.largest_gradient(g, x, scale, top)
         else:
             rows, flat = _sliced(x, g, scale, how)
             sums = [_scale_error(piece, s, upstream, how) for piece, upstream, s in rows]
             whole = torch.cat(sums) if how.per_channel else torch.stack(sums).sum()
             whole = whole.reshape(scale.shape).to(scale.dtype)
         whole = whole if grad_scale is None else whole + grad_scale
-        slope = _slope(top, threshold, how)
-        grad_top = whole.reshape(top.shape) * slope
+        grad_top = whole.reshape(top.shape) * _slope(top, threshold, how)
         if how.per_channel:
-            return _spread_rows(x, g, grad_top, ctx.where, how.order), None, None
-        if one_pass:
-            return compiled.spread_evenly(g, x, top, grad_top), None, None
-        return _spread_evenly(x, g, grad_top, top, flat), None, None
+            grad_x = _spread_rows(x, g, grad_top, ctx.where, how.order)
+        elif kernels is not None:
+            grad_x = kernels.spread(g, x, top, torch.where(top > 0, grad_top / count, 0.0))
+        else:
+            grad_x = _spread_evenly(x, g, grad_top, top, flat)
+        return grad_x, None, None
 
 
 def _slope(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:

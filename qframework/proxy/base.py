@@ -191,6 +191,13 @@ class QuantProxy(nn.Module):
         return self.tensor_quant is not None and not self.disable_quant
 
     @property
+    def is_idle(self) -> bool:
+        """Whether a call would return its input, so that it can be left out."""
+        if self._forward_hooks or self._forward_pre_hooks:
+            return False
+        return self.disable_quant or self.tensor_quant is None
+
+    @property
     def is_groupwise(self) -> bool:
         """Whether scales belong to groups of elements."""
         return False
