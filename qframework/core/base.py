@@ -27,7 +27,38 @@ def _note_change(name: str) -> None:
         _structure = next(_changes)
 
 
-class Stateless(nn.Module):
+_EMPTY = nn.Module().__dict__
+
+
+class CompactModule(nn.Module):
+    """A module that is copied and pickled without what every module starts with."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: held
+            for name, held in self.__dict__.items()
+            if held or name not in _EMPTY or held != _EMPTY[name]
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(state)
+
+
+_SETTINGS = (bool, int, float, str, tuple)
+
+
+def _set(module: nn.Module, name: str, value: Any) -> None:
+    """Assign; a plain setting without the checks that a module makes for parameters, which take long."""
+    held = module.__dict__
+    if type(value) in _SETTINGS and "_modules" in held:
+        if all(name not in held[k] for k in ("_parameters", "_buffers", "_modules")):
+            object.__setattr__(module, name, value)
+            return
+    nn.Module.__setattr__(module, name, value)
+
+
+class Stateless(CompactModule):
     """A module without parameters, buffers or children: a named function with settings.
 
     A :class:`CoreModule` holds it as a plain attribute: it costs nothing in ``modules()``, ``to()`` or
@@ -39,10 +70,10 @@ class Stateless(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         _note_change(name)
-        super().__setattr__(name, value)
+        _set(self, name, value)
 
 
-class CoreModule(nn.Module):
+class CoreModule(CompactModule):
     """A module of the engine; its own numbers never drop below float32.
 
     ``model.half()`` or ``model.to(torch.bfloat16)`` converts a layer's weights but leaves scales, zero points
@@ -63,7 +94,7 @@ class CoreModule(nn.Module):
         if isinstance(value, Stateless):
             object.__setattr__(self, name, value)
         else:
-            super().__setattr__(name, value)
+            _set(self, name, value)
 
     def register_constant(
         self,

@@ -229,7 +229,7 @@ class RescalingIntQuant(CoreModule):
         return known[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None, "_known_threshold": None}
+        return {**super().__getstate__(), "_plan": None, "_known_threshold": None}
 
     def _run_plan(self, x: Tensor, rectify: bool) -> QuantOutput | None:
         """All of it in one step, where there is one; None for others."""

@@ -46,4 +46,4 @@ class StochasticRoundSte(CoreModule):
         return floor_ste(x + uniform)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_generator": None}
+        return {**super().__getstate__(), "_generator": None}

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from threading import RLock
 from typing import Any
 
 from dependencies import Injector as Container
+from dependencies import value
 
 
-def instantiate(root: str, classes: Mapping[str, type], values: Mapping[str, Any]) -> Any:
-    """Build ``root`` and all that its constructor needs.
+class Graph:
+    """Classes that need each other, wired once and instantiated any number of times.
 
     Args:
-        root: a name of ``classes``.
         classes: names to be instantiated, by their constructors' argument names.
-        values: names that are there already.
+        given: further names that they need.
     """
-    return getattr(type("Graph", (Container,), {**values, **classes}), root)
+
+    def __init__(self, classes: Mapping[str, type], given: Iterable[str]) -> None:
+        self._values: Mapping[str, Any] = {}
+        self._lock = RLock()
+        readers = {name: value(self._reader(name)) for name in given}
+        self._container = type("Graph", (Container,), {**readers, **classes})
+
+    def _reader(self, name: str) -> Any:
+        def read() -> Any:
+            return self._values[name]
+
+        return read
+
+    def build(self, root: str, values: Mapping[str, Any]) -> Any:
+        """Build ``root`` and all that its constructor needs.
+
+        Args:
+            root: a name of the classes.
+            values: of the names that are given.
+        """
+        with self._lock:
+            before, self._values = self._values, values
+            try:
+                return getattr(self._container, root)
+            finally:
+                self._values = before

@@ -24,6 +24,15 @@ class Row:
     origin: str
 
 
+class Rows(tuple[Row, ...]):
+    """Rows that copies of a layer share."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rows:
+        return self
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Rows for one quantizer, printed as a table; index it by name."""

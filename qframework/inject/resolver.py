@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from qframework.inject.container import instantiate
+from qframework.inject.container import Graph
 from qframework.inject.errors import (
     BuildError,
     CircularDependencyError,
@@ -18,9 +18,10 @@ from qframework.inject.errors import (
     did_you_mean,
     nearest,
 )
-from qframework.inject.explanation import short
+from qframework.inject.explanation import Row, rows_of, short
 from qframework.inject.expressions import This, Value, arguments_of, this_levels, this_path
 from qframework.inject.injector import Binding, InjectorType, with_legacy_names
+from qframework.inject.plan import Step
 from qframework.inject.policy import POLICY_NAMES, check_policy
 
 _MISSING = object()
@@ -28,8 +29,8 @@ _MISSING = object()
 _FROM_LAYER = {"module", "tracked_parameter_list", "proxy_module"}
 
 
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == "qframework"
+def _is_ours(module: str | None) -> bool:
+    return (module or "").partition(".")[0] == "qframework"
 
 
 class _Planned(NamedTuple):
@@ -78,13 +79,19 @@ class Resolver:
         parent: Resolver | None = None,
     ) -> None:
         self.injector = injector
-        self.overrides = with_legacy_names(dict(overrides or {}))
+        self.overrides_given = dict(overrides or {})
+        self.overrides = with_legacy_names(self.overrides_given)
         self.provided = provided or {}
         self.subject, self.prefix, self.parent = subject, prefix, parent
         self.origins: dict[str, str] = {}
         self.chosen: dict[str, Any] = {}  # what a name came down to, also where it can't be built
         self.used: set[str] = set()
         self.reads_layer = False  # whether a user's function looked at the layer
+        self.absent: set[str] = set()  # names that were asked for and that nothing binds
+        self.steps: list[Step] = []  # what to do again for another layer, see Plan
+        self.graphs: dict[str, Graph] = {}
+        self.plannable = True
+        self._varying: set[str] = set()
         self._nodes: dict[str, Any] = {}
         self._stack: list[str] = []
 
@@ -115,6 +122,7 @@ class Resolver:
         """
         if default is not _MISSING and self.find(name) is None:
             self.used.add(name)
+            self.absent.add(name)
             return default
         node = self._node(name)
         if isinstance(node, _Planned):
@@ -124,6 +132,10 @@ class Resolver:
     def values(self) -> dict[str, Any]:
         """All names resolved so far, with classes still to be built as classes."""
         return {k: v.cls if isinstance(v, _Planned) else v for k, v in self._nodes.items()}
+
+    def rows(self) -> tuple[Row, ...]:
+        """A row for every name resolved so far."""
+        return rows_of(self, self.values())
 
     def check_names(self) -> None:
         """Refuse overrides that nothing has read, and names of the class that look misspelled.
@@ -187,13 +199,16 @@ class Resolver:
         return node
 
     def _evaluate(self, name: str, bound: Any, origin: str) -> Any:
+        expressions = []
         while isinstance(bound, (Value, This)):
+            expressions.append(bound)
             if isinstance(bound, Value):
                 origin = f"computed by {bound.function.__qualname__}"
                 bound = self._call(bound)
             else:
                 origin, bound = f"{origin}, {bound!r}", self._follow(bound)
         self.origins[name], self.chosen[name] = origin, bound
+        self._record(name, expressions, bound, origin)
         if isinstance(bound, InjectorType):
             if name.endswith("_class"):
                 return bound
@@ -209,6 +224,36 @@ class Resolver:
                 raise type(error)(self._located(f"{shown}={bound!r}{where}: {error}")) from None
         return bound
 
+    def _record(self, name: str, expressions: list[Any], bound: Any, origin: str) -> None:
+        """Note how to find the name for another layer, where it can differ there."""
+        if not expressions:
+            if origin == "provided by the layer":
+                self._varies(Step(name, "provided"))
+            elif isinstance(bound, InjectorType) and not name.endswith("_class"):
+                self.plannable = False
+            return
+        first = expressions[0]
+        if isinstance(first, This):
+            path = this_path(first)
+            if this_levels(first) or len(path) != 1:
+                self.plannable = False
+            elif path[0] in self._varying:
+                self._varies(Step(name, "alias", None, path))
+            self.plannable = self.plannable and len(expressions) == 1
+            return
+        names = tuple(a.name for a in first.arguments if a.required or self.find(a.name))
+        if self._varying.isdisjoint(names) and _is_ours(first.function.__module__):
+            return
+        self.plannable = self.plannable and len(expressions) == 1
+        chosen = isinstance(bound, type) and not name.endswith("_class")
+        if isinstance(bound, InjectorType):
+            self.plannable = False
+        self._varies(Step(name, "value", first, names, bound if chosen else None))
+
+    def _varies(self, step: Step) -> None:
+        self.steps.append(step)
+        self._varying.add(step.name)
+
     def _call(self, bound: Value) -> Any:
         arguments = {}
         for argument in bound.arguments:
@@ -216,6 +261,7 @@ class Resolver:
                 arguments[argument.name] = self.read(argument.name)
             else:
                 self.used.add(argument.name)
+                self.absent.add(argument.name)
         if _FROM_LAYER & arguments.keys() and not _is_ours(bound.function.__module__):
             self.reads_layer = True
         try:
@@ -250,6 +296,7 @@ class Resolver:
     def _plan(self, name: str, cls: type) -> Any:
         arguments = arguments_of(cls)
         if arguments is None:
+            self._varies(Step(name, "make", expected=cls))
             return cls()
         needs = []
         for argument in arguments:
@@ -273,8 +320,10 @@ class Resolver:
                     pending.extend(node.needs)
             else:
                 values[current] = node
+        self.graphs[name] = Graph(classes, values)
+        self._varies(Step(name, "build"))
         try:
-            built = instantiate(name, classes, values)
+            built = self.graphs[name].build(name, values)
         except QuantizerError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.inject.explanation import Explanation, Row, rows_of
+from qframework.core.base import CompactModule
+from qframework.inject.explanation import Explanation, Row, Rows
 from qframework.inject.injector import InjectorType
+from qframework.inject.plan import remember, replayed
 from qframework.inject.resolver import Resolver
 from qframework.proxy.memory import Memory
 
@@ -23,7 +25,7 @@ class ScaleSource:
         return memo.setdefault(id(self), ScaleSource())  # type: ignore[no-any-return]
 
 
-class QuantProxy(nn.Module):
+class QuantProxy(CompactModule):
     """The module that a layer holds for one of its tensors.
 
     It resolves a quantizer class into a tensor quantizer, at construction and whenever it is asked to again, and
@@ -90,10 +92,14 @@ class QuantProxy(nn.Module):
             QuantizerError: the declaration can't be built; the message says why.
         """
         self._memory.clear()
-        resolver = self._resolver()
+        resolver: Any = replayed(self.quantizer, self.overrides, self.provided_names(), self.prefix)
+        if resolver is None:
+            resolver = self._resolver()
         built = resolver.read("tensor_quant")
         self._read_settings(resolver, built)
         resolver.check_names()
+        if isinstance(resolver, Resolver):
+            remember(resolver)
         old, training = self.tensor_quant, self.training
         if built is not None:
             built.train(training)
@@ -103,7 +109,7 @@ class QuantProxy(nn.Module):
         self._versions = (
             {} if built is None else {n: p._version for n, p in built.named_parameters()}
         )
-        self._rows = rows_of(resolver, resolver.values())
+        self._rows = Rows(resolver.rows())
         self._reads_layer = resolver.reads_layer
 
     def _resolver(self) -> Resolver:
@@ -116,7 +122,7 @@ class QuantProxy(nn.Module):
             prefix=self.prefix,
         )
 
-    def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
+    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
         """For subclasses: read what the proxy itself needs to know."""
         if built is None:
             resolver.used.update(resolver.overrides.keys() & {"quant_type"})

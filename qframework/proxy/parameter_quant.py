@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qframework.core.tracked import TrackedParameters
 from qframework.functional.autograd import apply, transforms_active
-from qframework.inject.resolver import Resolver
+from qframework.inject.explanation import Rows
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.memory import Replay, can_run_again
 from qframework.proxy.naming import qualified_name
@@ -205,12 +205,12 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             self.tensor_quant = None
             self.is_signed, self.is_narrow_range, self.is_symmetric = None, None, True
             self.has_zero = True
-            self.rounding_mode, self.requires_input_scale, self._rows = None, False, ()
+            self.rounding_mode, self.requires_input_scale, self._rows = None, False, Rows()
             self._reads_layer = True  # a bias may be assigned later
             return
         super().init_tensor_quant()
 
-    def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
+    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
         super()._read_settings(resolver, built)
         enabled = built is not None
         self.requires_input_scale = (

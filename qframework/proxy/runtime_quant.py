@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.quant import RescalingIntQuant
-from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
@@ -28,7 +27,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         self._eval_checked = False
         super().__init__(*args, **kwargs)
 
-    def _read_settings(self, resolver: Resolver, built: nn.Module | None) -> None:
+    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
         super()._read_settings(resolver, built)
         act_impl = resolver.read("act_impl", None)
         self.activation_impl = act_impl
