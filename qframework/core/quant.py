@@ -126,8 +126,13 @@ class IntQuant(CoreModule):
                 bounds = self.min_int(bit_width), self.max_int(bit_width)
                 if rectify:
                     viewed, rectify = torch.relu(viewed), False
-            rule, masked = self.float_to_int_impl.rule, self.tensor_clamp_impl.masked
-            y = fake_quantize(viewed, scale, zero_point, *bounds, rule, masked, rectify)  # type: ignore[arg-type]
+            how: Any = (
+                *bounds,
+                self.float_to_int_impl.rule,
+                self.tensor_clamp_impl.masked,
+                rectify,
+            )
+            y = fake_quantize(viewed, scale, zero_point, *how)
         else:
             viewed = torch.relu(viewed) if rectify else viewed
             zero = torch.zeros_like(scale) if zero_point is None else zero_point
@@ -291,7 +296,8 @@ class RescalingIntQuant(CoreModule):
         fixed = None if bits is None else int_quant.fixed_range(bits)
         if fixed is None or type(int_quant.input_view_impl) is not Identity:
             return lambda x, rectify: int_quant(scale, zero, bit_width, x, bits, rectify)
-        rule, masked = int_quant.float_to_int_impl.rule, int_quant.tensor_clamp_impl.masked
+        rule: Any = int_quant.float_to_int_impl.rule
+        masked: Any = int_quant.tensor_clamp_impl.masked
         return lambda x, rectify: fake_quantize(x, scale, zero, *fixed, rule, masked, rectify)
 
 

@@ -135,7 +135,8 @@ class ScaleRestriction(Stateless):
         domain = _FUSED_DOMAINS.get(type(self.restrict))
         if domain is None or type(self.restrict_quotient) is not Identity:
             return None
-        minimum = None if type(self.clamp_min) is Identity else self.clamp_min.min_val
+        clamp: Any = self.clamp_min
+        minimum: float | None = None if type(clamp) is Identity else clamp.min_val
         rule = "round"
         if domain == "power_of_two":
             rounding: Any = self.restrict.float_to_int_impl

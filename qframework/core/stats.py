@@ -54,7 +54,8 @@ class Statistic(Stateless):
         """The ``rank``-th smallest ``x`` or ``|x|``; the extremes and what lies near them without sorting the rest."""
         if self.stats_reduce_dim is None:
             n = x.numel()
-            near, largest = min((n - rank + 1, True), (rank, False))
+            largest = n - rank + 1 <= rank
+            near = n - rank + 1 if largest else rank
             if near <= _FEW and can_order(x, near) and is_fused():
                 return widen(order_statistic(x, near, largest, magnitude))
         x = widen(x).abs() if magnitude else widen(x)

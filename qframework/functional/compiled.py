@@ -115,7 +115,7 @@ def _compile(function: Callable[..., Any], kinds: str, dtype: torch.dtype, devic
             "s": torch.zeros((), dtype=small, device=device),
             "r": torch.zeros((67, 1), dtype=small, device=device),
         }
-        examples = [made[kind].clone() for kind in kinds]
+        examples: list[Any] = [made[kind].clone() for kind in kinds]
         graph = make_fx(function, tracing_mode="symbolic")(*examples)
         return standalone_compile(graph, examples, dynamic_shapes="from_graph")
 

@@ -90,7 +90,10 @@ class _FixedRange(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         _, need_scale, need_zero, *rest = ctx.needs_input_grad
         x, scale, zero_point = kept(ctx)
-        grads = range_gradients(grad, x, scale, zero_point, *ctx.settings, need_scale, need_zero)
+        settings: Any = ctx.settings
+        grads = range_gradients(
+            grad, x, scale, zero_point, *settings, need_scale=need_scale, need_zero=need_zero
+        )
         return *grads, *((None,) * len(rest))
 
 
@@ -104,13 +107,14 @@ def range_gradients(
     rounding: str,
     masked: bool,
     rectify: bool,
+    *,
     need_scale: bool,
     need_zero: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of ``x``, scale and zero point for that of the result; see :func:`fake_quantize`."""
     if not (masked or need_scale):
         return grad, None, None
-    settings = (minimum, maximum, rounding, masked, rectify)
+    settings: Any = (minimum, maximum, rounding, masked, rectify)
     if zero_point is None and compiled.wants_compiled(x, scale):
         kernels = _kernels(x, scale, minimum, maximum, rounding, rectify)
         if masked:
@@ -118,7 +122,7 @@ def range_gradients(
         return grad, kernels.scale_gradient(grad, x, scale), None
     compute = _compute_dtype(x)
     operands = (grad.to(compute), x.to(compute), scale, zero_point)
-    needed = (*settings, need_scale, need_zero and masked)
+    needed: Any = (*settings, need_scale, need_zero and masked)
     slices = _slices(*operands) if masked else None
     if slices is None:
         grad_x, error, outside = _fixed_range_backward(*operands, *needed)
@@ -155,6 +159,7 @@ def _fixed_range_backward(
     rectify: bool,
     need_scale: bool,
     need_zero: bool,
+    *,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradient of ``x``; summands of the scale's; summands of the zero point's, over the scale.
@@ -217,13 +222,13 @@ def _by_slices(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    *settings: Any,
+    *needed: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     grad_x, pieces = slices
     errors, outsides = [], []
     for g_piece, x_piece, out in pieces:
         _, error, outside = _fixed_range_backward(
-            g_piece, x_piece, scale.reshape(()), zero_point, *settings, out
+            g_piece, x_piece, scale.reshape(()), zero_point, *needed, out=out
         )
         if error is not None:
             errors.append(error.sum())

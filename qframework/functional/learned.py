@@ -58,10 +58,12 @@ class _LearnedScaled(Function):
         how, need = ctx.how, ctx.needs_input_grad
         grad_x = None
         if grad is not None:
+            settings = (*how[:4], ctx.rectify)
             grad_x, of_range, _ = range_gradients(
-                grad, x, ctx.scale, None, *how[:4], ctx.rectify, need[1], False
+                grad, x, ctx.scale, None, *settings, need_scale=need[1], need_zero=False
             )
-            grad_scale = of_range if grad_scale is None else grad_scale + of_range
+            if of_range is not None:
+                grad_scale = of_range if grad_scale is None else grad_scale + of_range
         grad_stored = None
         if need[1] and grad_scale is not None:
             grad_stored = grad_scale / threshold * slope_of_stored(stored, threshold, *how[4:6])

@@ -71,7 +71,8 @@ class _LargestScaled(Function):
         x, threshold = kept(ctx)
         how, scale, top = ctx.how, ctx.scale, ctx.top
         g = torch.zeros_like(x) if grad is None else grad
-        kernels = flat = count = None
+        kernels = flat = None
+        count: Any = None
         if compiled.wants_compiled(x, scale):
             kernels = _kernels(x, scale, how.minimum, how.maximum, how.rounding)
         if kernels is not None and how.per_channel:

@@ -183,11 +183,13 @@ class QuantProxy(CompactModule):
         """Set the mode; a change of it frees what is kept."""
         if mode != self.training:
             self._memory.clear()
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantProxy:
         self._memory.clear()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        return self
 
     # ------------------------------------------------------------ state
 
