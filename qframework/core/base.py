@@ -132,6 +132,14 @@ class CoreModule(CompactModule):
         return self
 
 
+def is_recomputing() -> bool:
+    """Whether a forward pass runs again inside a backward pass, as ``torch.utils.checkpoint`` lets it.
+
+    What is counted or collected at each training call has then been counted already.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def wide_dtype(dtype: torch.dtype | None) -> torch.dtype:
     """The dtype of a quantizer's own numbers beside values of ``dtype``: float32, or float64."""
     if dtype is None:

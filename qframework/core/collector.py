@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.base import CoreModule, is_recomputing, wide_dtype
 
 
 def running_update(running: Tensor, new: Tensor, used: Tensor, momentum: float | None) -> Tensor:
@@ -82,6 +82,10 @@ class CollectThenLearn(CoreModule):
         """The statistic of a viewed batch, in the shape of ``value``."""
         raise NotImplementedError
 
+    def reduce_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic of a batch where ``wanted``, else any number; None where a branch is needed for that."""
+        return None
+
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The content of ``value`` for a statistic."""
         return statistic
@@ -144,6 +148,13 @@ class CollectThenLearn(CoreModule):
         self.collected_steps.fill_(_LEARNED)
         return True
 
+    def hand_over_if_due(self) -> int:
+        """The first step of a call: hand over after the last call that collects; how many collected, -1 when learned."""
+        steps = int(self.collected_steps)
+        if self.training and steps >= self.collect_stats_steps and not is_recomputing():
+            return _LEARNED if self.finish_collection() else 0
+        return steps
+
     @torch.no_grad()
     def restart_collection(self) -> None:
         """Forget what was collected or learned."""
@@ -166,15 +177,14 @@ class CollectThenLearn(CoreModule):
         """
         if torch.compiler.is_compiling():
             return self._traced(x, *context)
-        steps = int(self.collected_steps)
-        if self.training and steps >= self.collect_stats_steps:
-            steps = _LEARNED if self.finish_collection() else 0
+        steps, again = self.hand_over_if_due(), is_recomputing()
         if steps < 0:
             return self.from_stored(self.value, *context)
         if not self.training or x.numel() == 0:
             return self.from_stored(self.to_stored(self.running_stats), *context)
         statistic = self.reduce(self.view_of(x))
-        self._record(statistic.detach())
+        if not again:
+            self._record(statistic.detach())
         return self.from_statistic(statistic, *context)
 
     def _traced(self, x: Tensor, *context: Tensor) -> Tensor:
@@ -195,6 +205,28 @@ class CollectThenLearn(CoreModule):
             self.value.copy_(torch.where(here, self.to_stored(self.running_stats), self.value))
             self.collected_steps.masked_fill_(hand_over, _LEARNED)
         collecting = self.collected_steps >= 0
+        here = collecting.to(self.value.device)
+        # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
+        value = self.value.clone()
+        result: Tensor
+        statistic = self.reduce_if(x, collecting)
+        if statistic is not None:
+            batch = self.from_statistic(statistic, *context)
+            result = torch.where(here, batch, self.from_stored(value, *context))
+            statistic = statistic.detach()
+        else:
+            result, statistic = self._branch(collecting, self.view_of(x), value, *context)
+        with torch.no_grad():
+            updated = running_update(
+                self.running_stats, statistic, self.used_batches, self.momentum
+            )
+            self.running_stats.copy_(torch.where(here, updated, self.running_stats))
+            self.used_batches.add_(here & torch.isfinite(statistic).all())
+            self.collected_steps.add_(collecting.to(torch.int64))
+        return result
+
+    def _branch(self, collecting: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        """Result and statistic, by a branch in the graph."""
 
         def collect(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
             statistic = self.reduce(viewed)
@@ -203,19 +235,7 @@ class CollectThenLearn(CoreModule):
         def use_learned(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
             return self.from_stored(value, *context).clone(), torch.zeros_like(value)
 
-        # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
-        operands = (self.view_of(x), self.value.clone(), *context)
-        result: Tensor
-        result, statistic = torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type]
-        with torch.no_grad():
-            here = collecting.to(self.value.device)
-            updated = running_update(
-                self.running_stats, statistic, self.used_batches, self.momentum
-            )
-            self.running_stats.copy_(torch.where(here, updated, self.running_stats))
-            self.used_batches.add_(here & torch.isfinite(statistic).all())
-            self.collected_steps.add_(collecting.to(torch.int64))
-        return result
+        return torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type, no-any-return]
 
     # ------------------------------------------------------------ state
 

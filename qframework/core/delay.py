@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qframework.core.base import CoreModule
+from qframework.core.base import CoreModule, is_recomputing
 
 
 class DelayWrapper(CoreModule):
@@ -35,7 +35,9 @@ class DelayWrapper(CoreModule):
         """``x`` while steps are left, then ``y``."""
         if not self.training:
             return y
+        if is_recomputing():
+            return torch.where(self.steps_left >= 0, x, y)
         out = torch.where(self.steps_left > 0, x, y)
         with torch.no_grad():
-            self.steps_left.sub_(1).clamp_(min=0)
+            self.steps_left.sub_(1).clamp_(min=-1)  # 0 after the last delayed call
         return out

@@ -67,7 +67,7 @@ class Plan:
         """
         quantizer = self.quantizer
         if self.learned is not None:
-            if self.collects and int(self.scaling.collected_steps) >= 0:
+            if self.collects and self.scaling.hand_over_if_due() >= 0:
                 return None
             width, threshold = self._width()
             stored = self.scaling._parameters["value"]

@@ -254,6 +254,13 @@ class RescalingIntQuant(CoreModule):
             for part in (self.scaling_impl, self.zero_point_impl)
         )
 
+    def _looks_at_input_now(self) -> bool:
+        parts: tuple[Any, ...] = (self.scaling_impl, self.zero_point_impl)
+        for part in parts:
+            if hasattr(part, "hand_over_if_due"):
+                part.hand_over_if_due()
+        return self.looks_at_input
+
     def forward(self, x: Tensor, rectify: bool = False) -> QuantOutput:
         """Quantize.
 
@@ -264,7 +271,7 @@ class RescalingIntQuant(CoreModule):
         planned = self._run_plan(x, rectify)
         if planned is not None:
             return planned
-        if rectify and self.looks_at_input:
+        if rectify and self._looks_at_input_now():
             x, rectify = torch.relu(x), False
         scale, zero_point, bit_width = self.parameters_for(x)
         return self.quantize(x, scale, zero_point, bit_width, rectify), scale, zero_point, bit_width

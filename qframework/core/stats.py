@@ -17,6 +17,7 @@ from qframework.functional import (
     can_order,
     is_fused,
     order_statistic,
+    order_statistic_if,
 )
 
 #: Up to how many of the largest or smallest elements a selection beats a partial sort.
@@ -74,6 +75,15 @@ class Statistic(Stateless):
                 few.min(dim, keepdim).values if from_top <= rank else few.max(dim, keepdim).values
             )
         return x.kthvalue(rank, dim, keepdim).values
+
+    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic where ``wanted``, else any number; None where it has no such form.
+
+        Args:
+            x: all elements, in any shape.
+            wanted: 0-dim bool tensor on the CPU.
+        """
+        return None
 
     def _length(self, x: Tensor) -> int:
         return x.numel() if self.stats_reduce_dim is None else x.shape[self.stats_reduce_dim]
@@ -186,6 +196,13 @@ class AbsPercentile(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._kth(x, _high_rank(self.q, self._length(x)), magnitude=True)
+
+    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic where ``wanted``, else any number; None where it has no such form."""
+        near = x.numel() - _high_rank(self.q, x.numel()) + 1
+        if self.stats_reduce_dim is not None or near > _FEW or not can_order(x, near):
+            return None
+        return widen(order_statistic_if(x, wanted, near, True, True))
 
 
 class NegativePercentileOrZero(Statistic):

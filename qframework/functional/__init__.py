@@ -30,6 +30,7 @@ from qframework.functional.straight_through import (
     tensor_clamp_ste,
     ternary_sign_ste,
 )
+from qframework.functional.traced_statistics import order_statistic_if
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "max_int",
     "min_int",
     "order_statistic",
+    "order_statistic_if",
     "quantize_by_largest",
     "quantize_by_stored",
     "round_ste",

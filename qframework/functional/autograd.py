@@ -21,9 +21,14 @@ def is_fused() -> bool:
     return torch.compiler.is_compiling() or not transforms_active()
 
 
-def transforms_active() -> bool:
-    """Whether ``vmap``, ``grad`` or another transform is at work."""
-    return bool(torch._C._are_functorch_transforms_active())
+def transforms_active(*tensors: Tensor) -> bool:
+    """Whether ``vmap``, ``grad`` or another transform is at work, or one of the tensors is a batch of tensors."""
+    if torch._C._are_functorch_transforms_active():
+        return True
+    functorch: Any = torch._C._functorch
+    return any(
+        functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t) for t in tensors
+    )
 
 
 def apply(function: type[Function], *args: Any) -> Any:

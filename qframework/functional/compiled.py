@@ -19,7 +19,7 @@ from qframework.functional.autograd import transforms_active
 from qframework.functional.straight_through import ROUNDINGS
 
 
-def wants_compiled(x: Tensor, scale: Tensor) -> bool:
+def wants_compiled(x: Tensor, scale: Tensor, *others: Tensor) -> bool:
     """Whether compiled functions should do the work for ``x``.
 
     Scales of one element, or one for each index of the first axis.
@@ -31,7 +31,7 @@ def wants_compiled(x: Tensor, scale: Tensor) -> bool:
         and (scale.numel() == 1 or _is_per_row(x, scale))
         and x.numel() > scale.numel()
         and not torch.compiler.is_compiling()
-        and not transforms_active()
+        and not transforms_active(*others)
         and not x.is_meta
     )
 

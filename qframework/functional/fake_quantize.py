@@ -32,8 +32,14 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
-    """Sum over broadcast axes."""
-    return (grad if grad.shape == like.shape else grad.sum_to_size(like.shape)).to(like.dtype)
+    """Sum over broadcast axes, in float64: a scale's gradient is a small sum of many numbers of both signs."""
+    if grad.shape == like.shape:
+        return grad.to(like.dtype)
+    lead = grad.dim() - like.dim()
+    axes = list(range(lead))
+    axes += [i + lead for i, n in enumerate(like.shape) if n == 1 and grad.shape[i + lead] != 1]
+    wide = grad.dtype if grad.device.type == "mps" else torch.float64
+    return grad.sum(dim=axes, dtype=wide).reshape(like.shape).to(like.dtype)
 
 
 @lru_cache(maxsize=1024)
@@ -115,7 +121,7 @@ def range_gradients(
     if not (masked or need_scale):
         return grad, None, None
     settings: Any = (minimum, maximum, rounding, masked, rectify)
-    if zero_point is None and compiled.wants_compiled(x, scale):
+    if zero_point is None and compiled.wants_compiled(x, scale, grad):
         kernels = _kernels(x, scale, minimum, maximum, rounding, rectify)
         if masked:
             return *kernels.masked_gradient(grad, x, scale), None
@@ -186,7 +192,7 @@ def _fixed_range_backward(
     q = place.round_() if rectify else place
     q = q.clamp_(minimum, maximum)
     error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)
-    return grad_x, error * g if transforms_active() else error.mul_(g), outside
+    return grad_x, error * g if transforms_active(g) else error.mul_(g), outside
 
 
 #: Elements of a slice: its intermediate results stay in the cache of a CPU core, and its memory is used again.
@@ -199,7 +205,7 @@ def _slices(g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> A
         return None
     if zero_point is not None and zero_point.numel() != 1:
         return None
-    if torch.compiler.is_compiling() or transforms_active():
+    if torch.compiler.is_compiling() or transforms_active(g):
         return None
     order: Any = torch.contiguous_format
     if not x.is_contiguous():
@@ -214,6 +220,11 @@ def _slices(g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> A
 
 def _flat(t: Tensor) -> Tensor:
     return t.view(-1) if t.is_contiguous() else t.permute(0, 2, 3, 1).view(-1)
+
+
+def _total(sums: list[Tensor]) -> Tensor:
+    """The sum of the slices' sums, each of which was taken pairwise."""
+    return torch.stack(sums).double().sum().to(sums[0].dtype)
 
 
 def _by_slices(
@@ -234,10 +245,10 @@ def _by_slices(
             errors.append(error.sum())
         if outside is not None:
             outsides.append(outside.sum())
-    grad_scale = torch.stack(errors).sum().reshape(scale.shape) if errors else None
+    grad_scale = _total(errors).reshape(scale.shape) if errors else None
     grad_zero = None
     if outsides and zero_point is not None:
-        grad_zero = (torch.stack(outsides).sum() * scale).reshape(zero_point.shape)
+        grad_zero = (_total(outsides) * scale).reshape(zero_point.shape)
     return grad_x, grad_scale, grad_zero
 
 

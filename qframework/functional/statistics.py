@@ -86,10 +86,11 @@ class _OrderStatistic(Function):
         chosen = first.topk(rank, largest=largest, sorted=False).indices
         candidates = torch.cat([blocks[chosen].reshape(-1), rest])
         top = candidates.topk(rank, largest=largest, sorted=True)
-        place = top.indices[-1]
-        in_block = chosen[(place // _BLOCK).clamp_max(rank - 1)] * _BLOCK + place % _BLOCK
+        place = top.indices[-1:]  # one element: a 0-dim index would be read back
+        block = chosen.gather(0, (place // _BLOCK).clamp_max(rank - 1))
         in_rest = place + (whole - rank) * _BLOCK
-        return top.values[-1], torch.where(place < rank * _BLOCK, in_block, in_rest)
+        where = torch.where(place < rank * _BLOCK, block * _BLOCK + place % _BLOCK, in_rest)
+        return top.values[-1], where
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -97,14 +98,14 @@ class _OrderStatistic(Function):
         where = output[1].detach().clone()
         ctx.mark_non_differentiable(output[1])
         ctx.where, ctx.shape = where, x.shape
-        ctx.slope = x.detach().reshape(-1)[where].sign() if magnitude else None
+        ctx.slope = x.detach().reshape(-1).gather(0, where).sign() if magnitude else None
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor, _: Any) -> Any:  # type: ignore[override]
-        grad = grad if ctx.slope is None else grad * ctx.slope
+        grad = grad.reshape(1) if ctx.slope is None else grad.reshape(1) * ctx.slope
         flat = grad.new_zeros(ctx.shape.numel())
-        return flat.index_put_((ctx.where,), grad).view(ctx.shape), None, None, None
+        return flat.scatter_(0, ctx.where, grad).view(ctx.shape), None, None, None
 
 
 def abs_max(x: Tensor) -> Tensor:

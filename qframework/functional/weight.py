@@ -15,7 +15,13 @@ from torch.autograd.function import once_differentiable
 
 from qframework.functional import compiled
 from qframework.functional.autograd import apply, keep, kept, transforms_active
-from qframework.functional.fake_quantize import _SLICE, _compute_dtype, _FixedRange, _kernels
+from qframework.functional.fake_quantize import (
+    _SLICE,
+    _compute_dtype,
+    _FixedRange,
+    _kernels,
+    _total,
+)
 from qframework.functional.scale import _StatisticScale
 from qframework.functional.statistics import _AbsMax, _rows
 from qframework.functional.straight_through import ROUNDINGS
@@ -73,7 +79,7 @@ class _LargestScaled(Function):
         g = torch.zeros_like(x) if grad is None else grad
         kernels = flat = None
         count: Any = None
-        if compiled.wants_compiled(x, scale):
+        if compiled.wants_compiled(x, scale, g):
             kernels = _kernels(x, scale, how.minimum, how.maximum, how.rounding)
         if kernels is not None and how.per_channel:
             whole = kernels.scale_gradient(g, x, scale)
@@ -82,7 +88,7 @@ class _LargestScaled(Function):
         else:
             rows, flat = _sliced(x, g, scale, how)
             sums = [_scale_error(piece, s, upstream, how) for piece, upstream, s in rows]
-            whole = torch.cat(sums) if how.per_channel else torch.stack(sums).sum()
+            whole = torch.cat(sums) if how.per_channel else _total(sums)
             whole = whole.reshape(scale.shape).to(scale.dtype)
         whole = whole if grad_scale is None else whole + grad_scale
         grad_top = whole.reshape(top.shape) * _slope(top, threshold, how)
@@ -109,14 +115,14 @@ def _scale_error(x: Tensor, scale: Tensor, g: Tensor, how: LargestScaled) -> Ten
     """The scale's gradient, ``sum g (q - x / scale)``: 0-dim, or one number per channel."""
     exact = x.to(_compute_dtype(x)) / scale
     error = ROUNDINGS[how.rounding](exact).clamp_(how.minimum, how.maximum).sub_(exact)
-    error = error * g if transforms_active() else error.mul_(g)
+    error = error * g if transforms_active(g) else error.mul_(g)
     return _rows(error, how.order).sum(1) if how.per_channel else error.sum()
 
 
 def _sliced(x: Tensor, g: Tensor, scale: Tensor, how: LargestScaled) -> tuple[Any, Any]:
     """Slices that stay in the cache of a CPU core, with their scales; the flat tensors where there are any."""
     whole = [(x, g, scale)]
-    if x.device.type != "cpu" or x.numel() < 2 * _SLICE or transforms_active():
+    if x.device.type != "cpu" or x.numel() < 2 * _SLICE or transforms_active(g):
         return whole, None
     if how.per_channel:
         if how.order is not None:
@@ -141,7 +147,7 @@ def _spread_evenly(x: Tensor, g: Tensor, grad_top: Tensor, top: Tensor, flat: An
         count = largest.sum(dtype=top.dtype)
         share = torch.where(top > 0, grad_top / (count * top), 0.0)
         spread = largest.mul_(x).mul_(share)
-        return g + spread if transforms_active() else spread.add_(g)
+        return g + spread if transforms_active(g) else spread.add_(g)
     out = torch.empty_like(x)
     pieces = [(*p, o) for p, o in zip(_pairs(flat), out.view(-1).split(_SLICE), strict=True)]
     top = top.to(x.dtype)

@@ -183,6 +183,11 @@ def can_run_again(tensors: Iterable[Tensor]) -> bool:
     return True
 
 
+def hooks_active() -> bool:
+    """Whether somebody looks at each tensor that is saved for the backward pass."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
 class Replay(Function):
     """Calls a function whose graph is kept, so that the backward pass through the result can run again.
 

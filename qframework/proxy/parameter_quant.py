@@ -11,9 +11,13 @@ from qframework.core.tracked import TrackedParameters
 from qframework.functional.autograd import apply, transforms_active
 from qframework.inject.explanation import Rows
 from qframework.proxy.base import QuantProxy
-from qframework.proxy.memory import Replay, can_run_again
+from qframework.proxy.memory import Replay, can_run_again, hooks_active
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, product_source
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class ParameterQuantProxyFromInjector(QuantProxy):
@@ -114,6 +118,20 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         if known is not None:
             return known
         training = self.training
+        if hooks_active():
+            # Checkpointing counts what is saved: as nothing is for a result that is kept, nothing may be for a new one.
+            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                return self._compute(quantizer, parameter, scales, source, training)
+        return self._compute(quantizer, parameter, scales, source, training)
+
+    def _compute(
+        self,
+        quantizer: Any,
+        parameter: Tensor,
+        scales: tuple[Tensor, ...],
+        source: Any,
+        training: bool,
+    ) -> Any:
         output = quantizer(parameter, *scales)
         grows = any(t.requires_grad for t in output)
         if grows and not can_run_again(output):

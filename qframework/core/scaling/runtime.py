@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.base import CoreModule, is_recomputing, wide_dtype
 from qframework.core.collector import CollectThenLearn, running_update
-from qframework.core.function_wrapper import OverBatchOverTensorView
+from qframework.core.function_wrapper import OverBatchOverTensorView, OverTensorView
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
+from qframework.core.stats import Statistic
 
 
 class RuntimeStats(CoreModule):
@@ -62,6 +63,8 @@ class RuntimeStats(CoreModule):
         if not self.training or x.numel() == 0:
             return self.running_stats
         statistic: Tensor = self.stats(self.view(x)).reshape(self.shape)
+        if is_recomputing():
+            return statistic
         with torch.no_grad():
             now, steps = statistic.detach(), self.collected_steps
             self.running_stats.copy_(running_update(self.running_stats, now, steps, self.momentum))
@@ -202,6 +205,17 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         """The statistic of a viewed batch, kept above the minimum, in the shape of the scale."""
         statistic = self.scaling_stats_impl(viewed).reshape(self.value.shape)
         return self.restriction.clamp_min(statistic)  # type: ignore[no-any-return]
+
+    def reduce_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic of a batch where ``wanted``, kept above the minimum."""
+        if type(self.view) is not OverTensorView or not isinstance(
+            self.scaling_stats_impl, Statistic
+        ):
+            return None
+        statistic = self.scaling_stats_impl.only_if(x, wanted)
+        if statistic is None:
+            return None
+        return self.restriction.clamp_min(statistic.reshape(self.value.shape))  # type: ignore[no-any-return]
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction."""

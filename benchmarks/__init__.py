@@ -1,0 +1,1 @@
+"""What quantization costs: ``python -m benchmarks``."""

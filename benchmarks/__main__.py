@@ -1,0 +1,157 @@
+"""python -m benchmarks: what quantization costs, as ratios to the float network; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import qframework
+from benchmarks.measure import compare, evaluator, ratio, seconds, trainer
+from benchmarks.network import Network, float_network
+from qframework import quantizers as q
+from qframework.layers import QuantConv2d, QuantLinear, QuantReLU
+
+#: Name of a measure, what it is, and the goal.
+ROWS = {
+    "train": ("training step, scales learned", "x float", 1.20),
+    "train_collecting": ("training step, statistics collected", "x float", None),
+    "eval": ("forward pass in evaluation", "x float", 1.05),
+    "saved_bytes": ("bytes kept for backward", "x float", 1.5),
+    "build_first_seconds": ("building the network, first time", "s", 0.10),
+    "build_again_seconds": ("building it again", "s", None),
+    "small_layer": ("QuantLinear 64 x 64, batch 1, evaluation", "x float", 4.0),
+    "modules_per_layer": ("modules in a default QuantLinear", "", 12),
+    "thousand_layers_seconds": ("building 1,000 layers", "s", 2.0),
+    "deepcopy_seconds": ("copying them", "s", 2.0),
+    "train_4_bits": ("training step, 4 bits", "x float", 1.20),
+    "train_per_channel": ("training step, weights per channel", "x float", 1.35),
+    "train_shifted": ("training step, zero points", "x float", 1.35),
+    "train_power_of_two": ("training step, power-of-two scales", "x float", 1.35),
+    "compiled_train": ("training step, torch.compile", "x compiled float", 1.10),
+    "compiled_eval": ("forward pass, torch.compile", "x compiled float", 1.10),
+}
+
+
+def network(
+    steps: int = 2,
+    bits: int = 8,
+    weight: Any = q.Int8WeightPerTensorFloat,
+    act: Any = q.Uint8ActPerTensorFloat,
+) -> Network:
+    """The quantized network."""
+    return Network(
+        lambda *a, **k: QuantConv2d(*a, weight_quant=weight, weight_bit_width=bits, **k),
+        lambda: QuantReLU(act_quant=act, bit_width=bits, collect_stats_steps=steps),
+        lambda i, o: QuantLinear(i, o, weight_quant=weight),
+    )
+
+
+def _trained(**options: Any) -> Network:
+    model = network(**options)
+    step = trainer(model)
+    for _ in range(4):
+        step()
+    return model
+
+
+def measure(rounds: int, compiled: bool) -> dict[str, float]:
+    """All measures of this library."""
+    out = compare(float_network, lambda steps: network(steps), rounds)
+    layer, plain, x = QuantLinear(64, 64).eval(), nn.Linear(64, 64), torch.randn(1, 64)
+    with torch.no_grad():
+        out["small_layer"] = ratio(lambda: plain(x), lambda: layer(x), 500, 50)
+    out["modules_per_layer"] = sum(1 for _ in layer.modules())
+    many: list[nn.Module] = []
+    out["thousand_layers_seconds"] = seconds(
+        lambda: many.extend(m for _ in range(500) for m in (QuantLinear(8, 8), QuantReLU()))
+    )
+    out["deepcopy_seconds"] = seconds(lambda: copy.deepcopy(many))
+    kinds: dict[str, dict[str, Any]] = {
+        "4_bits": {"bits": 4},
+        "per_channel": {"weight": q.Int8WeightPerChannelFloat},
+        "shifted": {
+            "weight": q.ShiftedUint8WeightPerTensorFloat,
+            "act": q.ShiftedUint8ActPerTensorFloat,
+        },
+        "power_of_two": {
+            "weight": q.Int8WeightPerTensorFixedPoint,
+            "act": q.Uint8ActPerTensorFixedPoint,
+        },
+    }
+    step = trainer(float_network())
+    for name, options in kinds.items():
+        out[f"train_{name}"] = ratio(step, trainer(_trained(**options)), rounds)
+    if compiled:
+        out.update(_compiled(rounds))
+    return out
+
+
+def _compiled(rounds: int) -> dict[str, float]:
+    plain, quant = float_network(), network()
+    first, second = torch.compile(plain, fullgraph=True), torch.compile(quant, fullgraph=True)
+    train = ratio(trainer(first), trainer(second), rounds, warm_up=5)
+    plain.eval()
+    quant.eval()
+    return {
+        "compiled_train": train,
+        "compiled_eval": ratio(evaluator(first), evaluator(second), 2 * rounds),
+    }
+
+
+def _peer(python: str, rounds: int) -> dict[str, Any]:
+    """The measures of a peer, by the interpreter of its own environment."""
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [python, "-m", "benchmarks.peer", str(rounds)],
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="repetitions of each measure")
+    parser.add_argument("--kernels", default="fused,compiled", help="settings to measure")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
+    parser.add_argument("--peer", help="python of an environment with Brevitas in it")
+    parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
+    options = parser.parse_args()
+    columns: dict[str, dict[str, float]] = {}
+    for kernels in options.kernels.split(","):
+        with qframework.settings.use(kernels=kernels):
+            columns[f"kernels {kernels!r}"] = measure(
+                options.rounds, options.compile and kernels == "fused"
+            )
+    if options.peer:
+        found = _peer(options.peer, options.rounds)
+        columns[found["name"]] = found["measures"]
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    table = Table(title=f"What quantization costs ({machine})")
+    for heading in ("measure", "unit", "goal", *columns):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for name, (what, unit, goal) in ROWS.items():
+        if any(name in c for c in columns.values()):
+            values = [f"{c[name]:.3g}" if name in c else "" for c in columns.values()]
+            table.add_row(what, unit, "" if goal is None else f"{goal:g}", *values)
+    Console(width=120).print(table)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"machine": machine, "measures": columns}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
