@@ -23,6 +23,8 @@ def is_fused() -> bool:
 
 def transforms_active(*tensors: Tensor) -> bool:
     """Whether ``vmap``, ``grad`` or another transform is at work, or one of the tensors is a batch of tensors."""
+    if torch.compiler.is_compiling():  # which can't look; what it makes changes nothing in place
+        return False
     if torch._C._are_functorch_transforms_active():
         return True
     functorch: Any = torch._C._functorch

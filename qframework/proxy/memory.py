@@ -54,6 +54,8 @@ class Memory:
         self._places: tuple[_Place, ...] = ()
         self._known: tuple[Any, ...] | None = None
         self._repeatable = False
+        #: whether the quantizer's graph can be used again only through a Replay
+        self.replays = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
         return Memory()
@@ -137,6 +139,7 @@ class Memory:
             )
             self._places = tuple(place for m in found for place in _places(m))
             self._known = known
+            self.replays = False
         return self._repeatable
 
 

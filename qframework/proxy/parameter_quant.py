@@ -132,13 +132,18 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         source: Any,
         training: bool,
     ) -> Any:
-        output = quantizer(parameter, *scales)
-        grows = any(t.requires_grad for t in output)
-        if grows and not can_run_again(output):
-            if scales or not self._memory.is_repeatable(quantizer, training):
-                return self._wrap(output, source)
-            needed = [p for p in self._all_parameters() if p.requires_grad]
-            output = apply(Replay, lambda: quantizer(parameter), *needed)
+        memory = self._memory
+        grows = torch.is_grad_enabled()
+        if grows and not scales and memory.replays and memory.is_repeatable(quantizer, training):
+            output = self._replayed(quantizer, parameter)
+        else:
+            output = quantizer(parameter, *scales)
+            grows = any(t.requires_grad for t in output)
+            if grows and not can_run_again(output):
+                if scales or not memory.is_repeatable(quantizer, training):
+                    return self._wrap(output, source)
+                memory.replays = True
+                output = self._replayed(quantizer, parameter)
         result = self._wrap(output, source)
         layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
         inputs = (parameter, *scales)
@@ -149,6 +154,11 @@ class ParameterQuantProxyFromInjector(QuantProxy):
                 if tensor.requires_grad:
                     tensor.register_hook(self._forget)
         return result
+
+    def _replayed(self, quantizer: Any, parameter: Tensor) -> Any:
+        """What the quantizer gives, with a graph that can be used again."""
+        needed = [p for p in self._all_parameters() if p.requires_grad]
+        return apply(Replay, lambda: quantizer(parameter), *needed)
 
     def _forget(self, grad: Tensor) -> None:
         self._memory.clear()
