@@ -51,16 +51,16 @@ class UintQuant(IntQuant):
 class ShiftedMinUintQuant(UintQuant):
     """Unsigned integers; the zero point maps the minimum of a parameter, or 0, to 0."""
 
-    zero_point_impl = StatsFromParameterZeroPoint
-    zero_point_stats_impl = NegativeMinOrZero
+    zero_point_impl: Any = StatsFromParameterZeroPoint
+    zero_point_stats_impl: Any = NegativeMinOrZero
     quantize_zero_point = True
 
 
 class ShiftedParamFromPercentileUintQuant(UintQuant):
     """Unsigned integers; the zero point is collected from a low percentile of activations, then learned."""
 
-    zero_point_impl = ParameterFromRuntimeZeroPoint
-    zero_point_stats_impl = NegativePercentileOrZero
+    zero_point_impl: Any = ParameterFromRuntimeZeroPoint
+    zero_point_stats_impl: Any = NegativePercentileOrZero
     low_percentile_q = 0.001
     quantize_zero_point = True
 

@@ -117,6 +117,8 @@ class QuantSolver(Injector):
 
     zero_point_stats_input_view_shape_impl = this.scaling_stats_input_view_shape_impl
     zero_point_shape = this.scaling_shape
+    #: the zero point's statistic while a scale is searched for
+    zero_point_search_start = this.zero_point_stats_impl
 
 
 class ParameterQuantSolver(QuantSolver):

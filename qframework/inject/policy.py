@@ -69,6 +69,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
+Norm = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Shape = Annotated[tuple[int, ...], BeforeValidator(_axes)]
 
 
@@ -168,6 +169,20 @@ class Policy(BaseModel):
     zero_point_affine_shifting_init: Number | None = Field(
         None, description="The same for the zero point."
     )
+    mse_iters: Annotated[int, Field(strict=True, ge=2)] = Field(
+        20, description="Candidates of a search for the least squared error."
+    )
+    mse_bipolar_search: Flag = Field(False, description="Half of the candidates of the other sign.")
+    hqo_beta_scale: Positive = Field(
+        1e5, description="First weight of a half-quadratic search's split of outliers."
+    )
+    hqo_kappa_scale: Positive = Field(1.01, description="Factor on it per step.")
+    hqo_lp_norm_scale: Norm = Field(0.7, description="Norm that its outliers are measured by.")
+    hqo_iters_scale: Count = Field(1000, description="At most so many steps.")
+    hqo_beta_zp: Positive = Field(1.0, description="The same for the zero point.")
+    hqo_kappa_zp: Positive = Field(1.01, description="The same for the zero point.")
+    hqo_lp_norm_zp: Norm = Field(0.5, description="The same for the zero point.")
+    hqo_iters_zp: Count = Field(1000, description="The same for the zero point.")
     force_parameter: Flag = Field(
         False, description="Take statistics of the stored parameter, whatever is given."
     )
