@@ -183,6 +183,12 @@ class Policy(BaseModel):
     hqo_kappa_zp: Positive = Field(1.01, description="The same for the zero point.")
     hqo_lp_norm_zp: Norm = Field(0.5, description="The same for the zero point.")
     hqo_iters_zp: Count = Field(1000, description="The same for the zero point.")
+    accumulator_bit_width: Bits = Field(
+        32, description="Bits of the accumulator that no input may overflow, sign included."
+    )
+    pre_scaling_min_val: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = Field(
+        None, description="Lower bound of a learned norm and of an accumulator-aware pre-scale."
+    )
     force_parameter: Flag = Field(
         False, description="Take statistics of the stored parameter, whatever is given."
     )
@@ -223,6 +229,14 @@ SLOTS = {
     "restrict_threshold_impl": "the domain of the threshold",
     "restrict_scale_threshold_impl": "applied to the final scale",
     "restrict_value_float_to_int_impl": "rounding of integer and power-of-two domains",
+    "decoupled_int_quant": "rounds by one scale, dequantizes by another",
+    "pre_scaling_impl": "the scale of the integers of a decoupled quantizer",
+    "pre_scaling_scale_impl": "the scale within it",
+    "pre_scaling_shape": "its shape",
+    "pre_zero_point_impl": "the zero point of those integers",
+    "normalize_stats_impl": "the norm of a channel in weight normalization",
+    "restrict_pre_scaling_impl": "the domain of the learned norm",
+    "accumulator_bit_width_impl": "the accumulator's bit width",
     "zero_point_impl": "the zero point",
     "zero_point_stats_impl": "the zero point's statistic",
     "zero_point_stats_input_view_shape_impl": "the view for it",

@@ -2,6 +2,10 @@
 
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.build import build_proxy
+from qframework.proxy.decoupled_quant import (
+    DecoupledWeightQuantProxyFromInjector,
+    DecoupledWeightQuantWithInputProxyFromInjector,
+)
 from qframework.proxy.parameter_quant import (
     BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
@@ -12,6 +16,8 @@ from qframework.proxy.runtime_quant import ActQuantProxyFromInjector
 __all__ = [
     "ActQuantProxyFromInjector",
     "BiasQuantProxyFromInjector",
+    "DecoupledWeightQuantProxyFromInjector",
+    "DecoupledWeightQuantWithInputProxyFromInjector",
     "ParameterQuantProxyFromInjector",
     "QuantProxy",
     "WeightQuantProxyFromInjector",
