@@ -154,7 +154,7 @@ class PerTensorPoTScaling8bit(Injector):
 
     scaling_per_output_type = ScalingPerOutputType.TENSOR
     restrict_scaling_type = RestrictValueType.POWER_OF_TWO
-    restrict_value_float_to_int_impl = CeilSte
+    restrict_value_float_to_int_impl: Any = CeilSte
     bit_width = 8
 
 

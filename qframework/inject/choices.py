@@ -10,6 +10,7 @@ from typing import Any
 
 from qframework.core.binary import BinaryQuant, ClampedBinaryQuant, TernaryQuant
 from qframework.core.bit_width import BitWidthConst, BitWidthParameter, BitWidthStatefulConst
+from qframework.core.dynamic import RuntimeDynamicStatsScaling
 from qframework.core.function_wrapper import (
     CeilSte,
     DPURoundSte,
@@ -96,6 +97,7 @@ ACT_SCALING = {
     ScalingImplType.AFFINE_STATS: RuntimeStatsScaling,
     ScalingImplType.PARAMETER_FROM_STATS: ParameterFromRuntimeStatsScaling,
 }
+DYNAMIC_ACT_SCALING = {ScalingImplType.STATS: RuntimeDynamicStatsScaling}
 
 RESTRICT = {
     RestrictValueType.FP: FloatRestrictValue,

@@ -125,6 +125,9 @@ class Policy(BaseModel):
     scaling_per_output_channel: Flag = Field(
         False, description="Older form of scaling_per_output_type; wins over it when set."
     )
+    scaling_per_row: Flag = Field(
+        False, description="A scale for each row (last axis) of a dynamic activation."
+    )
     per_channel_broadcastable_shape: Shape | None = Field(
         None, description="Shape of a per-channel activation scale, such as (1, C, 1, 1)."
     )

@@ -6,6 +6,7 @@ from qframework.proxy.decoupled_quant import (
     DecoupledWeightQuantProxyFromInjector,
     DecoupledWeightQuantWithInputProxyFromInjector,
 )
+from qframework.proxy.dynamic_quant import DynamicActQuantProxyFromInjector
 from qframework.proxy.parameter_quant import (
     BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
@@ -18,6 +19,7 @@ __all__ = [
     "BiasQuantProxyFromInjector",
     "DecoupledWeightQuantProxyFromInjector",
     "DecoupledWeightQuantWithInputProxyFromInjector",
+    "DynamicActQuantProxyFromInjector",
     "ParameterQuantProxyFromInjector",
     "QuantProxy",
     "WeightQuantProxyFromInjector",
