@@ -70,6 +70,7 @@ from qframework.quantizers.fixed_point import (
 from qframework.quantizers.none import (
     NoneActQuant,
     NoneBiasQuant,
+    NoneTruncQuant,
     NoneWeightQuant,
 )
 from qframework.quantizers.scaled_int import (
@@ -131,6 +132,15 @@ from qframework.quantizers.ternary import (
     SignedTernaryActPerTensorConst,
     SignedTernaryWeightPerTensorConst,
 )
+from qframework.quantizers.trunc import (
+    IntTrunc,
+    RoundTo8bit,
+    ShiftRoundSaturateTo8bit,
+    TruncTo8bit,
+)
+from qframework.quantizers.trunc_solver import (
+    TruncQuantSolver,
+)
 
 __all__ = [
     "AccumulatorAwareWeightQuant",
@@ -182,6 +192,7 @@ __all__ = [
     "Int8WeightPerTensorFloatMSE",
     "IntBias",
     "IntQuant",
+    "IntTrunc",
     "MSEActZeroPoint",
     "MSEAsymmetricScale",
     "MSEAsymmetricScaleSubInjector",
@@ -195,6 +206,7 @@ __all__ = [
     "NarrowIntQuant",
     "NoneActQuant",
     "NoneBiasQuant",
+    "NoneTruncQuant",
     "NoneWeightQuant",
     "ParamFromRuntimeMinMaxScaling",
     "ParamFromRuntimePercentileIntervalScaling",
@@ -207,6 +219,8 @@ __all__ = [
     "PerTensorFloatScaling8bit",
     "PerTensorPoTScaling8bit",
     "QuantSolver",
+    "RoundTo8bit",
+    "ShiftRoundSaturateTo8bit",
     "ShiftedMinDynamicUintQuant",
     "ShiftedMinUintQuant",
     "ShiftedParamFromPercentileUintQuant",
@@ -228,6 +242,8 @@ __all__ = [
     "SignedBinaryWeightPerTensorConst",
     "SignedTernaryActPerTensorConst",
     "SignedTernaryWeightPerTensorConst",
+    "TruncQuantSolver",
+    "TruncTo8bit",
     "Uint8ActPerTensorFixedPoint",
     "Uint8ActPerTensorFixedPointMSE",
     "Uint8ActPerTensorFixedPointMaxInit",

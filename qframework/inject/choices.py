@@ -54,6 +54,13 @@ from qframework.core.stats import (
     SignedAbsMax,
 )
 from qframework.core.stochastic_round import StochasticRoundSte
+from qframework.core.trunc import (
+    TruncIntQuant,
+    TruncIntScaling,
+    TruncMsbScaling,
+    TruncPowerOfTwoIntScaling,
+    TruncScalingWrapper,
+)
 from qframework.inject.enum import (
     BitWidthImplType,
     FloatToIntImplType,
@@ -63,6 +70,7 @@ from qframework.inject.enum import (
     RestrictValueType,
     ScalingImplType,
     StatsOp,
+    TruncScalingImplType,
 )
 from qframework.inject.errors import PolicyValueError
 
@@ -141,6 +149,16 @@ LEARNED_ROUND = {
     LearnedRoundImplType.HARD_SIGMOID: LearnedRoundHardSigmoid,
     LearnedRoundImplType.SIGMOID: LearnedRoundSigmoid,
     LearnedRoundImplType.IDENTITY: LearnedRoundIdentity,
+}
+
+TRUNC_TENSOR_QUANT = {QuantType.INT: TruncIntQuant, QuantType.FP: None}
+TRUNC_SCALING = {
+    TruncScalingImplType.MSB: TruncMsbScaling,
+    TruncScalingImplType.WRAPPER: TruncScalingWrapper,
+}
+TRUNC_INT_THRESHOLD = {
+    k: TruncPowerOfTwoIntScaling if v is PowerOfTwoIntScaling else TruncIntScaling
+    for k, v in INT_THRESHOLD.items()
 }
 
 

@@ -22,6 +22,7 @@ from qframework.inject.enum import (
     ScalingImplType,
     ScalingPerOutputType,
     StatsOp,
+    TruncScalingImplType,
 )
 from qframework.inject.errors import PolicyTypeError, PolicyValueError, did_you_mean
 
@@ -186,6 +187,10 @@ class Policy(BaseModel):
     hqo_kappa_zp: Positive = Field(1.01, description="The same for the zero point.")
     hqo_lp_norm_zp: Norm = Field(0.5, description="The same for the zero point.")
     hqo_iters_zp: Count = Field(1000, description="The same for the zero point.")
+    trunc_scaling_impl_type: Annotated[TruncScalingImplType, _choice(TruncScalingImplType)] = Field(
+        TruncScalingImplType.MSB,
+        description="Divide an accumulator by what leaves its most significant bits, or by a scale of its integers.",
+    )
     accumulator_bit_width: Bits = Field(
         32, description="Bits of the accumulator that no input may overflow, sign included."
     )
@@ -251,6 +256,9 @@ SLOTS = {
     "int_quant": "rounds and clamps",
     "float_to_int_impl": "the rounding rule",
     "tensor_clamp_impl": "the clamp",
+    "trunc_scaling_impl": "what the integers of an accumulator are divided by",
+    "trunc_wrapped_scaling_impl": "the scale that is its divisor",
+    "trunc_int_scaling_impl": "the integer threshold of that scale",
     "input_view_impl": "shapes the input",
     "stats_reduce_dim": "axis of the statistic",
     "act_impl": "activation function in front of the quantizer",

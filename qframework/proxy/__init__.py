@@ -13,6 +13,7 @@ from qframework.proxy.parameter_quant import (
     WeightQuantProxyFromInjector,
 )
 from qframework.proxy.runtime_quant import ActQuantProxyFromInjector
+from qframework.proxy.trunc_quant import TruncQuantProxyFromInjector
 
 __all__ = [
     "ActQuantProxyFromInjector",
@@ -22,6 +23,7 @@ __all__ = [
     "DynamicActQuantProxyFromInjector",
     "ParameterQuantProxyFromInjector",
     "QuantProxy",
+    "TruncQuantProxyFromInjector",
     "WeightQuantProxyFromInjector",
     "build_proxy",
 ]
