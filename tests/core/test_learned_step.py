@@ -33,7 +33,7 @@ def test_lsq_weights(bits) -> None:
     )
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     step = number(layer.weight_quant, "step")
-    start = 2 * layer.weight.double().abs().mean() / math.sqrt(high)
+    start = 2 * layer.weight.detach().double().abs().mean() / math.sqrt(high)
     assert math.isclose(float(step.detach()), float(start), rel_tol=1e-6)
     with torch.no_grad():
         step.mul_(0.6)
