@@ -135,4 +135,4 @@ class QuantLayerOutputBitWidthWeightedByOps(BitWidthWeighted):
         weight: Any = module.weight
         channels = weight.shape[getattr(module, "output_channel_dim", 0)]
         elements = float(result.value.numel()) / max(result.value.shape[0], 1)
-        return 2 * float(weight.numel()) / channels * elements
+        return 2 * float(weight.numel()) / float(channels) * elements
