@@ -1,11 +1,17 @@
-"""Writes docs/policies.md from the policy model: python docs/generate.py."""
+"""Writes docs/policies.md and docs/catalogue.md from the classes: python docs/generate.py."""
 
 from pathlib import Path
 
+from qframework import quantizers
 from qframework.inject.enum import PolicyEnum
+from qframework.inject.expressions import This, Value, arguments_of
 from qframework.inject.policy import SLOTS, Policy
+from qframework.inject.resolver import Resolver
+from qframework.quantizers import QuantSolver
 
 PAGE = Path(__file__).parent / "policies.md"
+CATALOGUE = Path(__file__).parent / "catalogue.md"
+ROLES = {"Weight": "weight", "Bias": "bias", "Act": "activation", "Trunc": "accumulator"}
 
 
 def policies() -> str:
@@ -41,5 +47,90 @@ def policies() -> str:
     return "\n".join(lines) + "\n"
 
 
+def catalogue() -> str:
+    """The page of all predefined quantizers, from the classes."""
+    lines = [
+        "# Predefined quantizers",
+        "",
+        "All of them, as they are without a keyword; `python docs/generate.py` writes this page from the classes. Widths,",
+        "rounding, granularity and much else are names to bind anew ([policies](policies.md)). Formats: `int8`",
+        "two's complement, `uint8` unsigned, `narrow` without the code that has no counterpart. `?` has to be given.",
+        "",
+    ]
+    rows: dict[str, list[str]] = {role: [] for role in ROLES.values()}
+    for name in quantizers.__all__:
+        cls = getattr(quantizers, name)
+        if issubclass(cls, QuantSolver) and not name.endswith("Solver"):
+            role, row = _row(name, cls)
+            rows[role].append(row)
+    for role, found in rows.items():
+        lines += [
+            f"## {role.capitalize()}",
+            "",
+            "| quantizer | format | granularity | scale | zero point | what it is |",
+            "|---|---|---|---|---|---|",
+            *found,
+            "",
+        ]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _row(name: str, cls: type) -> tuple[str, str]:
+    names = Resolver(cls)
+    proxy = names.read("proxy_class").__name__
+    role = next(r for part, r in ROLES.items() if part in proxy)
+    kind = names.read("quant_type").value
+    about = " ".join((cls.__doc__ or "").split()).replace("|", "\\|")
+    if kind == "fp":
+        return role, f"| `{name}` | float | | | | {about} |"
+    bits = names.read("bit_width", "?")
+    signed = role == "accumulator" or names.read("signed", True)
+    shown = kind if kind != "int" else f"{'' if signed else 'u'}int{bits}"
+    if role == "accumulator":
+        shown = f"int{bits}, sign of the input"
+    elif kind == "int" and names.read("narrow_range", False):
+        shown += " narrow"
+    granularity = names.read("scaling_per_output_type").value
+    if names.read("scaling_per_row", False):
+        granularity = "row"
+    zero = names.find("zero_point_impl")
+    built = names.find("tensor_quant")[0]
+    if isinstance(built, type) and not {"zero_point_impl", "scaling_impl"} & _needs(built):
+        return (
+            role,
+            f"| `{name}` | {shown} | {granularity} | {_scale(names, role)} | {built.__name__} | {about} |",
+        )
+    zero_point = "" if zero is None or zero[0].__name__ == "ZeroZeroPoint" else zero[0].__name__
+    return role, (
+        f"| `{name}` | {shown} | {granularity} | {_scale(names, role)} | {zero_point} | {about} |"
+    )
+
+
+def _needs(cls: type) -> set[str]:
+    return {argument.name for argument in arguments_of(cls) or ()}
+
+
+def _scale(names: Resolver, role: str) -> str:
+    if role == "bias" and names.read("requires_input_scale"):
+        return "input times weight"
+    if role == "accumulator" and names.read("trunc_scaling_impl_type") == "msb":
+        return "2^bits removed"
+    tensor_quant = names.find("tensor_quant")[0]
+    if isinstance(tensor_quant, type) and "scaling_impl" not in _needs(tensor_quant):
+        return tensor_quant.__name__
+    parts = [names.read("scaling_impl_type").value]
+    statistic = names.find("scaling_stats_impl")[0]
+    if parts[0] not in ("const", "parameter", "he"):
+        if isinstance(statistic, This):
+            parts.append("MSE")
+        elif isinstance(statistic, Value):
+            parts.append(names.read("scaling_stats_op").value)
+        else:
+            parts.append(statistic.__name__)
+    domain = names.read("restrict_scaling_type").value
+    return " ".join(parts + ([] if domain == "fp" else [domain]))
+
+
 if __name__ == "__main__":
     PAGE.write_text(policies())
+    CATALOGUE.write_text(catalogue())

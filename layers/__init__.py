@@ -1,5 +1,6 @@
 """Quantized layers."""
 
+from qframework.layers.accumulator import TruncQuantAccumulator
 from qframework.layers.activation import (
     QuantHardSwish,
     QuantHardTanh,
@@ -26,4 +27,5 @@ __all__ = [
     "QuantTanh",
     "QuantWBIOL",
     "QuantWeightBiasInputOutputLayer",
+    "TruncQuantAccumulator",
 ]

@@ -74,8 +74,17 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
         """The torch function of the layer, on plain or quantized tensors."""
         raise NotImplementedError
 
-    def quant_weight(self) -> Any:
-        """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized."""
+    def quant_weight(self, quant_input: Any = None) -> Any:
+        """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized.
+
+        Args:
+            quant_input: the quantized input, where the weights depend on its width (accumulator-aware ones).
+
+        Raises:
+            RuntimeError: they do, and it isn't given.
+        """
+        if self.weight_quant.requires_quant_input:
+            return self.weight_quant(self.weight, quant_input)  # type: ignore[call-arg]
         return self.weight_quant(self.weight)
 
     def quant_bias(self) -> Any:
@@ -135,7 +144,7 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
                 result is asked for that can't be had.
         """
         quant_input = x if self.input_quant.is_idle else self.input_quant(x)
-        quant_weight = self.weight_quant(self.weight)
+        quant_weight = self.quant_weight(quant_input)
         output_quant = self.output_quant
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
         if as_quant and not (

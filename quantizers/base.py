@@ -51,16 +51,16 @@ class UintQuant(IntQuant):
 class ShiftedMinUintQuant(UintQuant):
     """Unsigned integers; the zero point maps the minimum of a parameter, or 0, to 0."""
 
-    zero_point_impl = StatsFromParameterZeroPoint
-    zero_point_stats_impl = NegativeMinOrZero
+    zero_point_impl: Any = StatsFromParameterZeroPoint
+    zero_point_stats_impl: Any = NegativeMinOrZero
     quantize_zero_point = True
 
 
 class ShiftedParamFromPercentileUintQuant(UintQuant):
     """Unsigned integers; the zero point is collected from a low percentile of activations, then learned."""
 
-    zero_point_impl = ParameterFromRuntimeZeroPoint
-    zero_point_stats_impl = NegativePercentileOrZero
+    zero_point_impl: Any = ParameterFromRuntimeZeroPoint
+    zero_point_stats_impl: Any = NegativePercentileOrZero
     low_percentile_q = 0.001
     quantize_zero_point = True
 
@@ -154,7 +154,7 @@ class PerTensorPoTScaling8bit(Injector):
 
     scaling_per_output_type = ScalingPerOutputType.TENSOR
     restrict_scaling_type = RestrictValueType.POWER_OF_TWO
-    restrict_value_float_to_int_impl = CeilSte
+    restrict_value_float_to_int_impl: Any = CeilSte
     bit_width = 8
 
 

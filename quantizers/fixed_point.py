@@ -14,6 +14,7 @@ from qframework.quantizers.base import (
     ShiftedParamFromPercentileUintQuant,
     UintQuant,
 )
+from qframework.quantizers.searched import MSEActZeroPoint, MSEAsymmetricScale, MSESymmetricScale
 from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
 
 
@@ -70,3 +71,28 @@ class Int8BiasPerTensorFixedPointInternalScaling(
     """8-bit bias with a power-of-two scale of its own."""
 
     requires_input_scale = False
+
+
+# ------------------------------------------------------------------ searched scales
+
+
+class Int8WeightPerTensorFixedPointMSE(MSESymmetricScale, Int8WeightPerTensorFixedPoint):
+    """8-bit symmetric weights; the power of two that has the least squared error."""
+
+
+class Int8WeightPerChannelFixedPointMSE(MSESymmetricScale, Int8WeightPerChannelFixedPoint):
+    """8-bit symmetric weights; the power of two that has the least squared error per output channel."""
+
+
+class Int8ActPerTensorFixedPointMSE(MSESymmetricScale, Int8ActPerTensorFixedPoint):
+    """8-bit signed activations; the exponent of least squared error is collected, then learned."""
+
+
+class Uint8ActPerTensorFixedPointMSE(MSESymmetricScale, Uint8ActPerTensorFixedPoint):
+    """8-bit unsigned activations; the exponent of least squared error is collected, then learned."""
+
+
+class ShiftedUint8ActPerTensorFixedPointMSE(
+    MSEAsymmetricScale, MSEActZeroPoint, ShiftedUint8ActPerTensorFixedPoint
+):
+    """8-bit unsigned activations with a zero point; both, of least squared error, are collected, then learned."""

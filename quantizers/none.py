@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qframework.inject.enum import QuantType
 from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
+from qframework.quantizers.trunc_solver import TruncQuantSolver
 
 
 class NoneWeightQuant(WeightQuantSolver):
@@ -20,5 +21,11 @@ class NoneActQuant(ActQuantSolver):
 
 class NoneBiasQuant(BiasQuantSolver):
     """Biases stay floats."""
+
+    quant_type = QuantType.FP
+
+
+class NoneTruncQuant(TruncQuantSolver):
+    """Accumulators keep their bits."""
 
     quant_type = QuantType.FP

@@ -14,6 +14,7 @@ from qframework.quantizers.base import (
     PerTensorFloatScaling8bit,
     UintQuant,
 )
+from qframework.quantizers.searched import HQOSymmetricScale, MSESymmetricScale
 from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
 
 # ------------------------------------------------------------------ weights
@@ -123,3 +124,30 @@ class Int8BiasPerTensorFloatInternalScaling(
     """8-bit bias with a scale of its own, ``max|b| / 128``."""
 
     requires_input_scale = False
+
+
+# ------------------------------------------------------------------ searched scales
+
+
+class Int8WeightPerTensorFloatMSE(MSESymmetricScale, Int8WeightPerTensorFloat):
+    """8-bit symmetric weights; the scale has the least squared error, then it is learned."""
+
+
+class Int8WeightPerChannelFloatMSE(MSESymmetricScale, Int8WeightPerChannelFloat):
+    """8-bit symmetric weights; the scale of a channel has the least squared error, then it is learned."""
+
+
+class Int8WeightPerTensorFloatHQO(HQOSymmetricScale, Int8WeightPerTensorFloat):
+    """8-bit symmetric weights; the scale starts from half-quadratic optimization."""
+
+
+class Int8WeightPerChannelFloatHQO(HQOSymmetricScale, Int8WeightPerChannelFloat):
+    """8-bit symmetric weights; a scale per channel starts from half-quadratic optimization."""
+
+
+class Int8ActPerTensorFloatMSE(MSESymmetricScale, Int8ActPerTensorFloat):
+    """8-bit signed activations; the scale of least squared error is collected, then learned."""
+
+
+class Uint8ActPerTensorFloatMSE(MSESymmetricScale, Uint8ActPerTensorFloat):
+    """8-bit unsigned activations; the scale of least squared error is collected, then learned."""

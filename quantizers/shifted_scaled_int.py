@@ -10,6 +10,13 @@ from qframework.quantizers.base import (
     ShiftedMinUintQuant,
     ShiftedParamFromPercentileUintQuant,
 )
+from qframework.quantizers.searched import (
+    HQOActZeroPoint,
+    HQOWeightZeroPoint,
+    MSEActZeroPoint,
+    MSEAsymmetricScale,
+    MSEWeightZeroPoint,
+)
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
 
@@ -32,3 +39,36 @@ class ShiftedUint8ActPerTensorFloat(
     ActQuantSolver,
 ):
     """8-bit unsigned activations with an integer zero point; both are collected, then learned."""
+
+
+# ------------------------------------------------------------------ searched scales and zero points
+
+
+class ShiftedUint8WeightPerTensorFloatMSE(
+    MSEAsymmetricScale, MSEWeightZeroPoint, ShiftedUint8WeightPerTensorFloat
+):
+    """8-bit unsigned weights; scale and zero point have the least squared error, then they are learned."""
+
+
+class ShiftedUint8WeightPerTensorFloatHQO(HQOWeightZeroPoint, ShiftedUint8WeightPerTensorFloat):
+    """8-bit unsigned weights; a zero point, not rounded, starts from half-quadratic optimization."""
+
+
+class ShiftedUint8WeightPerChannelFloatMSE(
+    MSEAsymmetricScale, MSEWeightZeroPoint, ShiftedUint8WeightPerChannelFloat
+):
+    """8-bit unsigned weights; scale and zero point per output channel have the least squared error, then they are learned."""
+
+
+class ShiftedUint8WeightPerChannelFloatHQO(HQOWeightZeroPoint, ShiftedUint8WeightPerChannelFloat):
+    """8-bit unsigned weights; a zero point per output channel, not rounded, starts from half-quadratic optimization."""
+
+
+class ShiftedUint8ActPerTensorFloatMSE(
+    MSEAsymmetricScale, MSEActZeroPoint, ShiftedUint8ActPerTensorFloat
+):
+    """8-bit unsigned activations with a zero point; both, of least squared error, are collected, then learned."""
+
+
+class ShiftedUint8ActPerTensorFloatHQO(HQOActZeroPoint, ShiftedUint8ActPerTensorFloat):
+    """8-bit unsigned activations; the zero point, not rounded, comes from half-quadratic optimization."""

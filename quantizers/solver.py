@@ -117,6 +117,8 @@ class QuantSolver(Injector):
 
     zero_point_stats_input_view_shape_impl = this.scaling_stats_input_view_shape_impl
     zero_point_shape = this.scaling_shape
+    #: the zero point's statistic while a scale is searched for
+    zero_point_search_start = this.zero_point_stats_impl
 
 
 class ParameterQuantSolver(QuantSolver):
@@ -267,7 +269,19 @@ class ActQuantSolver(QuantSolver):
         return table.ROUNDING[float_to_int_impl_type]
 
     @value
-    def scaling_impl(scaling_impl_type: Any) -> Any:
+    def scaling_impl(scaling_impl_type: Any, proxy_class: Any, scaling_per_output: Any) -> Any:
+        if getattr(proxy_class, "is_dynamic", False):
+            if scaling_per_output == _CHANNEL:
+                raise PolicyValueError(
+                    "scaling_per_output_type='channel' is not for dynamic activations; allowed: 'tensor', or "
+                    "scaling_per_row=True"
+                )
+            return table.choose(
+                table.DYNAMIC_ACT_SCALING,
+                "scaling_impl_type",
+                scaling_impl_type,
+                "a dynamic activation",
+            )
         return table.choose(
             table.ACT_SCALING, "scaling_impl_type", scaling_impl_type, "an activation"
         )

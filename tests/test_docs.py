@@ -24,10 +24,11 @@ def test_snippets_run(page, monkeypatch, tmp_path) -> None:
         exec(compile("\n" * line + match[2], str(page), "exec"), space)
 
 
-def test_the_page_of_policies_is_that_of_the_model() -> None:
+@pytest.mark.parametrize(("page", "writer"), [("PAGE", "policies"), ("CATALOGUE", "catalogue")])
+def test_generated_pages_are_those_of_the_classes(page, writer) -> None:
     space: dict[str, object] = {
         "__file__": str(ROOT / "docs" / "generate.py"),
         "__name__": "generate",
     }
     exec((ROOT / "docs" / "generate.py").read_text(), space)
-    assert space["PAGE"].read_text() == space["policies"](), "run python docs/generate.py"
+    assert space[page].read_text() == space[writer](), "run python docs/generate.py"

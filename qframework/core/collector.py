@@ -78,7 +78,7 @@ class CollectThenLearn(CoreModule):
         """The batch in the shape that the statistic reduces."""
         raise NotImplementedError
 
-    def reduce(self, viewed: Tensor) -> Tensor:
+    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a viewed batch, in the shape of ``value``."""
         raise NotImplementedError
 
@@ -182,7 +182,7 @@ class CollectThenLearn(CoreModule):
             return self.from_stored(self.value, *context)
         if not self.training or x.numel() == 0:
             return self.from_stored(self.to_stored(self.running_stats), *context)
-        statistic = self.reduce(self.view_of(x))
+        statistic = self.reduce(self.view_of(x), *context)
         if not again:
             self._record(statistic.detach())
         return self.from_statistic(statistic, *context)
@@ -229,7 +229,7 @@ class CollectThenLearn(CoreModule):
         """Result and statistic, by a branch in the graph."""
 
         def collect(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-            statistic = self.reduce(viewed)
+            statistic = self.reduce(viewed, *context)
             return self.from_statistic(statistic, *context), statistic.detach().clone()
 
         def use_learned(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:

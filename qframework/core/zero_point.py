@@ -145,13 +145,17 @@ class StatsFromParameterZeroPoint(CoreModule):
     def _start(self) -> None:
         """For subclasses: the last step of construction."""
 
+    def context(self) -> tuple[Tensor, ...]:
+        """For subclasses: what the statistic is called with beside the parameter."""
+        return ()
+
     def statistic(self, x: Tensor | None) -> Tensor:
         """The statistic in the shape of the zero point, of ``x`` or of all the tracked parameters."""
         if x is None or len(self.tracked_parameter_list) > 1:
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
             viewed = self.view(x)
-        return self.stats(viewed).reshape(self.zero_point_shape)  # type: ignore[no-any-return]
+        return self.stats(viewed, *self.context()).reshape(self.zero_point_shape)  # type: ignore[no-any-return]
 
     def offset(self, x: Tensor) -> Tensor:
         """Minus the statistic."""
@@ -194,6 +198,12 @@ class ParameterFromStatsFromParameterZeroPoint(StatsFromParameterZeroPoint):
         if self.pristine.holds(self.value):
             self.init_from_parameters()
         return abs_binary_sign_grad(self.value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """What is saved belongs to the parameters as they are now."""
+        if self.pristine.holds(self.value):
+            self.init_from_parameters()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -247,7 +257,7 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
         """The batch in the shape that the statistic reduces."""
         return self.view(x)  # type: ignore[no-any-return]
 
-    def reduce(self, viewed: Tensor) -> Tensor:
+    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a viewed batch, in the shape of the zero point."""
         return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from qframework.core.binary import BinaryQuant, ClampedBinaryQuant, TernaryQuant
 from qframework.core.bit_width import BitWidthConst, BitWidthParameter, BitWidthStatefulConst
+from qframework.core.dynamic import RuntimeDynamicStatsScaling
 from qframework.core.function_wrapper import (
     CeilSte,
     DPURoundSte,
@@ -53,6 +54,13 @@ from qframework.core.stats import (
     SignedAbsMax,
 )
 from qframework.core.stochastic_round import StochasticRoundSte
+from qframework.core.trunc import (
+    TruncIntQuant,
+    TruncIntScaling,
+    TruncMsbScaling,
+    TruncPowerOfTwoIntScaling,
+    TruncScalingWrapper,
+)
 from qframework.inject.enum import (
     BitWidthImplType,
     FloatToIntImplType,
@@ -62,6 +70,7 @@ from qframework.inject.enum import (
     RestrictValueType,
     ScalingImplType,
     StatsOp,
+    TruncScalingImplType,
 )
 from qframework.inject.errors import PolicyValueError
 
@@ -96,6 +105,7 @@ ACT_SCALING = {
     ScalingImplType.AFFINE_STATS: RuntimeStatsScaling,
     ScalingImplType.PARAMETER_FROM_STATS: ParameterFromRuntimeStatsScaling,
 }
+DYNAMIC_ACT_SCALING = {ScalingImplType.STATS: RuntimeDynamicStatsScaling}
 
 RESTRICT = {
     RestrictValueType.FP: FloatRestrictValue,
@@ -139,6 +149,16 @@ LEARNED_ROUND = {
     LearnedRoundImplType.HARD_SIGMOID: LearnedRoundHardSigmoid,
     LearnedRoundImplType.SIGMOID: LearnedRoundSigmoid,
     LearnedRoundImplType.IDENTITY: LearnedRoundIdentity,
+}
+
+TRUNC_TENSOR_QUANT = {QuantType.INT: TruncIntQuant, QuantType.FP: None}
+TRUNC_SCALING = {
+    TruncScalingImplType.MSB: TruncMsbScaling,
+    TruncScalingImplType.WRAPPER: TruncScalingWrapper,
+}
+TRUNC_INT_THRESHOLD = {
+    k: TruncPowerOfTwoIntScaling if v is PowerOfTwoIntScaling else TruncIntScaling
+    for k, v in INT_THRESHOLD.items()
 }
 
 

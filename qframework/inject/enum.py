@@ -111,3 +111,10 @@ class StatsOp(PolicyEnum):
     MIN_MAX = auto()
     PERCENTILE_INTERVAL = auto()
     SIGNED_MAX = auto()
+
+
+class TruncScalingImplType(PolicyEnum):
+    """What the integers of an accumulator are divided by."""
+
+    MSB = auto()
+    WRAPPER = auto()

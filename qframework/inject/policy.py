@@ -22,6 +22,7 @@ from qframework.inject.enum import (
     ScalingImplType,
     ScalingPerOutputType,
     StatsOp,
+    TruncScalingImplType,
 )
 from qframework.inject.errors import PolicyTypeError, PolicyValueError, did_you_mean
 
@@ -69,6 +70,7 @@ Count = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
+Norm = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Shape = Annotated[tuple[int, ...], BeforeValidator(_axes)]
 
 
@@ -124,6 +126,9 @@ class Policy(BaseModel):
     scaling_per_output_channel: Flag = Field(
         False, description="Older form of scaling_per_output_type; wins over it when set."
     )
+    scaling_per_row: Flag = Field(
+        False, description="A scale for each row (last axis) of a dynamic activation."
+    )
     per_channel_broadcastable_shape: Shape | None = Field(
         None, description="Shape of a per-channel activation scale, such as (1, C, 1, 1)."
     )
@@ -168,6 +173,30 @@ class Policy(BaseModel):
     zero_point_affine_shifting_init: Number | None = Field(
         None, description="The same for the zero point."
     )
+    mse_iters: Annotated[int, Field(strict=True, ge=2)] = Field(
+        20, description="Candidates of a search for the least squared error."
+    )
+    mse_bipolar_search: Flag = Field(False, description="Half of the candidates of the other sign.")
+    hqo_beta_scale: Positive = Field(
+        1e5, description="First weight of a half-quadratic search's split of outliers."
+    )
+    hqo_kappa_scale: Positive = Field(1.01, description="Factor on it per step.")
+    hqo_lp_norm_scale: Norm = Field(0.7, description="Norm that its outliers are measured by.")
+    hqo_iters_scale: Count = Field(1000, description="At most so many steps.")
+    hqo_beta_zp: Positive = Field(1.0, description="The same for the zero point.")
+    hqo_kappa_zp: Positive = Field(1.01, description="The same for the zero point.")
+    hqo_lp_norm_zp: Norm = Field(0.5, description="The same for the zero point.")
+    hqo_iters_zp: Count = Field(1000, description="The same for the zero point.")
+    trunc_scaling_impl_type: Annotated[TruncScalingImplType, _choice(TruncScalingImplType)] = Field(
+        TruncScalingImplType.MSB,
+        description="Divide an accumulator by what leaves its most significant bits, or by a scale of its integers.",
+    )
+    accumulator_bit_width: Bits = Field(
+        32, description="Bits of the accumulator that no input may overflow, sign included."
+    )
+    pre_scaling_min_val: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = Field(
+        None, description="Lower bound of a learned norm and of an accumulator-aware pre-scale."
+    )
     force_parameter: Flag = Field(
         False, description="Take statistics of the stored parameter, whatever is given."
     )
@@ -208,6 +237,14 @@ SLOTS = {
     "restrict_threshold_impl": "the domain of the threshold",
     "restrict_scale_threshold_impl": "applied to the final scale",
     "restrict_value_float_to_int_impl": "rounding of integer and power-of-two domains",
+    "decoupled_int_quant": "rounds by one scale, dequantizes by another",
+    "pre_scaling_impl": "the scale of the integers of a decoupled quantizer",
+    "pre_scaling_scale_impl": "the scale within it",
+    "pre_scaling_shape": "its shape",
+    "pre_zero_point_impl": "the zero point of those integers",
+    "normalize_stats_impl": "the norm of a channel in weight normalization",
+    "restrict_pre_scaling_impl": "the domain of the learned norm",
+    "accumulator_bit_width_impl": "the accumulator's bit width",
     "zero_point_impl": "the zero point",
     "zero_point_stats_impl": "the zero point's statistic",
     "zero_point_stats_input_view_shape_impl": "the view for it",
@@ -219,6 +256,9 @@ SLOTS = {
     "int_quant": "rounds and clamps",
     "float_to_int_impl": "the rounding rule",
     "tensor_clamp_impl": "the clamp",
+    "trunc_scaling_impl": "what the integers of an accumulator are divided by",
+    "trunc_wrapped_scaling_impl": "the scale that is its divisor",
+    "trunc_int_scaling_impl": "the integer threshold of that scale",
     "input_view_impl": "shapes the input",
     "stats_reduce_dim": "axis of the statistic",
     "act_impl": "activation function in front of the quantizer",

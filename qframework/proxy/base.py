@@ -203,7 +203,8 @@ class QuantProxy(CompactModule):
         """Whether a call would return its input, so that it can be left out."""
         if self._forward_hooks or self._forward_pre_hooks:
             return False
-        return self.disable_quant or self.tensor_quant is None
+        idle = self.disable_quant or self.tensor_quant is None
+        return idle and getattr(self, "activation_impl", None) is None
 
     @property
     def is_groupwise(self) -> bool:

@@ -41,11 +41,6 @@ class ActQuantProxyFromInjector(QuantProxy):
         self._rectifies = whole and type(act_impl) is nn.ReLU
 
     @property
-    def is_idle(self) -> bool:
-        """Whether a call would return its input, so that it can be left out."""
-        return self.activation_impl is None and super().is_idle
-
-    @property
     def fused_activation_quant_proxy(self) -> ActQuantProxyFromInjector:
         """The proxy itself, which holds ``activation_impl`` and ``tensor_quant``."""
         return self
@@ -83,8 +78,11 @@ class ActQuantProxyFromInjector(QuantProxy):
         training = self.training
         if not (self._eval_checked or training) and eager:
             self._check_statistics()
+        kept = None
         if self._keeps_scales and eager and not (training or torch.is_grad_enabled()):
-            scale, zero_point, bit_width, step = self._kept_scales(quantizer, x)
+            kept = self._kept_scales(quantizer, x)
+        if kept is not None:
+            scale, zero_point, bit_width, step = kept
             value = step(x, rectify)
         elif rectify:
             value, scale, zero_point, bit_width = quantizer(x, True)
@@ -103,13 +101,15 @@ class ActQuantProxyFromInjector(QuantProxy):
         )
 
     def _kept_scales(self, quantizer: Any, x: Tensor) -> Any:
-        """Scale, zero point, bit width and the step that they make, kept while what they are made of is unchanged."""
+        """Scale, zero point, bit width and the step that they make, kept while what they are made of is unchanged.
+
+        None where they depend on the input.
+        """
         known = self._memory.recall(0, False)
-        if known is None:
+        if known is None and not quantizer.looks_at_input:
             found = quantizer.parameters_for(x)
             known = *found, quantizer.step(*found)
-            if not quantizer.looks_at_input:
-                self._memory.keep(0, quantizer, False, (), known, found)
+            self._memory.keep(0, quantizer, False, (), known, found)
         return known
 
     def collectors(self) -> list[Any]:

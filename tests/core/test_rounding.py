@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from qframework.core.stochastic_round import StochasticRoundSte
-from qframework.layers import QuantLinear
+from qframework.layers import QuantIdentity, QuantLinear
+from qframework.quantizers import Int8ActPerTensorFloat
 
 RULES = ["round", "ceil", "floor", "round_to_zero", "dpu", "learned_round", "stochastic_round"]
 
@@ -70,3 +72,123 @@ def test_a_learned_sigma_has_the_shape_of_its_scales(granularity, shape) -> None
     sigma = layer.weight_quant.tensor_quant.scaling_impl.scaling_stats_impl.value
     assert sigma.shape == shape
     assert sigma.grad.abs().sum() > 0
+
+
+TIES = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, -2.3, -1.7, 1.2, 1.9, 3.0, -3.0])
+EXACT = {
+    "round": np.rint,
+    "ceil": np.ceil,
+    "floor": np.floor,
+    "round_to_zero": np.trunc,
+    # halves of negative numbers go up
+    "dpu": lambda v: np.where((v < 0) & (v - np.floor(v) == 0.5), np.ceil(v), np.rint(v)),
+}
+
+
+@pytest.mark.parametrize("rule", EXACT)
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_activations_are_rounded_by_the_rule(rule, zero_point) -> None:
+    layer = QuantIdentity(
+        Int8ActPerTensorFloat,
+        bit_width=4,
+        scaling_impl_type="const",
+        min_val=-8.0,
+        max_val=8.0,
+        float_to_int_impl_type=rule,
+        **({"zero_point_impl": Three} if zero_point else {}),
+        return_quant_tensor=True,
+    )
+    x = TIES.clone().requires_grad_()
+    out = layer(x)
+    expected = EXACT[rule](TIES.numpy() + 3 * zero_point).clip(-8, 7) - 3 * zero_point
+    assert np.array_equal(out.value.detach().numpy(), expected)
+    out.value.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))  # straight through, nothing is clipped
+
+
+class Three(torch.nn.Module):
+    """A zero point of 3."""
+
+    symmetric, quantize_zero_point = False, True
+
+    def forward(self, x, scale, bit_width):
+        return 3 * torch.ones_like(scale)
+
+
+@pytest.mark.parametrize("rule", EXACT)
+def test_weights_are_rounded_by_the_rule(rule) -> None:
+    layer = QuantLinear(
+        6,
+        2,
+        bias=False,
+        weight_bit_width=4,
+        weight_scaling_impl_type="const",
+        weight_scaling_const=7.0,
+        weight_float_to_int_impl_type=rule,
+    )
+    layer.weight.data.copy_(TIES.reshape(2, 6))
+    got = layer.quant_weight().value.detach().numpy().reshape(-1)
+    assert np.array_equal(got, EXACT[rule](TIES.numpy()))
+
+
+def test_stochastic_activations_are_unbiased_in_training_and_nearest_in_evaluation() -> None:
+    layer = QuantIdentity(
+        bit_width=4,
+        scaling_impl_type="const",
+        min_val=-8.0,
+        max_val=8.0,
+        float_to_int_impl_type="stochastic_round",
+        seed=3,
+    )
+    x = torch.linspace(-3, 3, 25)
+    n = 4000
+    mean = torch.stack([layer(x) for _ in range(n)]).mean(0)
+    fraction = x - x.floor()
+    deviation = (fraction * (1 - fraction) / n).sqrt()
+    assert ((mean - x).abs() <= 5 * deviation + 1e-6).all()
+    assert torch.equal(layer.eval()(x), x.round())
+
+
+def test_stochastic_weights_are_unbiased() -> None:
+    layer = QuantLinear(
+        8,
+        4,
+        bias=False,
+        weight_bit_width=3,
+        weight_float_to_int_impl_type="stochastic_round",
+        weight_seed=1,
+    )
+    n = 3000
+    with torch.no_grad():
+        mean = torch.stack([layer.quant_weight().value for _ in range(n)]).mean(0)
+    scale = layer.weight_quant.scale()
+    assert ((mean - layer.weight).abs() <= 5 * 0.5 * scale / n**0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize("kind", ["hard_sigmoid", "sigmoid", "identity"])
+def test_learned_rounding_learns_which_way(kind) -> None:
+    layer = QuantLinear(
+        6,
+        2,
+        bias=False,
+        weight_bit_width=4,
+        weight_scaling_impl_type="const",
+        weight_scaling_const=7.0,
+        weight_float_to_int_impl_type="learned_round",
+        weight_learned_round_impl_type=kind,
+    )
+    layer.weight.data.copy_(torch.arange(12.0).reshape(2, 6) / 2 - 2.8)
+    number = layer.weight_quant.tensor_quant.int_quant.float_to_int_impl.value
+    up = torch.rand(2, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    target = torch.where(up, layer.weight.detach().ceil(), layer.weight.detach().floor())
+    optimizer = torch.optim.Adam([number], lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (layer.quant_weight().value - target).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(layer.eval().quant_weight().value, target)
+
+
+def test_learned_rounding_is_not_for_activations() -> None:
+    with pytest.raises(ValueError, match="no fixed elements"):
+        QuantIdentity(float_to_int_impl_type="learned_round")

@@ -8,7 +8,13 @@ import pytest
 from qframework import core
 from qframework.inject.expressions import Value, arguments_of
 from qframework.inject.policy import Policy
-from qframework.quantizers import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
+from qframework.quantizers import (
+    AccumulatorAwareWeightQuant,
+    ActQuantSolver,
+    BiasQuantSolver,
+    TruncQuantSolver,
+    WeightQuantSolver,
+)
 
 REQUIRED = object()
 DERIVED = {
@@ -25,7 +31,13 @@ def in_effect(name: str) -> list[object]:
             if isinstance(cls, type) and cls.__module__ == info.name:
                 arguments = [a for a in arguments_of(cls) or () if a.name == name]
                 found += [REQUIRED if a.required else a.default for a in arguments]
-    for solver in (WeightQuantSolver, ActQuantSolver, BiasQuantSolver):
+    for solver in (
+        WeightQuantSolver,
+        ActQuantSolver,
+        BiasQuantSolver,
+        TruncQuantSolver,
+        AccumulatorAwareWeightQuant,
+    ):
         binding = solver.__bindings__.get(name)
         if binding is not None and not isinstance(binding.bound, Value):
             found.append(binding.bound)

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quant_tensor import IntQuantTensor
 from qframework.quantizers import (
+    Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
     Int32Bias,
     ShiftedUint8ActPerTensorFloat,
@@ -93,6 +94,45 @@ def test_compiled_training_and_evaluation_equal_eager_without_recompiling() -> N
         torch.testing.assert_close(out.value, expected.value, rtol=1e-5, atol=1e-5)
         assert torch.equal(out.int(), expected.int())
     assert counter.frame_count == 2
+
+
+@pytest.mark.slow
+def test_every_quantizer_of_a_layer_is_compiled() -> None:
+    layer = QuantLinear(
+        6,
+        4,
+        input_quant=Int8ActPerTensorFloat,
+        output_quant=Int8ActPerTensorFloat,
+        bias_quant=Int32Bias,
+        input_bit_width=3,
+        output_bit_width=3,
+    )
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 6)
+    torch.testing.assert_close(compiled(x), layer(x))
+    compiled.eval()
+    layer.eval()
+    out = compiled(x)
+    torch.testing.assert_close(out, layer(x))
+    assert out.unique().numel() <= 8
+
+
+@pytest.mark.slow
+def test_large_batches_are_collected_under_a_compiler_too() -> None:
+    eager = QuantReLU(collect_stats_steps=2)
+    traced = copy.deepcopy(eager)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    for _ in range(4):
+        x = torch.randn(4, 16, 32, 32)
+        one, other = (x.clone().requires_grad_() for _ in range(2))
+        a, b = eager(one), compiled(other)
+        assert torch.equal(a, b)
+        (a * a.detach()).sum().backward()
+        (b * b.detach()).sum().backward()
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
+    mine, theirs = (m.act_quant.tensor_quant.state_dict() for m in (traced, eager))
+    for key, tensor in theirs.items():
+        torch.testing.assert_close(mine[key], tensor)
 
 
 @pytest.mark.slow

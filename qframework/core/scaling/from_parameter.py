@@ -139,6 +139,12 @@ class ParameterFromStatsFromParameterScaling(StatsFromParameterScaling):
             self.init_from_parameters()
         return self.stats_scaling_impl.restriction(self.value, threshold)  # type: ignore[no-any-return]
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """What is saved belongs to the parameters as they are now."""
+        if self.pristine.holds(self.value):
+            self.init_from_parameters()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         if prefix + "value" in state_dict:

@@ -201,7 +201,7 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         """The batch in the shape that the statistic reduces."""
         return self.view(x)  # type: ignore[no-any-return]
 
-    def reduce(self, viewed: Tensor) -> Tensor:
+    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a viewed batch, kept above the minimum, in the shape of the scale."""
         statistic = self.scaling_stats_impl(viewed).reshape(self.value.shape)
         return self.restriction.clamp_min(statistic)  # type: ignore[no-any-return]

@@ -1,0 +1,242 @@
+"""What every quantizer has to do, as a class of tests to derive from."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qframework.inject.resolver import Resolver
+from qframework.layers import QuantIdentity, QuantLinear, TruncQuantAccumulator
+from qframework.proxy import (
+    ActQuantProxyFromInjector,
+    BiasQuantProxyFromInjector,
+    TruncQuantProxyFromInjector,
+    WeightQuantProxyFromInjector,
+)
+from qframework.quant_tensor import IntQuantTensor, QuantTensor
+from qframework.quantizers import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
+
+_PREFIX = {"weight": "weight_", "bias": "bias_", "activation": "", "truncation": ""}
+_NEAREST = ("ROUND", None)
+
+
+class QuantizerContract:
+    """Derive, name a quantizer, and pytest runs all the checks.
+
+    ::
+
+        class TestMyQuantizer(QuantizerContract):
+            quantizer = MyQuantizer
+
+    The role (weight, bias, activation, truncation) is that of the quantizer's ``proxy_class``.
+
+    Attributes:
+        quantizer: the class.
+        keywords: names that a user has to bind, without a prefix.
+        shape: of the input that the checks use; rows of 16 features.
+        idempotent: whether values that are on the grid have to stay when they are quantized by the same scale.
+    """
+
+    quantizer: ClassVar[Any] = None
+    keywords: ClassVar[Mapping[str, Any]] = {}
+    shape: ClassVar[tuple[int, ...]] = (4, 16)
+    idempotent: ClassVar[bool] = True
+
+    # ------------------------------------------------------------ what the checks are made of
+
+    def role(self) -> str:
+        """What the quantizer is for."""
+        proxy = Resolver(self.quantizer, dict(self.keywords)).read("proxy_class")
+        for role, kind in (
+            ("weight", WeightQuantProxyFromInjector),
+            ("bias", BiasQuantProxyFromInjector),
+            ("activation", ActQuantProxyFromInjector),
+            ("truncation", TruncQuantProxyFromInjector),
+        ):
+            if issubclass(proxy, kind):
+                return role
+        raise TypeError(
+            f"{self.quantizer.__name__}: no check knows its proxy_class {proxy.__name__}"
+        )
+
+    def layer(self, **more: Any) -> nn.Module:
+        """A layer with the quantizer, before any data."""
+        role = self.role()
+        names = {_PREFIX[role] + k: v for k, v in {**self.keywords, **more}.items()}
+        if role == "activation":
+            return QuantIdentity(self.quantizer, return_quant_tensor=True, **names)
+        if role == "truncation":
+            return TruncQuantAccumulator(self.quantizer, **names)
+        features = self.shape[-1]
+        if role == "bias":
+            biased = QuantLinear(
+                features, 8, bias_quant=self.quantizer, input_quant=Int8ActPerTensorFloat, **names
+            )
+            with torch.no_grad():
+                biased.bias.mul_(
+                    1e-3
+                )  # small beside the product of two scales, so that none saturates
+            return biased
+        proxy = Resolver(self.quantizer, dict(self.keywords)).read("proxy_class")
+        reader = Uint8ActPerTensorFloat if proxy.requires_quant_input else None
+        return QuantLinear(features, 8, weight_quant=self.quantizer, input_quant=reader, **names)
+
+    def sample(self, seed: int = 0) -> Any:
+        """An input of the layer: a float tensor, for accumulators a quantized one of 16 bits."""
+        x = torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
+        if self.role() != "truncation":
+            return x
+        q = (x * 5000).round().clamp(-32768, 32767)
+        return IntQuantTensor(q * 0.125, 0.125, 0.0, 16.0, signed=True)
+
+    def ready(self, **more: Any) -> nn.Module:
+        """The layer in evaluation mode, after it has seen data."""
+        layer = self.layer(**more)
+        layer(self.sample(0)), layer(self.sample(1))
+        return layer.eval()
+
+    def quantized(self, layer: Any) -> Any:
+        """The quantized tensor that the quantizer makes."""
+        role, x = self.role(), self.sample()
+        if role in ("activation", "truncation"):
+            return layer(x)
+        quant_input = layer.input_quant(x)
+        weight = layer.quant_weight(quant_input)
+        return weight if role == "weight" else layer.bias_quant(layer.bias, quant_input, weight)
+
+    # ------------------------------------------------------------ the checks
+
+    def test_builds_and_gives_a_quantized_tensor(self) -> None:
+        """The quantizer resolves, runs in training and evaluation, and keeps the shape."""
+        layer = self.layer()
+        assert isinstance(self.quantized(layer), QuantTensor)
+        assert isinstance(self.quantized(self.ready()), QuantTensor)
+        assert "unresolved" not in repr(layer)
+
+    def test_values_are_on_the_grid(self) -> None:
+        """``value / scale + zero_point`` is an integer that the bit width holds."""
+        out = self.quantized(self.ready())
+        if not isinstance(out, IntQuantTensor):
+            assert out.is_valid
+            return
+        steps = (out.value.double() / out.scale.double() + out.zero_point.double()).detach()
+        off = (steps - steps.round()).abs().max()
+        bits = float(out.bit_width.detach())
+        assert off < max(1e-3, 2.0 ** (bits - 22)), f"{float(off)} of a step off the grid"
+        if bits == 1 and out.signed:
+            assert set(steps.round().unique().tolist()) <= {-1.0, 1.0}
+            return
+        low, high = (
+            (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if out.signed else (0, 2**bits - 1)
+        )
+        assert low - 0.5 < float(steps.min()) and float(steps.max()) < high + 0.5
+
+    def test_quantizing_again_changes_nothing(self) -> None:
+        """What is on the grid stays there; by a rounding rule other than to nearest, within a step."""
+        layer = self.ready()
+        proxy = self._proxy(layer)
+        tensor_quant = proxy.tensor_quant
+        if not self.idempotent or not hasattr(tensor_quant, "int_quant"):
+            return
+        out = self.quantized(layer)
+        again = tensor_quant.int_quant(out.scale, out.zero_point, out.bit_width, out.value)
+        step = out.scale.detach().abs()
+        room = 1e-3 if proxy.rounding_mode in _NEAREST else 1.001
+        learned = getattr(tensor_quant.int_quant.float_to_int_impl, "learned_round_impl", None)
+        if learned is None:
+            assert ((again - out.value).detach().abs() <= room * step + 1e-30).all()
+
+    def test_gradients_flow_and_are_finite(self) -> None:
+        """Something reaches what is quantized, and nothing that is not a number anywhere."""
+        layer = self.layer()
+        layer(self.sample(1))
+        layer.zero_grad()
+        x = self.sample()
+        leaf = (x.value if isinstance(x, QuantTensor) else x).clone().requires_grad_()
+        out = layer(x.set(value=leaf) if isinstance(x, IntQuantTensor) else leaf)
+        (out.value if isinstance(out, QuantTensor) else out).sum().backward()
+        role = self.role()
+        target = {"weight": "weight", "bias": "bias"}.get(role)
+        gradient = leaf.grad if target is None else getattr(layer, target).grad
+        assert gradient is not None and bool((gradient != 0).any())
+        for name, parameter in layer.named_parameters():
+            assert parameter.grad is None or bool(parameter.grad.isfinite().all()), name
+
+    def test_brain_floats_come_back_as_brain_floats(self) -> None:
+        """Values keep the dtype of the model, scales stay in float32."""
+        layer, x = self.ready().bfloat16(), self.sample()
+        x = x.set(value=x.value.bfloat16()) if isinstance(x, IntQuantTensor) else x.bfloat16()
+        out = layer(x)
+        value = out.value if isinstance(out, QuantTensor) else out
+        assert value.dtype == torch.bfloat16 and bool(value.isfinite().all())
+        if isinstance(out, IntQuantTensor):
+            assert out.scale.dtype == torch.float32
+
+    def test_a_state_dict_carries_everything(self) -> None:
+        """Another layer computes the same once it is loaded, and its keys are those of the first."""
+        layer, other = self.ready(), self.layer().eval()
+        other.load_state_dict(layer.state_dict())
+        assert other.state_dict().keys() == layer.state_dict().keys()
+        self._same(other, layer)
+
+    def test_copies_and_pickles_compute_the_same(self) -> None:
+        """``copy.deepcopy``, ``torch.save`` and ``torch.load``."""
+        layer = self.ready()
+        self._same(copy.deepcopy(layer), layer)
+        file = io.BytesIO()
+        torch.save(layer, file)
+        file.seek(0)
+        self._same(torch.load(file, weights_only=False), layer)
+
+    def test_wrong_keywords_are_refused(self) -> None:
+        """A misspelled keyword is a TypeError that names the right one; an unknown one too."""
+        with pytest.raises(TypeError, match="bit_width"):
+            self.layer(bit_widht=4)
+        with pytest.raises(TypeError, match="no_such_name"):
+            self.layer(no_such_name=1)
+
+    @pytest.mark.slow
+    def test_exports(self) -> None:
+        """``torch.export`` of the layer in evaluation mode gives the same values."""
+        layer, x = self.ready(), self.sample()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(layer, (x,))
+        _close(program.module()(x), layer(x))
+
+    @pytest.mark.slow
+    def test_compiled_is_eager(self) -> None:
+        """``torch.compile(fullgraph=True)``, training and evaluation."""
+        layer = self.layer()
+        torch.compiler.reset()
+        compiled: Any = torch.compile(copy.deepcopy(layer), fullgraph=True)
+        _close(compiled(self.sample(1)), layer(self.sample(1)))
+        layer.eval(), compiled.eval()
+        _close(compiled(self.sample()), layer(self.sample()))
+
+    # ------------------------------------------------------------ helpers
+
+    def _proxy(self, layer: Any) -> Any:
+        names = {"weight": "weight_quant", "bias": "bias_quant", "activation": "act_quant"}
+        return getattr(layer, names.get(self.role(), "trunc_quant"))
+
+    def _same(self, one: nn.Module, other: nn.Module) -> None:
+        a, b = self._values(one), self._values(other)
+        assert torch.equal(a, b), f"differ by up to {float((a - b).abs().max())}"
+
+    def _values(self, layer: nn.Module) -> Tensor:
+        with torch.no_grad():
+            out = layer(self.sample())
+        return out.value if isinstance(out, QuantTensor) else out
+
+
+def _close(a: Any, b: Any) -> None:
+    a, b = (t.value if isinstance(t, QuantTensor) else t for t in (a, b))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
