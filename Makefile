@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format benchmark clean
 
 demo: $(STAMP)
 	@echo "== training a small network at 8, 4 and 2 bits on handwritten digits"
@@ -26,6 +26,11 @@ test: lint
 	@$(BIN)/python examples/mixed_precision.py > .venv/mixed.log || (cat .venv/mixed.log; exit 1)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -q -n 2
+	@echo "== pytest without the fused functions"
+	@QFRAMEWORK_KERNELS=reference $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+benchmark: $(STAMP)
+	@$(BIN)/python -m benchmarks
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -49,8 +49,9 @@ def network(
     act: Any = q.Uint8ActPerTensorFloat,
 ) -> Network:
     """The quantized network."""
+    quant = {"weight_quant": weight, "weight_bit_width": bits}
     return Network(
-        lambda *a, **k: QuantConv2d(*a, weight_quant=weight, weight_bit_width=bits, **k),
+        lambda *a, **k: QuantConv2d(*a, **quant, **k),
         lambda: QuantReLU(act_quant=act, bit_width=bits, collect_stats_steps=steps),
         lambda i, o: QuantLinear(i, o, weight_quant=weight),
     )
@@ -98,7 +99,8 @@ def measure(rounds: int, compiled: bool) -> dict[str, float]:
 
 def _compiled(rounds: int) -> dict[str, float]:
     plain, quant = float_network(), network()
-    first, second = torch.compile(plain, fullgraph=True), torch.compile(quant, fullgraph=True)
+    first: Any = torch.compile(plain, fullgraph=True)
+    second: Any = torch.compile(quant, fullgraph=True)
     train = ratio(trainer(first), trainer(second), rounds, warm_up=5)
     plain.eval()
     quant.eval()
