@@ -49,9 +49,13 @@ def network(
     act: Any = q.Uint8ActPerTensorFloat,
 ) -> Network:
     """The quantized network."""
-    quant = {"weight_quant": weight, "weight_bit_width": bits}
+
+    def conv(*args: Any, **kwargs: Any) -> QuantConv2d:
+        kwargs |= {"weight_quant": weight, "weight_bit_width": bits}
+        return QuantConv2d(*args, **kwargs)
+
     return Network(
-        lambda *a, **k: QuantConv2d(*a, **quant, **k),
+        conv,
         lambda: QuantReLU(act_quant=act, bit_width=bits, collect_stats_steps=steps),
         lambda i, o: QuantLinear(i, o, weight_quant=weight),
     )
