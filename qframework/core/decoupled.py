@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, Stateless, wide_dtype, widen
 from qframework.core.function_wrapper import RoundToZeroSte
-from qframework.core.pristine import Pristine
+from qframework.core.pristine import FollowsParameters, Pristine
 from qframework.core.quant import DecoupledIntQuant
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.stats import AbsMax
@@ -159,7 +159,7 @@ class DecoupledRescalingIntQuantWithInput(DecoupledRescalingIntQuant):
         return super().forward(x, *of_input)
 
 
-class ParameterPreScalingWeightNorm(CoreModule):
+class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
     """Weight normalization: ``pre_scale = scale * ||w|| / g`` with a learned norm ``g`` for each channel.
 
     So the weight that is quantized by ``scale`` is ``g * w / ||w||`` (https://arxiv.org/abs/1602.07868). ``g``
@@ -225,24 +225,12 @@ class ParameterPreScalingWeightNorm(CoreModule):
 
     def learned_norm(self) -> Tensor:
         """``g``."""
-        if self.pristine.holds(self.value):
-            self.init_from_parameters()
+        self.follow()
         return self.restriction(self.value)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
         """The pre-scale of the weight ``x``."""
         return self.scaling_impl(x, threshold) * self.norm(x) / self.learned_norm()  # type: ignore[no-any-return]
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """What is saved belongs to the parameters as they are now."""
-        if self.pristine.holds(self.value):
-            self.init_from_parameters()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "value" in state_dict:
-            self.pristine.end()
 
 
 class AccumulatorAwareParameterPreScaling(ParameterPreScalingWeightNorm):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Pristine:
@@ -47,6 +47,32 @@ class Pristine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_copied, (bool(self),))
+
+
+class FollowsParameters(nn.Module):
+    """Mixin: a learned number, ``value``, that follows the parameters of its layers while it is pristine."""
+
+    pristine: Pristine
+    value: nn.Parameter
+
+    def init_from_parameters(self) -> None:
+        """For subclasses: start anew from the tracked parameters."""
+        raise NotImplementedError
+
+    def follow(self) -> None:
+        """Start anew where the number is still what it was initialised to."""
+        if self.pristine.holds(self.value):
+            self.init_from_parameters()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """What is saved belongs to the parameters as they are now."""
+        self.follow()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "value" in state_dict:
+            self.pristine.end()
 
 
 def _copied(pristine: bool) -> Pristine:

@@ -18,7 +18,7 @@ from qframework.core.function_wrapper import (
     TensorClamp,
     TensorClampSte,
 )
-from qframework.core.plan import Plan
+from qframework.core.one_step import OneStep
 from qframework.core.zero_point import ZeroZeroPoint
 from qframework.functional import check_range, fake_quantize, is_fused, max_int, min_int
 
@@ -208,7 +208,7 @@ class RescalingIntQuant(CoreModule):
         self.zero_point_impl = zero_point_impl
         self.msb_clamp_bit_width_impl = bit_width_impl
         self.observer_only = False
-        self._plan: Plan | None = None
+        self._one_step: OneStep | None = None
         self._known_threshold: tuple[Tensor, nn.Module, Tensor] | None = None
         if isinstance(bit_width_impl, BitWidthConst) and isinstance(int_quant, IntQuant):
             check_range(int_quant.signed, int_quant.narrow_range, bit_width_impl.initial)
@@ -234,17 +234,17 @@ class RescalingIntQuant(CoreModule):
         return known[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_plan": None, "_known_threshold": None}
+        return {**super().__getstate__(), "_one_step": None, "_known_threshold": None}
 
-    def _run_plan(self, x: Tensor, rectify: bool) -> QuantOutput | None:
+    def _in_one_step(self, x: Tensor, rectify: bool) -> QuantOutput | None:
         """All of it in one step, where there is one; None for others."""
         if torch.compiler.is_compiling() or self.observer_only or not is_fused():
             return None
-        plan = self._plan
-        if plan is None or plan.structure != structure() or plan.quantizer is not self:
-            plan = Plan(self)
-            object.__setattr__(self, "_plan", plan)
-        return plan.run(x, rectify)
+        step = self._one_step
+        if step is None or step.structure != structure() or step.quantizer is not self:
+            step = OneStep(self)
+            object.__setattr__(self, "_one_step", step)
+        return step.run(x, rectify)
 
     @property
     def looks_at_input(self) -> bool:
@@ -268,9 +268,9 @@ class RescalingIntQuant(CoreModule):
             x: floating-point values.
             rectify: quantize ``relu(x)``.
         """
-        planned = self._run_plan(x, rectify)
-        if planned is not None:
-            return planned
+        done = self._in_one_step(x, rectify)
+        if done is not None:
+            return done
         if rectify and self._looks_at_input_now():
             x, rectify = torch.relu(x), False
         scale, zero_point, bit_width = self.parameters_for(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, wide_dtype
 from qframework.core.collector import CollectThenLearn
-from qframework.core.pristine import Pristine
+from qframework.core.pristine import FollowsParameters, Pristine
 from qframework.core.scaling.affine import affine_or_none
 from qframework.core.tracked import tracked_view
 from qframework.functional import abs_binary_sign_grad
@@ -169,7 +169,7 @@ class StatsFromParameterZeroPoint(CoreModule):
         return shift_zero_point(offset, scale, bit_width, self.int_quant, self.quantize_zero_point)
 
 
-class ParameterFromStatsFromParameterZeroPoint(StatsFromParameterZeroPoint):
+class ParameterFromStatsFromParameterZeroPoint(FollowsParameters, StatsFromParameterZeroPoint):
     """A learned offset that starts from a statistic of the parameter; state-dict key ``value``.
 
     It starts at construction and follows the parameter until it has been trained or loaded itself. Arguments as
@@ -195,20 +195,8 @@ class ParameterFromStatsFromParameterZeroPoint(StatsFromParameterZeroPoint):
 
     def offset(self, x: Tensor) -> Tensor:
         """The magnitude of the learned number."""
-        if self.pristine.holds(self.value):
-            self.init_from_parameters()
+        self.follow()
         return abs_binary_sign_grad(self.value)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """What is saved belongs to the parameters as they are now."""
-        if self.pristine.holds(self.value):
-            self.init_from_parameters()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "value" in state_dict:
-            self.pristine.end()
 
 
 class ParameterFromRuntimeZeroPoint(CollectThenLearn):

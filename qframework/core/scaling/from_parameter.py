@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, wide_dtype, widen
 from qframework.core.function_wrapper import OverOutputChannelView, OverTensorView
-from qframework.core.pristine import Pristine
+from qframework.core.pristine import FollowsParameters, Pristine
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
 from qframework.core.stats import AbsMax
@@ -112,7 +112,7 @@ class StatsFromParameterScaling(CoreModule):
         return self.stats_scaling_impl(self.statistic(x), threshold)  # type: ignore[no-any-return]
 
 
-class ParameterFromStatsFromParameterScaling(StatsFromParameterScaling):
+class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParameterScaling):
     """A learned scale that starts from the statistic of the parameter; state-dict key ``value``.
 
     It starts at construction, and follows the parameter (loaded, re-initialised, edited in place) until it has
@@ -135,17 +135,5 @@ class ParameterFromStatsFromParameterScaling(StatsFromParameterScaling):
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale; ``x`` is not looked at."""
-        if self.pristine.holds(self.value):
-            self.init_from_parameters()
+        self.follow()
         return self.stats_scaling_impl.restriction(self.value, threshold)  # type: ignore[no-any-return]
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """What is saved belongs to the parameters as they are now."""
-        if self.pristine.holds(self.value):
-            self.init_from_parameters()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "value" in state_dict:
-            self.pristine.end()

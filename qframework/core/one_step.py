@@ -1,6 +1,6 @@
 """Which tensor quantizers are done in one step, and how.
 
-A plan is made when a quantizer runs first and after any change of its parts; see :func:`~qframework.core.base.structure`.
+A step is made when a quantizer runs first and after any change of its parts; see :func:`~qframework.core.base.structure`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from qframework.functional import (
 Output = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class Plan:
+class OneStep:
     """One step for a quantizer with a constant width and no zero point.
 
     Attributes:
-        structure: the state of all quantizers' parts that the plan was made for.
+        structure: the state of all quantizers' parts that it was made for.
     """
 
     def __init__(self, quantizer: Any) -> None:
