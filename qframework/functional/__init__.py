@@ -8,6 +8,14 @@ from qframework.functional.fake_quantize import (
 )
 from qframework.functional.integer_range import check_range, max_int, min_int
 from qframework.functional.learned import LearnedScaled, quantize_by_stored
+from qframework.functional.minifloat import (
+    MinifloatFormat,
+    largest_minifloat,
+    minifloat_codes,
+    minifloat_quantize,
+    minifloat_reference,
+    power_below,
+)
 from qframework.functional.scale import statistic_scale, stored_scale
 from qframework.functional.statistics import (
     abs_max,
@@ -36,6 +44,7 @@ from qframework.functional.weight import LargestScaled, quantize_by_largest
 __all__ = [
     "LargestScaled",
     "LearnedScaled",
+    "MinifloatFormat",
     "ROUNDINGS",
     "abs_binary_sign_grad",
     "abs_max",
@@ -50,10 +59,15 @@ __all__ = [
     "fake_quantize_reference",
     "floor_ste",
     "is_fused",
+    "largest_minifloat",
     "max_int",
     "min_int",
+    "minifloat_codes",
+    "minifloat_quantize",
+    "minifloat_reference",
     "order_statistic",
     "order_statistic_if",
+    "power_below",
     "quantize_by_largest",
     "quantize_by_stored",
     "round_ste",
