@@ -9,6 +9,7 @@ With ``m`` mantissa bits and exponent bias ``B``, the numbers around ``v = x / s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,32 @@ class MinifloatFormat(NamedTuple):
 def largest_minifloat(exponent_bits: Any, mantissa_bits: Any, exponent_bias: Any) -> Any:
     """The largest number of a format without reserved codes: ``(2 - 2^-m) * 2^(2^e - 1 - B)``; numbers or tensors."""
     return (2.0 - 2.0 ** (-mantissa_bits)) * 2.0 ** (2.0**exponent_bits - 1 - exponent_bias)
+
+
+def largest_available(
+    exponent_bits: int,
+    mantissa_bits: int,
+    exponent_bias: int,
+    reserved: Sequence[str] = (),
+) -> float:
+    """The largest number of a format whose top exponent has reserved codes.
+
+    Args:
+        exponent_bits: at least 1.
+        mantissa_bits: at least 0.
+        exponent_bias: ``B``.
+        reserved: mantissas, as bits such as ``'111'``, that stand for infinity or NaN at the top exponent.
+
+    Returns:
+        The number of the code below the smallest reserved one.
+    """
+    if not reserved:
+        return float(largest_minifloat(exponent_bits, mantissa_bits, exponent_bias))
+    mantissa = min(int(bits or "0", 2) for bits in reserved) - 1
+    exponent = 2**exponent_bits - 1 - exponent_bias
+    if mantissa < 0:
+        mantissa, exponent = 2**mantissa_bits - 1, exponent - 1
+    return math.ldexp(1 + mantissa / 2**mantissa_bits, exponent)
 
 
 def power_below(x: Tensor) -> Tensor:

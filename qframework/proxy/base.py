@@ -41,6 +41,8 @@ class QuantProxy(CompactModule):
     """
 
     tensor_quant: nn.Module | None
+    #: Whether scales belong to groups of elements.
+    is_groupwise = False
 
     def __init__(
         self,
@@ -205,11 +207,6 @@ class QuantProxy(CompactModule):
             return False
         idle = self.disable_quant or self.tensor_quant is None
         return idle and getattr(self, "activation_impl", None) is None
-
-    @property
-    def is_groupwise(self) -> bool:
-        """Whether scales belong to groups of elements."""
-        return False
 
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""
