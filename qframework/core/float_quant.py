@@ -180,7 +180,7 @@ class FloatQuant(CoreModule):
             rule: Any = self.float_to_int_impl.rule
             masked: Any = clamp.tensor_clamp_impl.masked
             return minifloat_quantize(x, scale, fmt, rule, masked)
-        exponent, mantissa, bias = self.widths()
+        _, mantissa, bias = self.widths()
         return minifloat_reference(
             x,
             scale,

@@ -17,13 +17,23 @@ class OverSubChannelBlockView(Stateless):
     Args:
         group_size: elements of a group.
         group_dim: the axis.
+        group_padding: fill up; else an axis that the groups don't divide is a ValueError.
     """
 
-    def __init__(self, group_size: int, group_dim: int) -> None:
+    def __init__(self, group_size: int, group_dim: int, group_padding: bool = True) -> None:
         super().__init__()
-        self.group_size, self.group_dim = group_size, group_dim
+        self.group_size, self.group_dim, self.padding = group_size, group_dim, group_padding
 
     def forward(self, x: Tensor) -> Tensor:
+        if not -x.dim() <= self.group_dim < x.dim():
+            raise ValueError(
+                f"group_dim={self.group_dim} is no axis of an input of shape {tuple(x.shape)}"
+            )
+        if x.shape[self.group_dim] % self.group_size and not self.padding:
+            raise ValueError(
+                f"group_size={self.group_size} doesn't divide axis {self.group_dim} of an input of shape "
+                f"{tuple(x.shape)}; choose one that does, or group_padding=True"
+            )
         return split_groups(x, self.group_size, self.group_dim)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ class CodebookQuantProxy(QuantProxy):
     def codebook(self) -> Tensor | None:
         """The entries, in increasing order; None when quantization is off."""
         return self.tensor_quant.codebook if self.is_quant_enabled else None  # type: ignore[union-attr, return-value]
+
+    def _format(self, values: Mapping[str, str]) -> str:
+        return f"codebook of {len(self.tensor_quant.entries)}"  # type: ignore[union-attr, arg-type]
 
     def _record(self, output: Any, x: Tensor, source: Any) -> CodebookQuantTensor:
         value, scale, zero_point, codebook = output

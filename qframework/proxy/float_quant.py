@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +46,10 @@ class FloatQuantProxy(QuantProxy):
     def nan_values(self) -> tuple[str, ...] | None:
         """Mantissas that mean NaN at the top exponent; None where there are none."""
         return self._quantizer.float_clamp_impl.nan_values if self.is_quant_enabled else None
+
+    def _format(self, values: Mapping[str, str]) -> str:
+        exponent, mantissa = values["exponent_bit_width"], values["mantissa_bit_width"]
+        return f"{'' if self.is_signed else 'u'}fp{values['bit_width']} e{exponent}m{mantissa}"
 
     def format_fields(self) -> tuple[Any, ...]:
         """Overflow, reserved codes and sign, as a quantized tensor wants them."""

@@ -138,7 +138,7 @@ class FloatQuantTensor(MinifloatRecord):
         return self._pre_round_float_value.round()
 
     def codes(self) -> Tensor:
-        """The codes: sign, exponent and mantissa from the top bit down.
+        """The codes: sign, exponent and mantissa from the top bit down; that of 0 has no sign.
 
         Returns:
             uint8 up to 8 bits, else int32; same shape.
@@ -185,7 +185,7 @@ def codes_of(v: Tensor, q: Any) -> Tensor:
     code = torch.where(v.isinf(), top + _first(q.inf_values), code)
     code = torch.where(v.isnan(), top + _first(q.nan_values), code)
     if q.signed:
-        code = code + torch.signbit(v).long() * 2 ** (exponent_bits + mantissa_bits)
+        code = code + (v < 0).long() * 2 ** (exponent_bits + mantissa_bits)
     bits = exponent_bits + mantissa_bits + int(q.signed)
     return code.to(torch.uint8 if bits <= 8 else torch.int32)
 
