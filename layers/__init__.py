@@ -32,6 +32,7 @@ from qframework.layers.embedding import QuantEmbedding, QuantEmbeddingBag
 from qframework.layers.linear import QuantLinear
 from qframework.layers.norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
 from qframework.layers.pooling import TruncAdaptiveAvgPool2d, TruncAvgPool2d
+from qframework.layers.rnn import QuantGRU, QuantLSTM, QuantRNN
 from qframework.layers.scale_bias import (
     BatchNorm1dToQuantScaleBias,
     BatchNorm2dToQuantScaleBias,
@@ -48,6 +49,9 @@ from qframework.layers.upsample import (
 from qframework.layers.wbiol import QuantWBIOL, QuantWeightBiasInputOutputLayer
 
 __all__ = [
+    "QuantGRU",
+    "QuantLSTM",
+    "QuantRNN",
     "BatchNorm1dToQuantScaleBias",
     "BatchNorm2dToQuantScaleBias",
     "BatchNorm3dToQuantScaleBias",

@@ -1,0 +1,393 @@
+"""Layers that run a cell over a sequence: what those of all kinds share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from qframework.layers.base import QuantLayer
+from qframework.layers.recurrent_parameters import (
+    GateParams,
+    GateWeight,
+    check_prefixes,
+    overrides_for,
+)
+from qframework.layers.recurrent_steps import OutputStep
+from qframework.proxy import ActQuantProxyFromInjector, build_proxy
+from qframework.proxy.base import plain
+from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import QuantTensor
+from qframework.quantizers.none import NoneActQuant
+
+_TORCH_NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
+
+
+class RecurrentDirection(nn.Module):
+    """One layer in one direction: the parameters of its gates and the quantizers of its cell.
+
+    Attributes:
+        gates: names of the gates, in the order of their columns here.
+        torch_gates: in the order of torch's rows.
+    """
+
+    gates: ClassVar[tuple[str, ...]]
+    torch_gates: ClassVar[tuple[str, ...]]
+    io_quant: ActQuantProxyFromInjector
+    cell: nn.Module
+
+    def parameters_of(self, gate: str) -> GateParams:
+        """The parameters of a gate."""
+        return getattr(self, _params(gate))  # type: ignore[no-any-return]
+
+    def _projected(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Products of the input of all steps with the gates' weights, biases added, and the weights of the state.
+
+        Args:
+            x: input of all steps, ``(T, N, features)``, quantized or not.
+        """
+        inputs, hiddens, biases = [], [], []
+        for gate in self.gates:
+            own = self.parameters_of(gate)
+            weight = own.input_weight.quant_weight(x)
+            inputs.append(plain(weight))
+            hiddens.append(plain(own.hidden_weight.quant_weight(x)))
+            if own.bias is not None:
+                biases.append(plain(own.bias_quant(own.bias, x, weight)))
+        bias = torch.cat(biases) if biases else None
+        products = nn.functional.linear(plain(x), torch.cat(inputs), bias)
+        return products, torch.cat(hiddens).t()
+
+    def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Outputs of all steps and the last states.
+
+        Args:
+            x: input of all steps, ``(T, N, features)``, quantized or not.
+            states: the first ones, ``(N, hidden)``, or None for zeros.
+            reverse: from the last step to the first.
+        """
+        raise NotImplementedError
+
+    def _collect(self, output: OutputStep, values: list[Tensor], reverse: bool) -> Any:
+        if reverse:
+            values = values[::-1]
+        return output.wrap(torch.stack(values))
+
+
+def _params(gate: str) -> str:
+    return f"{gate}_gate_params" if gate else "gate_params"
+
+
+class QuantRecurrent(QuantLayer, nn.Module):
+    """Base of the recurrent layers."""
+
+    direction_class: ClassVar[type[RecurrentDirection]]
+    state_names: ClassVar[tuple[str, ...]] = ("hx",)
+    #: prefixes of keywords for all quantizers of a kind
+    kinds: ClassVar[tuple[str, ...]] = ("weight_", "bias_", "io_", "gate_acc_")
+    #: attributes of the cell's quantizers, each with its kind
+    cell_quantizers: ClassVar[Mapping[str, str]]
+    hidden_biases: ClassVar[tuple[str, ...]] = ()
+
+    def _init_recurrent(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        bidirectional: bool,
+        quantizers: dict[str, Any],
+        shared_input_hidden_weights: bool,
+        return_quant_tensor: bool,
+        quantize_output_only: bool,
+        shared: Mapping[str, bool],
+        device: Any,
+        dtype: Any,
+        keywords: dict[str, Any],
+    ) -> None:
+        """Build all layers; the last step of a constructor."""
+        if shared_input_hidden_weights and not bidirectional:
+            raise ValueErrorAsRuntime(
+                f"{type(self).__name__}: shared_input_hidden_weights=True shares the weights for the input between two "
+                "directions; it needs bidirectional=True"
+            )
+        if num_layers < 1 or hidden_size < 1:
+            raise ValueError(f"{num_layers=} and {hidden_size=} must be at least 1")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.use_bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
+        self.return_quant_tensor, self.quantize_output_only = (
+            return_quant_tensor,
+            quantize_output_only,
+        )
+        self._quantizers, self._keywords = quantizers, keywords
+        self._device, self._dtype = device, dtype
+        own = [
+            f"{gate}_gate_{part}_"
+            for gate in self.direction_class.gates
+            if gate
+            for part in ("weight", "bias")
+        ]
+        own += [n.removesuffix("quant") for n in self.cell_quantizers]
+        check_prefixes(self, keywords, (*self.kinds, *own))
+        io_quant = self._act("io_quant", quantizers["io"], "io_")
+        if return_quant_tensor and io_quant.tensor_quant is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: return_quant_tensor=True needs io_quant, the quantizer of input and output"
+            )
+        common: dict[str, Any] = {"io": io_quant}
+        self.layers = nn.ModuleList()
+        for layer in range(num_layers):
+            features = input_size if layer == 0 else hidden_size * (1 + bidirectional)
+            directions = nn.ModuleList()
+            for _ in range(1 + bidirectional):
+                twin = directions[0] if len(directions) and shared_input_hidden_weights else None
+                directions.append(self._direction(features, bias, common, shared, twin))
+            self.layers.append(directions)
+        del self._quantizers, self._keywords, self._device, self._dtype
+
+    def _act(self, attribute: str, quantizer: Any, *prefixes: str) -> Any:
+        """The proxy of an activation."""
+        quantizer = self._keywords.get(attribute, quantizer)
+        like = {"device": self._device, "dtype": self._dtype}
+        overrides = overrides_for(self._keywords, *prefixes)
+        return build_proxy(
+            self,
+            attribute,
+            quantizer,
+            NoneActQuant,
+            overrides,
+            prefixes[-1],
+            ActQuantProxyFromInjector,
+            like,
+        )
+
+    def _direction(
+        self,
+        features: int,
+        bias: bool,
+        common: dict[str, Any],
+        shared: Mapping[str, bool],
+        twin: nn.Module | None,
+    ) -> RecurrentDirection:
+        """One layer in one direction.
+
+        Args:
+            features: of its input.
+            bias: whether gates have one.
+            common: quantizers that all layers share, filled here.
+            shared: which quantizers are shared within a layer (``weight``, ``gate_acc``) or by all (``cell_state``).
+            twin: the other direction, whose weights for the input are taken over.
+        """
+        direction = self.direction_class()
+        direction.io_quant = common["io"]
+        weight_quant = None
+        for gate in direction.gates:
+            prefix = f"{gate}_gate_weight_" if gate else "weight_"
+            quantizer = self._keywords.get(f"{prefix}quant", self._quantizers["weight"])
+            overrides = overrides_for(self._keywords, "weight_", prefix)
+            if weight_quant is not None and shared.get("weight"):
+                quantizer, overrides = weight_quant, {}
+            like = self._device, self._dtype
+            if twin is None:
+                first = GateWeight(features, self.hidden_size, quantizer, overrides, prefix, *like)
+            else:
+                first = twin.parameters_of(gate).input_weight  # type: ignore[operator]
+            quantizer = weight_quant = first.weight_quant
+            overrides = {}
+            if weight_quant.is_groupwise:  # groups are those of one weight
+                quantizer, overrides = weight_quant.quantizer, weight_quant.overrides
+            second = GateWeight(
+                self.hidden_size, self.hidden_size, quantizer, overrides, prefix, *like
+            )
+            prefix = f"{gate}_gate_bias_" if gate else "bias_"
+            params = GateParams(
+                first,
+                second,
+                bias,
+                self._keywords.get(f"{prefix}quant", self._quantizers["bias"]),
+                overrides_for(self._keywords, "bias_", prefix),
+                prefix,
+                gate in self.hidden_biases,
+                self._device,
+                self._dtype,
+            )
+            direction.add_module(_params(gate), params)
+        cell = nn.Module()
+        for name, kind in self.cell_quantizers.items():
+            cell.add_module(name, self._cell_quantizer(name, kind, common, shared, cell))
+        direction.cell = cell
+        return direction
+
+    def _cell_quantizer(
+        self,
+        name: str,
+        kind: str,
+        common: dict[str, Any],
+        shared: Mapping[str, bool],
+        cell: nn.Module,
+    ) -> Any:
+        if kind == "io":
+            return common["io"]
+        if kind in common:
+            return common[kind]
+        if kind == "gate_acc" and shared.get("gate_acc"):
+            for other, its in self.cell_quantizers.items():
+                if its == kind and other in cell._modules:
+                    return cell._modules[other]
+        proxy = self._act(name, self._quantizers[kind], f"{kind}_", name.removesuffix("quant"))
+        if shared.get(kind) and kind != "gate_acc":
+            common[kind] = proxy
+        return proxy
+
+    # ------------------------------------------------------------ running
+
+    def _run(self, x: Any, states: list[Any]) -> tuple[Any, list[list[Any]]]:
+        """Outputs of the last layer and the last states of all layers and directions, a list for each kind of state.
+
+        Args:
+            x: ``(T, N, features)``.
+            states: for each kind None or ``(layers * directions, N, hidden)``.
+        """
+        last: list[list[Any]] = [[] for _ in self.state_names]
+        for i, directions in enumerate(self.layers):
+            outputs = []
+            both: Any = directions
+            for j, direction in enumerate(both):
+                place = i * len(both) + j
+                first = tuple(None if s is None else s[place] for s in states)
+                given = x
+                if i == 0 and not self.quantize_output_only:
+                    given = direction.io_quant(x)
+                out, ends = direction.run(given, first, j == 1)
+                outputs.append(out)
+                for kind, end in zip(last, ends, strict=True):
+                    kind.append(end)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        return x, last
+
+    def _forward(self, x: Any, states: list[Any]) -> tuple[Any, list[list[Any]], bool]:
+        """Outputs and last states, in the layout of the input; whether the input was one sequence without a batch."""
+        if isinstance(x, PackedSequence):
+            raise TypeError(
+                f"{qualified_name(self)}: a PackedSequence has other batch sizes at other steps, which a quantizer's "
+                "statistics would weigh unevenly; pad the sequences (torch.nn.utils.rnn.pad_packed_sequence) and mask "
+                "the result"
+            )
+        if x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"{qualified_name(self)}: needs an input of 2 or 3 axes whose last has input_size={self.input_size} "
+                f"elements, got shape {tuple(x.shape)}"
+            )
+        single = x.dim() == 2
+        if single:
+            x = x.unsqueeze(1)
+            states = [None if s is None else s.unsqueeze(1) for s in states]
+        elif self.batch_first:
+            x = x.transpose(0, 1)
+        count = self.num_layers * (1 + self.bidirectional)
+        for name, state in zip(self.state_names, states, strict=True):
+            wanted = (count, x.shape[1], self.hidden_size)
+            if state is not None and tuple(state.shape) != wanted:
+                raise ValueError(
+                    f"{qualified_name(self)}: {name} has shape {tuple(state.shape)}; needed is {wanted}, (layers times "
+                    "directions, batch, hidden)"
+                )
+        out, last = self._run(x, states)
+        if single:
+            return out.squeeze(1), last, True
+        return out.transpose(0, 1) if self.batch_first else out, last, False
+
+    def _pack_states(self, states: list[Any], single: bool) -> Any:
+        joined = torch.stack([s if self.return_quant_tensor else plain(s) for s in states])
+        return self._pack(joined.squeeze(1) if single else joined)
+
+    def _pack(self, out: Any) -> Any:
+        return out if self.return_quant_tensor and isinstance(out, QuantTensor) else plain(out)
+
+    # ------------------------------------------------------------ torch's weights
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take torch's weights apart: rows of gates, and two biases that are added."""
+        theirs = {k: k[len(prefix) :] for k in state_dict if k.startswith(prefix)}
+        for key, name in theirs.items():
+            match = _TORCH_NAME.fullmatch(name)
+            if match is None:
+                continue
+            kind, which, layer, reverse = match[1], match[2], int(match[3]), bool(match[4])
+            if which == "hr" or layer >= self.num_layers or (reverse and not self.bidirectional):
+                continue  # load_state_dict reports what it doesn't know
+            self._convert(state_dict, prefix, key, kind, which, layer, reverse)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _convert(
+        self,
+        state: dict[str, Any],
+        prefix: str,
+        key: str,
+        kind: str,
+        which: str,
+        layer: int,
+        reverse: bool,
+    ) -> None:
+        direction: Any = self.layers[layer][int(reverse)]  # type: ignore[index]
+        rows, count = state[key], len(direction.torch_gates)
+        if rows.shape[0] != count * self.hidden_size or set(direction.gates) != set(
+            direction.torch_gates
+        ):
+            raise ValueError(
+                f"{qualified_name(self)}: {key} has {rows.shape[0]} rows; the gates of this layer "
+                f"({', '.join(direction.gates)}) of hidden_size={self.hidden_size} can't be made of them"
+            )
+        del state[key]
+        for gate, part in zip(direction.torch_gates, rows.chunk(count), strict=True):
+            place = f"{prefix}layers.{layer}.{int(reverse)}.{_params(gate)}."
+            if kind == "weight":
+                name = "input_weight" if which == "ih" else "hidden_weight"
+                state[f"{place}{name}.weight"] = part
+            elif which == "hh" and gate in self.hidden_biases:
+                state[f"{place}hidden_bias"] = part
+            else:
+                state[f"{place}bias"] = (
+                    part + state[f"{place}bias"] if f"{place}bias" in state else part
+                )
+
+    def extra_repr(self) -> str:
+        """Sizes and settings."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        parts += [f"num_layers={self.num_layers}"] if self.num_layers > 1 else []
+        parts += [
+            f"{n}=True"
+            for n in ("batch_first", "bidirectional", "return_quant_tensor")
+            if getattr(self, n)
+        ]
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        direction: Any = self.layers[0][0]  # type: ignore[index]
+        gate = direction.parameters_of(direction.gates[0])
+        shown = {
+            "weight": gate.input_weight.weight_quant,
+            "bias": gate.bias_quant,
+            "io": direction.io_quant,
+        }
+        shown |= {
+            n.removesuffix("_quant"): p
+            for n, p in direction.cell._modules.items()
+            if n != "output_quant"
+        }
+        lines = [f"{n}: {p.summary()}" for n, p in shown.items() if p.tensor_quant is not None]
+        return "\n  ".join([f"{type(self).__name__}({self.extra_repr()})", *lines])
+
+    def _proxies(self) -> dict[str, Any]:
+        from qframework.proxy import QuantProxy
+
+        return {n: m for n, m in self.named_modules() if isinstance(m, QuantProxy)}
+
+
+class ValueErrorAsRuntime(ValueError, RuntimeError):
+    """A combination of arguments that can't be."""

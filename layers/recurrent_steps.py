@@ -1,0 +1,150 @@
+"""How the activations of a recurrent cell are quantized at each step.
+
+While statistics are collected each step goes through the proxies. Once scales are known they are read once for a
+sequence, and quantizers of neighbouring columns work together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qframework.core.bit_width import BitWidthConst
+from qframework.core.function_wrapper import Identity
+from qframework.core.quant import IntQuant, RescalingIntQuant
+from qframework.core.zero_point import ZeroZeroPoint
+from qframework.functional import fake_quantize
+from qframework.proxy import ActQuantProxyFromInjector
+from qframework.proxy.base import plain
+from qframework.quant_tensor import IntQuantTensor
+
+Step = Callable[[Tensor], Tensor]
+
+
+class Settled(NamedTuple):
+    """A quantizer whose scale no longer looks at what it quantizes."""
+
+    scale: Tensor
+    zero_point: Tensor
+    bit_width: Tensor
+    how: tuple[Any, ...]
+
+
+def settle(proxy: ActQuantProxyFromInjector, like: Tensor) -> Settled | None:
+    """Scale and range of a proxy, None where each step has to go through it."""
+    quantizer: Any = proxy.tensor_quant
+    if type(quantizer) is not RescalingIntQuant or not proxy.is_quant_enabled:
+        return None
+    if proxy._forward_hooks or proxy._forward_pre_hooks or quantizer.observer_only:
+        return None
+    width: Any = quantizer.msb_clamp_bit_width_impl
+    rounds: Any = quantizer.int_quant
+    if type(width) is not BitWidthConst or type(quantizer.zero_point_impl) is not ZeroZeroPoint:
+        return None
+    fixed = rounds.fixed_range(width.initial) if type(rounds) is IntQuant else None
+    if fixed is None or type(rounds.input_view_impl) is not Identity:
+        return None
+    if proxy.training and torch.compiler.is_compiling():
+        return None
+    for part in (quantizer.scaling_impl, quantizer.zero_point_impl):
+        if hasattr(part, "hand_over_if_due"):
+            part.hand_over_if_due()
+    if quantizer.looks_at_input:
+        return None
+    scale, zero_point, bits = quantizer.parameters_for(like)
+    if scale.numel() != 1:
+        return None
+    rule: Any = rounds.float_to_int_impl.rule
+    masked: Any = rounds.tensor_clamp_impl.masked
+    return Settled(scale.reshape(()), zero_point, bits, (*fixed, rule, masked))
+
+
+def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tensor) -> Step:
+    """The function that quantizes columns in chunks of ``size``, one proxy each.
+
+    Args:
+        proxies: one for each chunk.
+        order: in which they see their chunks, where they collect statistics.
+        size: columns of a chunk.
+        like: a tensor on the device of the activations.
+    """
+    if all(p.is_idle for p in proxies):
+        return _unchanged
+    settled = [settle(p, like) for p in proxies]
+    found = [s for s in settled if s is not None]
+    first = found[0] if len(found) == len(proxies) else None
+    if first is None or any(s.how != first.how for s in found):
+        return _through(proxies, order, size)
+    scale, how = first.scale, first.how
+    if any(s.scale is not scale for s in found):
+        scale = torch.stack([s.scale for s in found]).repeat_interleave(size)
+
+    def quantize(x: Tensor) -> Tensor:
+        return fake_quantize(x, scale, None, *how)
+
+    return quantize
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+def _through(proxies: Sequence[Any], order: Sequence[int], size: int) -> Step:
+    if len(proxies) == 1:
+        return lambda x: plain(proxies[0](x))
+
+    def quantize(x: Tensor) -> Tensor:
+        chunks = list(x.split(size, dim=-1))
+        for i in order:
+            chunks[i] = plain(proxies[i](chunks[i]))
+        return torch.cat(chunks, dim=-1)
+
+    return quantize
+
+
+class OutputStep:
+    """The same for a result that is kept with its scale: values of each step, one quantized tensor of all."""
+
+    def __init__(self, proxy: Any, like: Tensor) -> None:
+        self.proxy, self.records = proxy, []  # type: ignore[var-annotated]
+        self.idle = proxy.is_idle
+        self.settled = None if self.idle else settle(proxy, like)
+        self.like = like
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The quantized values."""
+        if self.idle:
+            return x
+        if self.settled is not None:
+            return fake_quantize(x, self.settled.scale, None, *self.settled.how)
+        record = self.proxy(x)
+        self.records.append(record)
+        return plain(record)
+
+    def wrap(self, value: Tensor) -> Any:
+        """Values of several steps as a quantized tensor, where they are quantized."""
+        if self.idle:
+            return value
+        if self.settled is None:
+            last = self.records[-1] if self.records else self.proxy(value)
+            if not hasattr(last, "bit_width"):
+                return value
+            scale = last.scale
+            if self.proxy.training and len(self.records) > 1:
+                scale = torch.stack([r.scale for r in self.records]).mean(0)
+            return last.replace(value=value, scale=scale)
+        found, proxy = self.settled, self.proxy
+        return IntQuantTensor.unchecked(
+            value,
+            found.scale,
+            found.zero_point,
+            found.bit_width,
+            bool(proxy.is_signed),
+            proxy.training,
+            proxy.source,
+            proxy.is_symmetric,
+            proxy.has_zero,
+        )
