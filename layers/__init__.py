@@ -10,6 +10,11 @@ from qframework.layers.activation import (
     QuantSigmoid,
     QuantTanh,
 )
+from qframework.layers.attention import (
+    QuantScaledDotProductAttention,
+    ScaledDotProductAttention,
+)
+from qframework.layers.attention_multihead import QuantMultiheadAttention
 from qframework.layers.conv import QuantConv1d, QuantConv2d
 from qframework.layers.linear import QuantLinear
 from qframework.layers.wbiol import QuantWBIOL, QuantWeightBiasInputOutputLayer
@@ -21,11 +26,14 @@ __all__ = [
     "QuantHardTanh",
     "QuantIdentity",
     "QuantLinear",
+    "QuantMultiheadAttention",
     "QuantNonLinearActLayer",
     "QuantReLU",
+    "QuantScaledDotProductAttention",
     "QuantSigmoid",
     "QuantTanh",
     "QuantWBIOL",
     "QuantWeightBiasInputOutputLayer",
+    "ScaledDotProductAttention",
     "TruncQuantAccumulator",
 ]
