@@ -17,6 +17,7 @@ from qframework.layers.attention import (
 from qframework.layers.attention_multihead import QuantMultiheadAttention
 from qframework.layers.conv import QuantConv1d, QuantConv2d
 from qframework.layers.linear import QuantLinear
+from qframework.layers.transformer import QuantTransformerEncoderLayer
 from qframework.layers.wbiol import QuantWBIOL, QuantWeightBiasInputOutputLayer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "QuantScaledDotProductAttention",
     "QuantSigmoid",
     "QuantTanh",
+    "QuantTransformerEncoderLayer",
     "QuantWBIOL",
     "QuantWeightBiasInputOutputLayer",
     "ScaledDotProductAttention",
