@@ -86,6 +86,7 @@ class MSESubInjectorBase(Injector):
 
     stats_impl = MSE
     stats_reduce_dim = (this << 1).stats_reduce_dim
+    keepdim = (this << 1).keepdim
     mse_iters = (this << 1).mse_iters
     mse_bipolar_search = (this << 1).mse_bipolar_search
 

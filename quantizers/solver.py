@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from qframework.core.function_wrapper import (
     Identity,
@@ -17,8 +18,10 @@ from qframework.core.function_wrapper import (
     TensorClamp,
     TensorClampSte,
 )
+from qframework.core.groups import OverSubChannelBlockView, RuntimeDynamicGroupStatsScaling
 from qframework.core.quant import IntQuant
 from qframework.core.zero_point import ZeroZeroPoint
+from qframework.functional import grouped_shape
 from qframework.inject import Injector, PolicyValueError, this, value
 from qframework.inject import choices as table
 from qframework.inject.enum import (
@@ -38,6 +41,7 @@ from qframework.proxy import (
 )
 
 _CHANNEL, _TENSOR = ScalingPerOutputType.CHANNEL, ScalingPerOutputType.TENSOR
+_GROUP = ScalingPerOutputType.GROUP
 
 
 class QuantSolver(Injector):
@@ -50,7 +54,10 @@ class QuantSolver(Injector):
     scaling_per_output_type = _TENSOR
     int_quant = IntQuant
     zero_point_impl: Any = ZeroZeroPoint
-    input_view_impl = Identity
+
+    @value
+    def input_view_impl(scaling_per_output: Any) -> Any:
+        return OverSubChannelBlockView if scaling_per_output == _GROUP else Identity
 
     @value
     def bit_width_impl(bit_width_impl_type: Any) -> Any:
@@ -85,10 +92,12 @@ class QuantSolver(Injector):
         return table.STATISTIC[scaling_stats_op]
 
     @value
-    def scaling_per_output(scaling_per_output_type: Any) -> Any:
-        if scaling_per_output_type == ScalingPerOutputType.GROUP:
+    def scaling_per_output(scaling_per_output_type: Any, proxy_class: Any) -> Any:
+        groups = proxy_class.is_groupwise or getattr(proxy_class, "takes_groups", False)
+        if scaling_per_output_type == _GROUP and not groups:
             raise PolicyValueError(
-                "scaling_per_output_type='group' needs a group-wise proxy; allowed here: 'tensor', 'channel'"
+                f"scaling_per_output_type='group' needs a proxy for groups, and {proxy_class.__name__} isn't one; "
+                "derive from GroupwiseWeightProxyMixin or its kind, or choose 'tensor' or 'channel'"
             )
         return scaling_per_output_type
 
@@ -98,12 +107,24 @@ class QuantSolver(Injector):
 
     @value
     def stats_reduce_dim(scaling_per_output: Any, scaling_stats_op: Any = None) -> Any:
+        if scaling_per_output == _GROUP:
+            return this.group_stats_reduce_dim
         return 1 if scaling_per_output == _CHANNEL or scaling_stats_op == StatsOp.MAX_AVE else None
+
+    @value
+    def group_stats_reduce_dim(group_dim: Any) -> Any:
+        return group_dim if group_dim < 0 else group_dim + 1
+
+    @value
+    def keepdim(scaling_per_output: Any) -> Any:
+        return scaling_per_output == _GROUP
 
     @value
     def scaling_stats_input_view_shape_impl(
         scaling_per_output: Any, scaling_stats_op: Any = None
     ) -> Any:
+        if scaling_per_output == _GROUP:
+            return OverSubChannelBlockView
         rows = scaling_per_output == _CHANNEL or scaling_stats_op == StatsOp.MAX_AVE
         return OverOutputChannelView if rows else OverTensorView
 
@@ -140,6 +161,8 @@ class ParameterQuantSolver(QuantSolver):
 
     @value
     def scaling_shape(scaling_per_output: Any, scaling_per_output_channel_shape: Any) -> Any:
+        if scaling_per_output == _GROUP:
+            return this.expanded_groupwise_shape
         return scaling_per_output_channel_shape if scaling_per_output == _CHANNEL else ()
 
     @value
@@ -207,6 +230,24 @@ class WeightQuantSolver(ParameterQuantSolver):
         return tuple(shape)
 
     @value
+    def group_dim(output_channel_dim: Any) -> Any:
+        return 1 if output_channel_dim == 0 else 0
+
+    @value
+    def expanded_groupwise_shape(
+        weight_shape: Any, group_size: Any, group_dim: Any, group_padding: Any = True
+    ) -> Any:
+        length = weight_shape[group_dim]
+        if length % group_size and not group_padding:
+            raise PolicyValueError(
+                f"group_size={group_size} doesn't divide the {length} elements along axis {group_dim}; choose one that "
+                "does, or group_padding=True"
+            )
+        shape = list(grouped_shape(weight_shape, group_size, group_dim))
+        shape[group_dim % len(weight_shape) + 1] = 1
+        return tuple(shape)
+
+    @value
     def permute_dims(weight_ndims: Any, output_channel_dim: Any) -> Any:
         if output_channel_dim == 0:
             return None
@@ -270,6 +311,15 @@ class ActQuantSolver(QuantSolver):
 
     @value
     def scaling_impl(scaling_impl_type: Any, proxy_class: Any, scaling_per_output: Any) -> Any:
+        if scaling_per_output == _GROUP:
+            if scaling_impl_type != ScalingImplType.STATS or not getattr(
+                proxy_class, "is_dynamic", False
+            ):
+                raise PolicyValueError(
+                    "the groups of an activation have scales of their own for each input: scaling_impl_type='stats' "
+                    f"and a dynamic proxy; got {str(scaling_impl_type)!r} and {proxy_class.__name__}"
+                )
+            return RuntimeDynamicGroupStatsScaling
         if getattr(proxy_class, "is_dynamic", False):
             if scaling_per_output == _CHANNEL:
                 raise PolicyValueError(
@@ -307,6 +357,17 @@ class ActQuantSolver(QuantSolver):
                 "the order of axes that brings the channels first: (1, 0, 2, 3) for images"
             )
         return scaling_stats_permute_dims
+
+    @value
+    def group_dim(module: Any) -> Any:
+        if isinstance(module, nn.Linear):
+            return -1
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return 1
+        raise PolicyValueError(
+            f"group_dim has to be given: which axis of the input of a {type(module).__name__} is split into groups; "
+            "-1 for features that come last, 1 for the channels of images"
+        )
 
     @value
     def min_val(signed: Any) -> Any:

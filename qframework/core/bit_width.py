@@ -13,13 +13,13 @@ from qframework.core.restrict_val import IntRestrictValue, RestrictValue
 from qframework.functional import abs_binary_sign_grad, scalar_clamp_ste
 
 
-def _whole(bit_width: int) -> int:
+def _whole(bit_width: int, least: int = 1) -> int:
     if isinstance(bit_width, bool) or not isinstance(bit_width, int):
         raise TypeError(
             f"bit_width must be an int, got {bit_width!r} of type {type(bit_width).__name__}"
         )
-    if not bit_width >= 1:
-        raise ValueError(f"bit_width must be at least 1, got {bit_width}")
+    if not bit_width >= least:
+        raise ValueError(f"bit_width must be at least {least}, got {bit_width}")
     return bit_width
 
 
@@ -32,12 +32,13 @@ class BitWidthConst(CoreModule):
     """
 
     bit_width: Tensor
+    least = 1
 
     def __init__(
         self, bit_width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        self.initial = _whole(bit_width)
+        self.initial = _whole(bit_width, self.least)
         self.register_constant("bit_width", float(bit_width), dtype, device)
 
     def forward(self) -> Tensor:

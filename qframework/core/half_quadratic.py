@@ -35,12 +35,19 @@ class HalfQuadratic(Statistic):
         kappa: factor on it per step, above 0.
         norm: p of the norm that outliers are measured by, above 0 and at most 1.
         iterations: at most so many steps.
+        keepdim: keep the axis with length 1.
     """
 
     def __init__(
-        self, stats_reduce_dim: int | None, beta: float, kappa: float, norm: float, iterations: int
+        self,
+        stats_reduce_dim: int | None,
+        beta: float,
+        kappa: float,
+        norm: float,
+        iterations: int,
+        keepdim: bool = False,
     ) -> None:
-        super().__init__(stats_reduce_dim)
+        super().__init__(stats_reduce_dim, keepdim)
         if not (beta > 0 and kappa > 0 and 0 < norm <= 1 and iterations >= 1):
             raise ValueError(
                 f"beta={beta!r} and kappa={kappa!r} must be > 0, the norm {norm!r} above 0 and at most 1, "
@@ -96,7 +103,7 @@ class HalfQuadraticOptimizerScale(HalfQuadratic):
         hqo_scale_trial: quantizes by a candidate.
         hqo_init_op_scale: statistic to start from.
         stats_reduce_dim: axis of a row, None for all values.
-        hqo_beta_scale, hqo_kappa_scale, hqo_lp_norm_scale, hqo_iters_scale: see :class:`HalfQuadratic`.
+        hqo_beta_scale, hqo_kappa_scale, hqo_lp_norm_scale, hqo_iters_scale, keepdim: see :class:`HalfQuadratic`.
     """
 
     def __init__(
@@ -108,9 +115,15 @@ class HalfQuadraticOptimizerScale(HalfQuadratic):
         hqo_kappa_scale: float = 1.01,
         hqo_lp_norm_scale: float = 0.7,
         hqo_iters_scale: int = 1000,
+        keepdim: bool = False,
     ) -> None:
         super().__init__(
-            stats_reduce_dim, hqo_beta_scale, hqo_kappa_scale, hqo_lp_norm_scale, hqo_iters_scale
+            stats_reduce_dim,
+            hqo_beta_scale,
+            hqo_kappa_scale,
+            hqo_lp_norm_scale,
+            hqo_iters_scale,
+            keepdim,
         )
         self.trial, self.start = hqo_scale_trial, hqo_init_op_scale
 
@@ -130,7 +143,7 @@ class HalfQuadraticOptimizerScale(HalfQuadratic):
             if self.stats_reduce_dim is None:
                 middle = ratio.nanmedian()
             else:
-                middle = ratio.nanmedian(self.stats_reduce_dim).values
+                middle = ratio.nanmedian(self.stats_reduce_dim, self.keepdim).values
             return error.abs().mean(), middle * threshold
 
         return self._descend(x, self.start(x), step)
@@ -143,7 +156,7 @@ class HalfQuadraticOptimizerZeroPoint(HalfQuadratic):
         hqo_zero_point_trial: quantizes by a candidate.
         hqo_init_op_zp: statistic to start from.
         stats_reduce_dim: axis of a row, None for all values.
-        hqo_beta_zp, hqo_kappa_zp, hqo_lp_norm_zp, hqo_iters_zp: see :class:`HalfQuadratic`.
+        hqo_beta_zp, hqo_kappa_zp, hqo_lp_norm_zp, hqo_iters_zp, keepdim: see :class:`HalfQuadratic`.
     """
 
     def __init__(
@@ -155,8 +168,11 @@ class HalfQuadraticOptimizerZeroPoint(HalfQuadratic):
         hqo_kappa_zp: float = 1.01,
         hqo_lp_norm_zp: float = 0.5,
         hqo_iters_zp: int = 1000,
+        keepdim: bool = False,
     ) -> None:
-        super().__init__(stats_reduce_dim, hqo_beta_zp, hqo_kappa_zp, hqo_lp_norm_zp, hqo_iters_zp)
+        super().__init__(
+            stats_reduce_dim, hqo_beta_zp, hqo_kappa_zp, hqo_lp_norm_zp, hqo_iters_zp, keepdim
+        )
         self.trial, self.start = hqo_zero_point_trial, hqo_init_op_zp
 
     @torch.no_grad()

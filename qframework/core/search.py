@@ -22,7 +22,9 @@ Context = tuple[Tensor, ...]
 
 
 def beside(statistic: Tensor, viewed: Tensor) -> Tensor:
-    """A number per row as a column that broadcasts to the rows; one number as it is."""
+    """A number per row as a column that broadcasts to the rows; one number, or one of all axes, as it is."""
+    if statistic.dim() == viewed.dim():
+        return statistic
     if statistic.numel() == 1:
         return statistic.reshape(())
     return statistic.reshape(-1, *[1] * (viewed.dim() - 1))
@@ -191,6 +193,7 @@ class MSE(Statistic):
         stats_reduce_dim: axis of the errors' sum, None for all.
         mse_iters: number of candidates, at least 2.
         mse_bipolar_search: half of the candidates of the other sign.
+        keepdim: keep that axis with length 1.
     """
 
     def __init__(
@@ -200,8 +203,9 @@ class MSE(Statistic):
         stats_reduce_dim: int | None = None,
         mse_iters: int = 20,
         mse_bipolar_search: bool = False,
+        keepdim: bool = False,
     ) -> None:
-        super().__init__(stats_reduce_dim)
+        super().__init__(stats_reduce_dim, keepdim)
         if mse_iters < (4 if mse_bipolar_search else 2):
             least = "4 with mse_bipolar_search" if mse_bipolar_search else "2"
             raise ValueError(f"mse_iters={mse_iters!r} must be at least {least}: both ends")
@@ -223,7 +227,9 @@ class MSE(Statistic):
         for candidate in grid(start, self.mse_iters, self.mse_bipolar_search):
             error = (quantized(candidate) - x).square()
             loss = (
-                error.sum() if self.stats_reduce_dim is None else error.sum(self.stats_reduce_dim)
+                error.sum()
+                if self.stats_reduce_dim is None
+                else error.sum(self.stats_reduce_dim, self.keepdim)
             )
             better = loss < least
             best, least = torch.where(better, candidate, best), torch.where(better, loss, least)

@@ -1,13 +1,24 @@
 """Pure tensor functions: straight-through rounding and clamping, integer ranges, fused kernels."""
 
 from qframework.functional.autograd import is_fused
+from qframework.functional.codebook import codebook_quantize, codebook_reference
 from qframework.functional.fake_quantize import (
     can_rectify,
     fake_quantize,
     fake_quantize_reference,
 )
+from qframework.functional.groups import grouped_shape, join_groups, split_groups
 from qframework.functional.integer_range import check_range, max_int, min_int
 from qframework.functional.learned import LearnedScaled, quantize_by_stored
+from qframework.functional.minifloat import (
+    MinifloatFormat,
+    largest_available,
+    largest_minifloat,
+    minifloat_codes,
+    minifloat_quantize,
+    minifloat_reference,
+    power_below,
+)
 from qframework.functional.scale import statistic_scale, stored_scale
 from qframework.functional.statistics import (
     abs_max,
@@ -36,6 +47,7 @@ from qframework.functional.weight import LargestScaled, quantize_by_largest
 __all__ = [
     "LargestScaled",
     "LearnedScaled",
+    "MinifloatFormat",
     "ROUNDINGS",
     "abs_binary_sign_grad",
     "abs_max",
@@ -45,21 +57,32 @@ __all__ = [
     "can_rectify",
     "ceil_ste",
     "check_range",
+    "codebook_quantize",
+    "codebook_reference",
     "dpu_round_ste",
     "fake_quantize",
     "fake_quantize_reference",
     "floor_ste",
+    "grouped_shape",
     "is_fused",
+    "join_groups",
+    "largest_available",
+    "largest_minifloat",
     "max_int",
     "min_int",
+    "minifloat_codes",
+    "minifloat_quantize",
+    "minifloat_reference",
     "order_statistic",
     "order_statistic_if",
+    "power_below",
     "quantize_by_largest",
     "quantize_by_stored",
     "round_ste",
     "round_to_zero_ste",
     "scalar_clamp_min_ste",
     "scalar_clamp_ste",
+    "split_groups",
     "statistic_scale",
     "stored_scale",
     "tensor_clamp",

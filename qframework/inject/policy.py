@@ -71,6 +71,7 @@ Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
 Norm = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
+Codes = Annotated[tuple[Annotated[str, Field(pattern="^[01]*$")], ...], Field(min_length=1)]
 Shape = Annotated[tuple[int, ...], BeforeValidator(_axes)]
 
 
@@ -209,6 +210,45 @@ class Policy(BaseModel):
     threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
     )
+    exponent_bit_width: Annotated[int, Field(strict=True, ge=1, le=8)] = Field(
+        description="Bits of a minifloat's exponent, 1 to 8; the initial width where it is learned."
+    )
+    mantissa_bit_width: Annotated[int, Field(strict=True, ge=0, le=23)] = Field(
+        description="Bits of a minifloat's mantissa, 0 to 23; the initial width where it is learned."
+    )
+    exponent_bias: Annotated[int, Field(strict=True)] = Field(
+        description="A minifloat's smallest normal number is 2^(1 - bias); that of IEEE 754 unless bound."
+    )
+    exponent_bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
+        BitWidthImplType.CONST, description="Whether the exponent's width is fixed or learned."
+    )
+    mantissa_bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
+        BitWidthImplType.CONST, description="Whether the mantissa's width is fixed or learned."
+    )
+    saturating: Flag = Field(
+        True, description="Minifloats that are too large become the largest; else infinity or NaN."
+    )
+    inf_values: Codes | None = Field(
+        None, description="Mantissas that mean infinity at the top exponent, as bits: ('00',)."
+    )
+    nan_values: Codes | None = Field(
+        None, description="Mantissas that mean NaN at the top exponent, as bits: ('111',)."
+    )
+    max_available_float: Positive | None = Field(
+        None, description="Largest minifloat; that below the reserved codes unless bound."
+    )
+    group_size: Count = Field(description="Elements that share a scale, with granularity 'group'.")
+    group_dim: Annotated[int, Field(strict=True)] = Field(
+        description="Axis that is split into groups; the input features of a weight unless bound."
+    )
+    group_padding: Flag = Field(
+        True,
+        description="Fill up the last group with zeros where the axis is no multiple of a group.",
+    )
+    codebook: Annotated[tuple[float, ...], Field(min_length=2)] = Field(
+        description="Entries of a codebook, two or more, in any order."
+    )
+    apot_base_bits: Count = Field(2, description="Bits of each term of an additive power of two.")
     learned_round_impl_type: Annotated[LearnedRoundImplType, _choice(LearnedRoundImplType)] = Field(
         LearnedRoundImplType.HARD_SIGMOID, description="Parametrization of learned rounding."
     )
@@ -263,6 +303,13 @@ SLOTS = {
     "stats_reduce_dim": "axis of the statistic",
     "act_impl": "activation function in front of the quantizer",
     "passthrough_act": "whether it keeps a quantized input on its grid",
+    "exponent_bit_width_impl": "bits of a minifloat's exponent",
+    "mantissa_bit_width_impl": "bits of a minifloat's mantissa",
+    "exponent_bias_impl": "a minifloat's bias",
+    "compute_max_mantissa": "the largest significand of a width",
+    "float_scaling_impl": "the largest number of a format, threshold of its scale",
+    "float_clamp_impl": "what becomes of numbers beyond it",
+    "keepdim": "whether a statistic keeps its axis",
     "learned_round_impl": "parametrization of learned rounding",
     "learned_round_init": "its initial value",
 }

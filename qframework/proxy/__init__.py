@@ -2,11 +2,26 @@
 
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.build import build_proxy
+from qframework.proxy.codebook_quant import (
+    ActCodebookQuantProxyFromInjector,
+    WeightCodebookQuantProxyFromInjector,
+)
 from qframework.proxy.decoupled_quant import (
     DecoupledWeightQuantProxyFromInjector,
     DecoupledWeightQuantWithInputProxyFromInjector,
 )
 from qframework.proxy.dynamic_quant import DynamicActQuantProxyFromInjector
+from qframework.proxy.float_quant import (
+    ActFloatQuantProxyFromInjector,
+    DynamicActFloatQuantProxyFromInjector,
+    WeightFloatQuantProxyFromInjector,
+)
+from qframework.proxy.groupwise_quant import (
+    GroupwiseActFloatQuantProxyFromInjector,
+    GroupwiseActQuantProxyFromInjector,
+    GroupwiseWeightFloatQuantProxyFromInjector,
+    GroupwiseWeightQuantProxyFromInjector,
+)
 from qframework.proxy.parameter_quant import (
     BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
@@ -16,14 +31,23 @@ from qframework.proxy.runtime_quant import ActQuantProxyFromInjector
 from qframework.proxy.trunc_quant import TruncQuantProxyFromInjector
 
 __all__ = [
+    "ActCodebookQuantProxyFromInjector",
+    "ActFloatQuantProxyFromInjector",
     "ActQuantProxyFromInjector",
     "BiasQuantProxyFromInjector",
     "DecoupledWeightQuantProxyFromInjector",
     "DecoupledWeightQuantWithInputProxyFromInjector",
+    "DynamicActFloatQuantProxyFromInjector",
     "DynamicActQuantProxyFromInjector",
+    "GroupwiseActFloatQuantProxyFromInjector",
+    "GroupwiseActQuantProxyFromInjector",
+    "GroupwiseWeightFloatQuantProxyFromInjector",
+    "GroupwiseWeightQuantProxyFromInjector",
     "ParameterQuantProxyFromInjector",
     "QuantProxy",
     "TruncQuantProxyFromInjector",
+    "WeightCodebookQuantProxyFromInjector",
+    "WeightFloatQuantProxyFromInjector",
     "WeightQuantProxyFromInjector",
     "build_proxy",
 ]

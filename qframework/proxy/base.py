@@ -41,6 +41,8 @@ class QuantProxy(CompactModule):
     """
 
     tensor_quant: nn.Module | None
+    #: Whether scales belong to groups of elements.
+    is_groupwise = False
 
     def __init__(
         self,
@@ -206,11 +208,6 @@ class QuantProxy(CompactModule):
         idle = self.disable_quant or self.tensor_quant is None
         return idle and getattr(self, "activation_impl", None) is None
 
-    @property
-    def is_groupwise(self) -> bool:
-        """Whether scales belong to groups of elements."""
-        return False
-
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""
 
@@ -232,20 +229,17 @@ class QuantProxy(CompactModule):
         if self.tensor_quant is None:
             return "float"
         values = {row.name: row.value for row in self._rows}
-        signed = "" if self.is_signed else "u"
-        kind = _choice(values, "quant_type") or "int"
-        bits = values.get("bit_width", "?")
         learned = ", learned width" if _choice(values, "bit_width_impl_type") == "parameter" else ""
-        head = f"{signed}{kind}{bits}" if kind == "int" else kind
-        if self.is_narrow_range and kind == "int":
-            head += " narrow"
+        head = self._format(values)
         if not self.is_symmetric:
             head += ", zero point"
         parts = [head + learned]
-        if "scaling_per_output_type" in values:
-            parts.append(f"per {_choice(values, 'scaling_per_output_type')}")
+        by_product = getattr(self, "requires_input_scale", False)
+        if "scaling_per_output_type" in values and not by_product:
+            size = f" of {values['group_size']}" if self.is_groupwise else ""
+            parts.append(f"per {_choice(values, 'scaling_per_output_type')}{size}")
         scaling = _choice(values, "scaling_impl_type")
-        if getattr(self, "requires_input_scale", False):
+        if by_product:
             parts.append("input scale x weight scale")
         elif scaling:
             stat = _choice(values, "scaling_stats_op")
@@ -258,6 +252,14 @@ class QuantProxy(CompactModule):
         if self.disable_quant:
             parts.append("disabled")
         return ", ".join(parts)
+
+    def _format(self, values: Mapping[str, str]) -> str:
+        """The number format, from the resolved names."""
+        kind = _choice(values, "quant_type") or "int"
+        if kind != "int":
+            return kind
+        narrow = " narrow" if self.is_narrow_range else ""
+        return f"{'' if self.is_signed else 'u'}int{values.get('bit_width', '?')}{narrow}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary()})"

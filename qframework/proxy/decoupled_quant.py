@@ -26,7 +26,7 @@ class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
         """
         if self.tensor_quant is None or self.disable_quant:
             return x
-        return self._wrap(self.tensor_quant(x, *self._of_input(quant_input))[:4], self.source)
+        return self._wrap(self.tensor_quant(x, *self._of_input(quant_input))[:4], self.source, x)
 
     def _of_input(self, quant_input: Any) -> tuple[Any, ...]:
         return ()

@@ -113,7 +113,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
             or torch.compiler.is_compiling()
             or transforms_active()
         ):
-            return self._wrap(quantizer(parameter, *scales), source)
+            return self._wrap(self._outputs(parameter, *scales), source, parameter)
         known = self._memory.recall(id(parameter), self.training, parameter, *scales)
         if known is not None:
             return known
@@ -135,16 +135,16 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         memory = self._memory
         grows = torch.is_grad_enabled()
         if grows and not scales and memory.replays and memory.is_repeatable(quantizer, training):
-            output = self._replayed(quantizer, parameter)
+            output = self._replayed(parameter)
         else:
-            output = quantizer(parameter, *scales)
+            output = self._outputs(parameter, *scales)
             grows = any(t.requires_grad for t in output)
             if grows and not can_run_again(output):
                 if scales or not memory.is_repeatable(quantizer, training):
-                    return self._wrap(output, source)
+                    return self._wrap(output, source, parameter)
                 memory.replays = True
-                output = self._replayed(quantizer, parameter)
-        result = self._wrap(output, source)
+                output = self._replayed(parameter)
+        result = self._wrap(output, source, parameter)
         layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
         inputs = (parameter, *scales)
         self._memory.keep(id(parameter), quantizer, training, layers, result, output, *inputs)
@@ -155,10 +155,14 @@ class ParameterQuantProxyFromInjector(QuantProxy):
                     tensor.register_hook(self._forget)
         return result
 
-    def _replayed(self, quantizer: Any, parameter: Tensor) -> Any:
+    def _outputs(self, parameter: Tensor, *scales: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that the quantizer computes."""
+        return self.tensor_quant(parameter, *scales)  # type: ignore[misc, no-any-return]
+
+    def _replayed(self, parameter: Tensor) -> Any:
         """What the quantizer gives, with a graph that can be used again."""
         needed = [p for p in self._all_parameters() if p.requires_grad]
-        return apply(Replay, lambda: quantizer(parameter), *needed)
+        return apply(Replay, lambda: self._outputs(parameter), *needed)
 
     def _forget(self, grad: Tensor) -> None:
         self._memory.clear()
@@ -167,7 +171,8 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         found = [p for p in self.tracked_parameter_list if p is not None]
         return found if self.tensor_quant is None else [*found, *self.tensor_quant.parameters()]
 
-    def _wrap(self, output: Any, source: Any) -> IntQuantTensor:
+    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+        """The quantized tensor for what :meth:`_outputs` gave for a parameter."""
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
             value,
@@ -281,7 +286,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             scale = scale.reshape(())
         quantizer: Any = self.tensor_quant
         output = quantizer(bias, scale)
-        result = self._wrap(output, source)
+        result = self._wrap(output, source, bias)
         if keeps:
             self._memory.keep(id(bias), quantizer, self.training, (), result, output[:1], *inputs)
         return result

@@ -83,18 +83,23 @@ class ActQuantProxyFromInjector(QuantProxy):
             kept = self._kept_scales(quantizer, x)
         if kept is not None:
             scale, zero_point, bit_width, step = kept
-            value = step(x, rectify)
+            output = step(x, rectify), scale, zero_point, bit_width
         elif rectify:
-            value, scale, zero_point, bit_width = quantizer(x, True)
+            output = quantizer(x, True)
         else:
-            value, scale, zero_point, bit_width = quantizer(x)
+            output = quantizer(x)
+        return self._wrap(output, x)
+
+    def _wrap(self, output: Any, x: Tensor) -> Any:
+        """The quantized tensor for what the quantizer gave for ``x``."""
+        value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
             value,
             scale,
             zero_point,
             bit_width,
             bool(self.is_signed),
-            training,
+            self.training,
             self.source,
             self.is_symmetric,
             self.has_zero,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if not args and "input" in kwargs:
         kwargs = dict(kwargs)
         args = (kwargs.pop("input"),)
-    found = RULES.get(function)
+    found = _rules_for(args, kwargs).get(function)
     if found is not None:
         result = found(*args, **kwargs)
         if result is not NotImplemented:
@@ -43,6 +43,16 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     if kwargs.get("inplace"):
         kwargs = {**kwargs, "inplace": False}
     return function(*unpack(args), **unpack(kwargs))
+
+
+def _rules_for(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Any, Any]:
+    """The rules of the format that has the fewest."""
+    rules: Mapping[Any, Any] = RULES
+    for a in (*args, *kwargs.values()):
+        for q in a if isinstance(a, (tuple, list)) else (a,):
+            if isinstance(q, QuantTensor) and q.rules is not None:
+                rules = q.rules
+    return rules
 
 
 class InPlaceError(TypeError, AttributeError):
@@ -67,6 +77,8 @@ class QuantTensor:
     """
 
     value: Tensor
+    #: From torch functions to their rules, where these aren't all that there are; other functions decay.
+    rules: ClassVar[Mapping[Any, Any] | None] = None
 
     @classmethod
     def __torch_function__(

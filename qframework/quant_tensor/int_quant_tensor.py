@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from qframework.functional import max_int, min_int
 from qframework.quant_tensor import algebra
-from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.record import Record, fill, register
 from qframework.quant_tensor.source import can_read, scale_only
 from qframework.quant_tensor.validation import as_tensor, check_fields, check_names
 
-_TENSORS = ("value", "scale", "zero_point", "bit_width")
-_STATIC = ("signed", "training", "source", "symmetric", "has_zero")
-_TOLERANCE = {torch.float64: 0.1, torch.float32: 0.2, torch.float16: 0.5, torch.bfloat16: 0.5}
+#: How far from an integer a value may be, by its dtype.
+TOLERANCE = {torch.float64: 0.1, torch.float32: 0.2, torch.float16: 0.5, torch.bfloat16: 0.5}
 
 
-class IntQuantTensor(QuantTensor):
+class IntQuantTensor(Record):
     """A tensor of integers ``q`` in dequantized form: ``value = (q - zero_point) * scale``.
 
     Args:
@@ -40,14 +36,10 @@ class IntQuantTensor(QuantTensor):
         ValueError: a scale that isn't positive and finite, less than one bit, a shape that doesn't broadcast.
     """
 
-    scale: Tensor
-    zero_point: Tensor
+    tensor_names = ("value", "scale", "zero_point", "bit_width")
+    static_names = ("signed", "training", "source", "symmetric", "has_zero")
+
     bit_width: Tensor
-    signed: bool
-    training: bool
-    source: Any
-    symmetric: bool
-    has_zero: bool
 
     def __init__(
         self,
@@ -65,7 +57,7 @@ class IntQuantTensor(QuantTensor):
         known_symmetric, known_zero = _look_at(zero_point)
         symmetric = known_symmetric if symmetric is None else symmetric
         has_zero = (symmetric or known_zero) if has_zero is None else has_zero
-        _fill(self, (*fields, source, symmetric, has_zero))
+        fill(self, (*fields, source, symmetric, has_zero))
 
     @classmethod
     def unchecked(
@@ -83,7 +75,7 @@ class IntQuantTensor(QuantTensor):
         """Make one without any check, for layers and rules; arguments as for the class, all tensors."""
         self = object.__new__(cls)
         fields = (value, scale, zero_point, bit_width, signed, training, source, symmetric)
-        _fill(self, (*fields, symmetric or has_zero))
+        fill(self, (*fields, symmetric or has_zero))
         return self
 
     # ------------------------------------------------------------ the record
@@ -96,9 +88,9 @@ class IntQuantTensor(QuantTensor):
         Raises:
             TypeError: an unknown field, or one that is neither a number nor a tensor.
         """
-        check_names(changes, _TENSORS + _STATIC)
+        check_names(changes, self.tensor_names + self.static_names)
         fields = dict(changes)
-        for name in _TENSORS[1:]:
+        for name in self.tensor_names[1:]:
             if name in changes:
                 fields[name] = as_tensor(name, changes[name], changes.get("value", self.value))
         if "scale" in changes:
@@ -111,50 +103,6 @@ class IntQuantTensor(QuantTensor):
             if name in changes:
                 fields[name] = changes[name]
         return self.replace(**fields)
-
-    def replace(self, **changes: Any) -> IntQuantTensor:
-        """The same tensor with exactly these fields replaced, for rules: nothing is checked or looked up."""
-        out = object.__new__(type(self))
-        fields = [changes[n] if n in changes else getattr(self, n) for n in _TENSORS + _STATIC]
-        _fill(out, tuple(fields))
-        return out
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": None}  # known by identity, it means nothing elsewhere
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> IntQuantTensor:
-        out = object.__new__(type(self))
-        memo[id(self)] = out
-        _fill(out, tuple(copy.deepcopy(getattr(self, n), memo) for n in _TENSORS + _STATIC))
-        return out
-
-    def detach_(self) -> IntQuantTensor:
-        """Cut value and metadata off the graph, in this record; tensors that others hold, such as parameters, stay."""
-        _fill(self, tuple(getattr(self.detach(), n) for n in _TENSORS + _STATIC))
-        return self
-
-    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> IntQuantTensor:
-        """The same tensor with ``function`` applied to value, scale, zero point and bit width."""
-        return self.replace(**{n: function(getattr(self, n)) for n in _TENSORS})
-
-    @property
-    def device(self) -> torch.device:
-        """Device of all parts.
-
-        Raises:
-            RuntimeError: they are on different devices.
-        """
-        devices = {n: getattr(self, n).device for n in _TENSORS}
-        if len(set(devices.values())) > 1:
-            where = ", ".join(f"{n} on {d}" for n, d in devices.items())
-            raise RuntimeError(
-                f"the parts of this IntQuantTensor are on different devices: {where}; use q.to(device)"
-            )
-        return self.value.device
-
-    def __repr__(self) -> str:
-        parts = [f"{n}={getattr(self, n)!r}" for n in (*_TENSORS, "signed", "training")]
-        return f"IntQuantTensor({', '.join(parts)})"
 
     # ------------------------------------------------------------ integers
 
@@ -176,7 +124,7 @@ class IntQuantTensor(QuantTensor):
         with torch.no_grad():
             exact = self._pre_round_int_value
             rounded = exact.round()
-            tolerance = _TOLERANCE.get(self.value.dtype, 0.2)
+            tolerance = TOLERANCE.get(self.value.dtype, 0.2)
             if not bool(((exact - rounded).abs() < tolerance).all()):
                 return False
             if float(self.bit_width) < 2:
@@ -253,11 +201,6 @@ class IntQuantTensor(QuantTensor):
         return algebra.divide(other, self)
 
 
-def _fill(self: IntQuantTensor, fields: tuple[Any, ...]) -> None:
-    for name, content in zip(_TENSORS + _STATIC, fields, strict=True):
-        object.__setattr__(self, name, content)
-
-
 def _look_at(zero_point: Any) -> tuple[bool, bool]:
     """Whether a zero point is 0, and whether it is an integer, as far as it can be known."""
     if isinstance(zero_point, Tensor):
@@ -268,33 +211,4 @@ def _look_at(zero_point: Any) -> tuple[bool, bool]:
     return zero_point == 0, zero_point == round(zero_point)
 
 
-def _flatten(q: IntQuantTensor) -> tuple[list[Tensor], tuple[Any, ...]]:
-    return [getattr(q, n) for n in _TENSORS], tuple(getattr(q, n) for n in _STATIC)
-
-
-def _flatten_with_keys(q: IntQuantTensor) -> Any:
-    tensors, context = _flatten(q)
-    return [(pytree.GetAttrKey(n), t) for n, t in zip(_TENSORS, tensors, strict=True)], context
-
-
-def _to_dumpable(context: tuple[Any, ...]) -> Any:
-    signed, training, _, symmetric, has_zero = context
-    return [signed, training, None, symmetric, has_zero]  # a source is an object of this process
-
-
-def _unflatten(tensors: Any, context: tuple[Any, ...]) -> IntQuantTensor:
-    out = object.__new__(IntQuantTensor)
-    _fill(out, (*tensors, *context))
-    return out
-
-
-pytree.register_pytree_node(
-    IntQuantTensor,
-    _flatten,
-    _unflatten,
-    serialized_type_name="qframework.IntQuantTensor",
-    flatten_with_keys_fn=_flatten_with_keys,
-    to_dumpable_context=_to_dumpable,
-    from_dumpable_context=tuple,
-)
-torch.serialization.add_safe_globals([IntQuantTensor])
+register(IntQuantTensor)

@@ -163,5 +163,8 @@ def test_accumulator_aware_layers_compile_and_export(name) -> None:
     layer = QuantLinear(8, 4, weight_quant=getattr(q, name), input_quant=q.Uint8ActPerTensorFloat)
     x = torch.rand(2, 8)
     layer(x), layer.eval()
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True)(x), layer(x))
-    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+    # The largest weight of a channel lies on an integer, where the order in which a norm is summed up decides
+    # between it and the next one towards zero.
+    room = 2 * layer.weight_quant.scale().max().item()
+    for other in (torch.compile(layer, fullgraph=True), torch.export.export(layer, (x,)).module()):
+        torch.testing.assert_close(other(x), layer(x), rtol=1e-5, atol=room)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from qframework import quantizers
@@ -11,17 +14,26 @@ from qframework.inject.resolver import Resolver
 from qframework.quantizers import Int8WeightPerTensorFloat, QuantSolver
 from qframework.testing import QuantizerContract
 
-RANGE = {"min_val": -2.0, "max_val": 2.0}
-KEYWORDS = {
-    "IntBias": {"bit_width": 8},
-    "Int8ActPerTensorFloatMinMaxInit": RANGE,
-    "Int8ActPerTensorFixedPointMinMaxInit": RANGE,
-    "Uint8ActPerTensorFloatMaxInit": {"max_val": 2.0},
-    "Uint8ActPerTensorFixedPointMaxInit": {"max_val": 2.0},
-}
-SHAPES = {"BatchQuant1d": (4, 16, 16), "BatchQuant2d": (4, 3, 4, 16)}
+sys.path.insert(0, str(Path(__file__).parent))
+from required import keywords_of, shape_of
+
 #: Compiled and exported here; the others are where they are tested.
-SLOW = {"Int8WeightPerTensorFloat", "Uint8ActPerTensorLSQ", "TruncTo8bit", "Int8Bias"}
+SLOW = {
+    "Int8WeightPerTensorFloat",
+    "Uint8ActPerTensorLSQ",
+    "TruncTo8bit",
+    "Int8Bias",
+    "Fp8e4m3OCPWeightPerChannelFloat",
+    "Fp8e5m2OCPActPerTensorFloat",
+    "Fp4e2m1OCPWeightPerTensorFloatMSE",
+    "MXFloat4e2m1Weight",
+    "MXFloat8e4m3Act",
+    "MXInt8OCPAct",
+    "ShiftedMXUInt8Weight",
+    "NVFloat4Weight",
+    "NF4WeightPerGroupFloat",
+    "APoT4ActPerTensorFloat",
+}
 
 
 def predefined() -> list[str]:
@@ -36,11 +48,10 @@ def predefined() -> list[str]:
 
 
 def contract(name: str) -> type[QuantizerContract]:
-    shape = next((s for end, s in SHAPES.items() if name.endswith(end)), (4, 16))
     body = {
         "quantizer": getattr(quantizers, name),
-        "keywords": KEYWORDS.get(name, {}),
-        "shape": shape,
+        "keywords": keywords_of(name),
+        "shape": shape_of(name),
         "__module__": __name__,
     }
     made = type(f"Test{name}", (QuantizerContract,), body)
@@ -54,8 +65,25 @@ globals().update({f"Test{name}": contract(name) for name in predefined()})
 
 def test_all_families_are_there() -> None:
     found = predefined()
-    assert len(found) > 60
-    for part in ("MSE", "HQO", "LSQ", "PACT", "DoReFa", "Accumulator", "Dynamic", "Bias", "Trunc"):
+    assert len(found) > 200
+    for part in (
+        "MSE",
+        "HQO",
+        "LSQ",
+        "PACT",
+        "DoReFa",
+        "Accumulator",
+        "Dynamic",
+        "Bias",
+        "Trunc",
+        "OCP",
+        "FNUZ",
+        "MX",
+        "NVFloat4",
+        "PerGroup",
+        "NF4",
+        "APoT",
+    ):
         assert any(part in n for n in found), part
 
 

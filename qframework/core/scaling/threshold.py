@@ -41,3 +41,17 @@ class PowerOfTwoIntScaling(Stateless):
 
     def forward(self, bit_width: Tensor) -> Tensor:
         return max_int(self.signed, False, bit_width) + 1
+
+
+class MicroscalingIntScaling(Stateless):
+    """The power of two that the largest magnitude's leading bit is mapped to: ``2^(b-2)``, so that nothing saturates.
+
+    Args:
+        dtype: ignored; the result has the dtype of the bit width.
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+
+    def forward(self, bit_width: Tensor) -> Tensor:
+        return 2.0 ** (bit_width - 2)

@@ -1,0 +1,141 @@
+"""What the immutable records of all number formats share: fields, copies, moving, the tree of their tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.validation import check_names
+
+Self = TypeVar("Self", bound="Record")
+
+
+class Record(QuantTensor):
+    """A quantized tensor with named fields, some of them tensors.
+
+    Attributes:
+        tensor_names: fields that are tensors, ``value`` first.
+        static_names: the others; they are constants to a compiler.
+    """
+
+    tensor_names: ClassVar[tuple[str, ...]]
+    static_names: ClassVar[tuple[str, ...]]
+
+    scale: Tensor
+    zero_point: Tensor
+    signed: bool
+    training: bool
+    source: Any
+    symmetric: bool
+    has_zero: bool
+
+    @classmethod
+    def of_fields(cls: type[Self], fields: tuple[Any, ...]) -> Self:
+        """One with these fields, in the order of the names, without any check."""
+        out = object.__new__(cls)
+        fill(out, fields)
+        return out
+
+    def fields(self) -> tuple[Any, ...]:
+        """All fields, in the order of their names."""
+        return tuple(getattr(self, n) for n in self.tensor_names + self.static_names)
+
+    def replace(self: Self, **changes: Any) -> Self:
+        """The same record with exactly these fields replaced, for rules: nothing is checked or looked up."""
+        out = object.__new__(type(self))
+        names = self.tensor_names + self.static_names
+        fill(out, tuple([changes[n] if n in changes else getattr(self, n) for n in names]))
+        return out
+
+    def set(self: Self, **changes: Any) -> Self:
+        """The same record with fields replaced.
+
+        Raises:
+            TypeError: an unknown field.
+        """
+        check_names(changes, self.tensor_names + self.static_names)
+        return self.replace(**changes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "source": None}  # known by identity, it means nothing elsewhere
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        out = object.__new__(type(self))
+        memo[id(self)] = out
+        fill(out, tuple([copy.deepcopy(f, memo) for f in self.fields()]))
+        return out
+
+    def detach_(self: Self) -> Self:
+        """Cut value and metadata off the graph, in this record; tensors that others hold, such as parameters, stay."""
+        fill(self, self.detach().fields())
+        return self
+
+    def map_tensors(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
+        """The same record with ``function`` applied to each of its tensors."""
+        return self.replace(**{n: function(getattr(self, n)) for n in self.tensor_names})
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all parts.
+
+        Raises:
+            RuntimeError: they are on different devices.
+        """
+        devices = {n: getattr(self, n).device for n in self.tensor_names}
+        if len(set(devices.values())) > 1:
+            where = ", ".join(f"{n} on {d}" for n, d in devices.items())
+            raise RuntimeError(
+                f"the parts of this {type(self).__name__} are on different devices: {where}; use q.to(device)"
+            )
+        return self.value.device
+
+    def __repr__(self) -> str:
+        hidden = ("source", "symmetric", "has_zero")
+        names = [n for n in self.tensor_names + self.static_names if n not in hidden]
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+
+
+def fill(record: Record, fields: tuple[Any, ...]) -> None:
+    """Set all fields of a record that is being made."""
+    for name, content in zip(record.tensor_names + record.static_names, fields, strict=True):
+        object.__setattr__(record, name, content)
+
+
+def register(cls: type[Record]) -> None:
+    """Let compilers, ``torch.utils._pytree`` and ``torch.load`` know a record."""
+    tensors, static = cls.tensor_names, cls.static_names
+
+    def flatten(q: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
+        return [getattr(q, n) for n in tensors], tuple(getattr(q, n) for n in static)
+
+    def flatten_with_keys(q: Any) -> Any:
+        parts, context = flatten(q)
+        return [(pytree.GetAttrKey(n), t) for n, t in zip(tensors, parts, strict=True)], context
+
+    def to_dumpable(context: tuple[Any, ...]) -> Any:
+        # a source is an object of this process
+        return [None if n == "source" else c for n, c in zip(static, context, strict=True)]
+
+    def unflatten(parts: Any, context: tuple[Any, ...]) -> Any:
+        return cls.of_fields((*parts, *context))
+
+    pytree.register_pytree_node(
+        cls,
+        flatten,
+        unflatten,
+        serialized_type_name=f"qframework.{cls.__name__}",
+        flatten_with_keys_fn=flatten_with_keys,
+        to_dumpable_context=to_dumpable,
+        from_dumpable_context=_tuples,
+    )
+    torch.serialization.add_safe_globals([cls])
+
+
+def _tuples(context: Any) -> Any:
+    return tuple(_tuples(c) for c in context) if isinstance(context, (list, tuple)) else context
