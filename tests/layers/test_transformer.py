@@ -55,17 +55,17 @@ def test_without_quantizers_it_is_the_torch_layer(options) -> None:
     theirs, ours = pair(OFF, **options)
     x = sequence(options)
     calls = [{}, {"src_mask": MASK, "is_causal": True}, {"src_key_padding_mask": PADDING}]
-    for training in (False, True):
-        torch.manual_seed(1)
-        theirs.train(training), ours.train(training)
-        for call in calls if not training else ():
-            torch.testing.assert_close(ours(x, **call), theirs(x, **call), rtol=1e-4, atol=1e-5)
-    torch.manual_seed(1)
-    expected = theirs(x)
-    torch.manual_seed(1)
-    assert torch.isfinite(ours(x)).all()
-    assert not torch.equal(ours(x), ours.eval()(x))  # dropout
-    assert expected.shape == ours(x).shape
+    theirs.eval(), ours.eval()
+    for call in calls:
+        torch.testing.assert_close(ours(x, **call), theirs(x, **call), rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    _, ours = pair(OFF, dropout=0.3)
+    x = sequence({})
+    assert not torch.equal(ours(x), ours(x))
+    ours.eval()
+    assert torch.equal(ours(x), ours(x))
 
 
 def test_unbatched_sequences_pass() -> None:
@@ -83,24 +83,25 @@ def test_eight_bits_are_close_to_float(norm_first) -> None:
     assert 0 < (out - expected).abs().max() < 0.05 * expected.abs().max()
 
 
-def test_torch_encoders_hold_it() -> None:
+@pytest.mark.parametrize(
+    "call", [{}, {"mask": MASK, "is_causal": True}, {"src_key_padding_mask": PADDING}]
+)
+def test_torch_encoders_hold_it(call) -> None:
     torch.manual_seed(0)
     options = {"batch_first": True, "dropout": 0.0}
     theirs = nn.TransformerEncoder(nn.TransformerEncoderLayer(SIZE, 2, 16, **options), 3)
     layer = QuantTransformerEncoderLayer(SIZE, 2, 16, **options)
     ours = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
     ours.load_state_dict(theirs.state_dict(), strict=True)
+    assert len({id(m.self_attn.v_quant.act_quant) for m in ours.layers}) == 3
     x = sequence(options)
-    with torch.no_grad(), calibration_mode(ours):
-        ours(x)
-    proxies = {id(m.self_attn.v_quant.act_quant) for m in ours.layers}
-    assert len(proxies) == 3
     with torch.no_grad():
-        for call in ({}, {"mask": MASK, "is_causal": True}, {"src_key_padding_mask": PADDING}):
-            theirs.train(), ours.eval()
-            expected, out = theirs(x, **call), ours(x, **call)
-            keep = ~call.get("src_key_padding_mask", torch.zeros(BATCH, LENGTH).bool())
-            assert 0 < (out - expected)[keep].abs().max() < 0.15
+        expected = theirs(x, **call)
+        with calibration_mode(ours):
+            torch.testing.assert_close(ours(x, **call), expected, rtol=1e-4, atol=1e-5)
+        out = ours.eval()(x, **call)
+    keep = ~call.get("src_key_padding_mask", torch.zeros(BATCH, LENGTH).bool())
+    assert 0 < (out - expected)[keep].abs().max() < 0.1
 
 
 def test_residual_sums_are_exact_where_quantized() -> None:
@@ -230,10 +231,10 @@ def test_it_compiles_and_exports_whole() -> None:
     layer = QuantTransformerEncoderLayer(
         SIZE, 2, 16, dropout=0.0, batch_first=True, residual1_quant=Int8ActPerTensorFloat
     )
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
     x = sequence({"batch_first": True})
     model(x)
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     close = {"rtol": 1e-3, "atol": 1e-3}
     model.eval()
     torch.testing.assert_close(compiled(x), model(x), **close)
@@ -243,4 +244,4 @@ def test_it_compiles_and_exports_whole() -> None:
     torch.testing.assert_close(got, expected, **close)
     model.train()
     compiled(x).sum().backward()
-    assert model.layers[1].linear1.weight.grad is not None
+    assert model.layers[0].linear1.weight.grad is not None
