@@ -27,6 +27,12 @@ ATTENTION_PREFIXES = (
     "k_transposed_",
     "v_",
 )
+#: The axis along which the product that a tensor goes into sums, which groups of a scale are along.
+_SUMMED = {
+    **dict.fromkeys((*ATTENTION_PREFIXES, "sdpa_output_"), -1),
+    "k_transposed_": -2,
+    "v_": -2,
+}
 
 
 class QuantAttention(QuantComposite):
@@ -63,7 +69,12 @@ class QuantAttention(QuantComposite):
             keywords,
             prefix,
             ActQuantProxyFromInjector,
-            {"passthrough_act": True, "device": device, "dtype": dtype},
+            {
+                "passthrough_act": True,
+                "device": device,
+                "dtype": dtype,
+                "default_group_dim": _SUMMED[prefix],
+            },
         )
         self.add_module(name, holder)
 

@@ -142,7 +142,7 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
                 routed[prefix],
                 prefix,
                 ActQuantProxyFromInjector,
-                {"device": device, "dtype": dtype},
+                {"device": device, "dtype": dtype, "default_group_dim": -1},
             )
             self.add_module(f"{prefix}quant", proxy)
 

@@ -13,7 +13,7 @@ from qframework.layers import (
     ScaledDotProductAttention,
 )
 from qframework.quant_tensor import IntQuantTensor
-from qframework.quantizers import Int8ActPerTensorFloat
+from qframework.quantizers import Int8ActPerTensorFloat, MXInt8OCPAct
 
 OFF = {
     "attn_output_weights_quant": None,
@@ -193,6 +193,22 @@ def test_tensors_go_through_the_functions_given() -> None:
         expected = F.scaled_dot_product_attention(rotation(q), rotation(k), -v)
         torch.testing.assert_close(module(q, k, v), expected)
         assert "pre_process_q.weight" in module.state_dict()
+
+
+def test_groups_of_a_scale_are_along_the_axis_that_is_summed() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 5, 64), torch.randn(2, 40, 64), torch.randn(2, 40, 3))
+    names = ("attn_output_weights", "q_scaled", "k_transposed", "v")
+    module = QuantScaledDotProductAttention(**{f"{name}_quant": MXInt8OCPAct for name in names})
+    seen = {}
+    for name in names:
+        proxy = getattr(module, f"{name}_quant").act_quant
+        proxy.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    out = module(q, k, v)
+    axes = {name: q.group_dim for name, q in seen.items()}
+    assert axes == {"attn_output_weights": -1, "q_scaled": -1, "k_transposed": -2, "v": -2}
+    expected = F.scaled_dot_product_attention(q, k, v)
+    assert 0 < (out - expected).abs().max() < 0.02
 
 
 def test_bfloat16_stays_bfloat16() -> None:
