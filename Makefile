@@ -24,6 +24,7 @@ test: lint
 	@$(BIN)/python examples/quickstart.py --epochs 2 --output .venv/demo_output > .venv/demo.log || (cat .venv/demo.log; exit 1)
 	@$(BIN)/python examples/custom_quantizer.py > .venv/custom.log || (cat .venv/custom.log; exit 1)
 	@$(BIN)/python examples/mixed_precision.py > .venv/mixed.log || (cat .venv/mixed.log; exit 1)
+	@$(BIN)/python examples/transformer.py > .venv/transformer.log || (cat .venv/transformer.log; exit 1)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -q -n 2
 	@echo "== pytest without the fused functions"
