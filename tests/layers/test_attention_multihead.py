@@ -3,7 +3,9 @@
 import copy
 import io
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,6 +28,8 @@ OFF = {
     "out_proj_bias_quant": None,
 }
 QUERIES, KEYS, BATCH, SIZE, HEADS = 5, 6, 3, 8, 2
+X = torch.zeros(QUERIES, BATCH, SIZE)
+GOLDEN = Path(__file__).parents[1] / "golden" / "golden_dev.npz"
 
 LAYERS = [
     {},
@@ -313,6 +317,46 @@ def test_its_state_loads_after_training_and_as_a_part_of_a_model(packed) -> None
     assert state.keys() == before.keys()
 
 
+def test_a_state_of_the_reference_gives_its_numbers() -> None:
+    with np.load(GOLDEN) as arrays:
+        case = {
+            key.removeprefix("mha/roundtrip|"): torch.from_numpy(arrays[key])
+            for key in arrays.files
+            if key.startswith("mha/roundtrip|") and not key.endswith("meta")
+        }
+    ours = QuantMultiheadAttention(SIZE, HEADS)
+    state = {k.removeprefix("out/sd/m."): t for k, t in case.items() if "/sd/" in k}
+    ours.load_state_dict(state, strict=True)
+    x = case["in/x"][-1]
+    assert_same(ours.eval()(x, x, x), (case["out/after.0"], case["out/after.1"]))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_torch_decoders_hold_it(batch_first) -> None:
+    torch.manual_seed(0)
+    theirs = nn.TransformerDecoderLayer(SIZE, HEADS, 16, batch_first=batch_first).eval()
+    ours = copy.deepcopy(theirs)
+    for name in ("self_attn", "multihead_attn"):
+        attention = QuantMultiheadAttention(SIZE, HEADS, batch_first=batch_first, **OFF).eval()
+        attention.load_state_dict(getattr(theirs, name).state_dict(), strict=True)
+        setattr(ours, name, attention)
+    options = {"batch_first": batch_first}
+    target, memory, _ = operands(options)
+    call = {"tgt_mask": nn.Transformer.generate_square_subsequent_mask(QUERIES)}
+    for causal in (False, True):
+        expected = theirs(target, memory, tgt_is_causal=causal, **call)
+        torch.testing.assert_close(ours(target, memory, tgt_is_causal=causal, **call), expected)
+
+
+def test_it_runs_under_autocast() -> None:
+    ours = QuantMultiheadAttention(SIZE, HEADS)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = ours(X, X, X, attn_mask=torch.zeros(QUERIES, QUERIES))
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert ours.in_proj.weight.grad is not None
+
+
 def test_a_state_of_another_size_is_refused() -> None:
     ours = QuantMultiheadAttention(SIZE, HEADS, packed_in_proj=False)
     with pytest.raises(RuntimeError, match=r"size mismatch for q_proj\.weight"):
@@ -339,9 +383,6 @@ def test_bfloat16_and_meta() -> None:
     assert QuantMultiheadAttention(SIZE, HEADS).bfloat16()(x, x, x)[0].dtype == torch.bfloat16
     meta = QuantMultiheadAttention(SIZE, HEADS, device="meta")
     assert meta(*[x.float().to("meta")] * 3)[0].shape == x.shape
-
-
-X = torch.zeros(QUERIES, BATCH, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -397,3 +438,29 @@ def test_it_compiles_and_exports_whole() -> None:
     ours.train()
     compiled(x, x, x)[0].sum().backward()
     assert ours.in_proj.weight.grad is not None
+
+
+class SelfAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = QuantMultiheadAttention(SIZE, HEADS, batch_first=True)
+
+    def forward(self, x, attn_mask, padding):
+        return self.attention(x, x, x, attn_mask=attn_mask, key_padding_mask=padding)
+
+
+@pytest.mark.slow
+def test_an_export_leaves_length_and_batch_size_open() -> None:
+    def arguments(batch: int, length: int):
+        padding = torch.zeros(batch, length, dtype=torch.bool)
+        padding[0, -1] = True
+        return torch.randn(batch, length, SIZE), torch.randn(length, length), padding
+
+    model = SelfAttention()
+    model(*arguments(2, 5))
+    model.eval()
+    batch, length = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "length"))
+    open_axes = ({0: batch, 1: length}, {0: length, 1: length}, {0: batch, 1: length})
+    program = torch.export.export(model, arguments(2, 5), dynamic_shapes=open_axes)
+    other = arguments(7, 9)
+    torch.testing.assert_close(program.module()(*other), model(*other))
