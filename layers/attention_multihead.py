@@ -17,6 +17,7 @@ from qframework.layers.attention_masks import (
     with_unmasked_keys,
 )
 from qframework.layers.base import route_keywords
+from qframework.layers.composite import build_part
 from qframework.layers.linear import QuantLinear
 from qframework.proxy.base import plain
 from qframework.proxy.naming import qualified_name
@@ -163,22 +164,27 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         """Put quantized layers in place of the parameters that the torch layer has just made."""
         size = self.embed_dim
         if self.packed_in_proj:
-            layers = {"in_proj": QuantLinear(size, 3 * size, **in_options)}
+            sizes = {"in_proj": (size, 3 * size)}
             weights: tuple[Any, ...] = (self.in_proj_weight,)
             biases: tuple[Any, ...] = (self.in_proj_bias,)
         else:
             widths = {"q_proj": size, "k_proj": self.kdim, "v_proj": self.vdim}
-            layers = {n: QuantLinear(width, size, **in_options) for n, width in widths.items()}
+            sizes = {name: (width, size) for name, width in widths.items()}
             if self.in_proj_weight is not None:
                 weights = self.in_proj_weight.chunk(3)
             else:
                 weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        layers["out_proj"] = QuantLinear(size, size, **out_options)
+        sizes["out_proj"] = (size, size)
         weights, biases = (*weights, self.out_proj.weight), (*biases, self.out_proj.bias)
         del self.out_proj  # back at the end, where the parameters come in the order of use
-        for (name, layer), weight, bias in zip(layers.items(), weights, biases, strict=True):
-            _set_parameters(layer, weight, bias)
+        for (name, shape), weight, bias in zip(sizes.items(), weights, biases, strict=True):
+            options = out_options if name == "out_proj" else in_options
+            with torch.random.fork_rng(devices=[]):  # the torch layer drew its numbers already
+                layer = build_part(self, name, QuantLinear, *shape, **options)
+            layer.weight = nn.Parameter(weight.detach().clone())
+            if bias is not None:
+                layer.bias = nn.Parameter(bias.detach().clone())
             self.add_module(name, layer)
         for name in (*_FLOAT_WEIGHTS, "in_proj_weight", "in_proj_bias"):
             self.register_parameter(name, None)
@@ -353,9 +359,3 @@ def _unprefixed(
         for prefix in prefixes
         for name, value in routed[prefix].items()
     }
-
-
-def _set_parameters(layer: QuantLinear, weight: Tensor, bias: Tensor | None) -> None:
-    layer.weight = nn.Parameter(weight.detach().clone())
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
+from qframework.inject import QuantizerError
 from qframework.layers.base import QuantLayer
 from qframework.proxy import QuantProxy
 
@@ -23,3 +28,11 @@ class QuantComposite(QuantLayer):
             if proxy.tensor_quant is not None
         ]
         return "\n  ".join([f"{type(self).__name__}({self.extra_repr()})", *lines])
+
+
+def build_part(layer: nn.Module, name: str, part: Any, *arguments: Any, **options: Any) -> Any:
+    """``part(*arguments, **options)``; an error says which part of which layer was being built."""
+    try:
+        return part(*arguments, **options)
+    except QuantizerError as error:
+        raise type(error)(f"{type(layer).__name__}.{name}: {error}") from error

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qframework.layers.attention_multihead import QuantMultiheadAttention
 from qframework.layers.base import route_keywords
-from qframework.layers.composite import QuantComposite
+from qframework.layers.composite import QuantComposite, build_part
 from qframework.layers.linear import QuantLinear
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
 from qframework.quantizers.none import NoneActQuant
@@ -22,7 +22,8 @@ from qframework.quantizers.scaled_int import (
     Uint8ActPerTensorFloat,
 )
 
-_PARTS = ("self_attn_", "linear1_", "linear2_")
+_NORM: Any = nn.LayerNorm
+_PARTS = ("self_attn_", "linear1_", "linear2_", "norm1_", "norm2_")
 _SUMS = ("residual1_", "residual2_", "output_")
 _COMMON = ("weight_", "bias_", "input_")
 
@@ -109,8 +110,11 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         own = routed["self_attn_"]
         projections = {**_merged(common, own, "in_proj_"), **_merged(common, own, "out_proj_")}
         options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
-        # the order of torch, in which random numbers are drawn
-        self.self_attn = QuantMultiheadAttention(
+        norm_options = {**options, "eps": layer_norm_eps}
+        self.self_attn = build_part(
+            self,
+            "self_attn",
+            QuantMultiheadAttention,
             d_model,
             nhead,
             dropout=dropout,
@@ -118,16 +122,20 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
             **options,
             **projections,
         )
-        self.linear1 = QuantLinear(
-            d_model, dim_feedforward, **options, **_merged(common, routed["linear1_"])
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.linear2 = QuantLinear(
-            dim_feedforward, d_model, **options, **_merged(hidden, routed["linear2_"])
-        )
+        for name, sizes, names in (
+            ("linear1", (d_model, dim_feedforward), common),
+            ("linear2", (dim_feedforward, d_model), hidden),
+        ):
+            keywords = _merged(names, routed[f"{name}_"])
+            layer = build_part(self, name, QuantLinear, *sizes, **options, **keywords)
+            self.add_module(name, layer)
+        for name in ("norm1", "norm2"):
+            keywords = routed[f"{name}_"]
+            self.add_module(
+                name, build_part(self, name, _NORM, d_model, **norm_options, **keywords)
+            )
         self.norm_first = norm_first
-        self.norm1 = nn.LayerNorm(d_model, eps=layer_norm_eps, **options)
-        self.norm2 = nn.LayerNorm(d_model, eps=layer_norm_eps, **options)
+        self.dropout = nn.Dropout(dropout)
         self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
         self.activation = _activation(activation)
         self.activation_relu_or_gelu = 0  # torch's fused inference knows no quantizers

@@ -28,7 +28,7 @@ OFF = {
     "out_proj_bias_quant": None,
 }
 QUERIES, KEYS, BATCH, SIZE, HEADS = 5, 6, 3, 8, 2
-X = torch.zeros(QUERIES, BATCH, SIZE)
+X = torch.randn(QUERIES, BATCH, SIZE)
 GOLDEN = Path(__file__).parents[1] / "golden" / "golden_dev.npz"
 
 LAYERS = [
@@ -411,6 +411,16 @@ def test_what_does_not_fit_is_said(arguments, call, error, says) -> None:
         ({"num_heads": 2, "kdim": 4}, ValueError, "packed_in_proj=False"),
         ({"num_heads": 2, "in_proj_weigth_bit_width": 4}, TypeError, "in_proj_weight_bit_width"),
         ({"num_heads": 2, "v_bit_widht": 4}, TypeError, "Did you mean 'v_bit_width'"),
+        (
+            {"num_heads": 2, "out_proj_weight_bit_widht": 4},
+            TypeError,
+            r"QuantMultiheadAttention\.out_proj: .* Did you mean 'weight_bit_width'",
+        ),
+        (
+            {"num_heads": 2, "in_proj_weight_bit_width": 40},
+            ValueError,
+            r"in_proj: .*weight_bit_width",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_said(options, error, says) -> None:

@@ -136,6 +136,16 @@ def test_the_result_is_quantized_where_asked_for() -> None:
         ours(sequence({}))
 
 
+def test_quantized_results_go_from_layer_to_layer() -> None:
+    layer = QuantTransformerEncoderLayer(
+        SIZE, 2, 16, output_quant=Int8ActPerTensorFloat, return_quant_tensor=True
+    )
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    out = encoder(sequence({}), mask=MASK)
+    assert isinstance(out, IntQuantTensor)
+    assert out.is_valid
+
+
 def widths(layer) -> dict[str, str]:
     found = {}
     for name, explanation in layer.explain().items():
@@ -188,6 +198,11 @@ def test_weights_start_as_in_torch() -> None:
     torch.manual_seed(0)
     ours = QuantTransformerEncoderLayer(SIZE, 2, 16)
     assert torch.equal(ours.self_attn.in_proj.weight, theirs.self_attn.in_proj_weight)
+    assert torch.equal(ours.linear2.weight, theirs.linear2.weight)
+    random = torch.rand(1)
+    torch.manual_seed(0)
+    nn.TransformerEncoderLayer(SIZE, 2, 16)
+    assert torch.equal(torch.rand(1), random)
 
 
 def test_its_state_loads_after_training() -> None:
@@ -216,6 +231,16 @@ def test_bfloat16_and_meta() -> None:
     [
         ({"weigth_bit_width": 4}, TypeError, "Did you mean 'weight_bit_width'"),
         ({"self_attn_v_bit_widht": 4}, TypeError, "v_bit_width"),
+        (
+            {"self_attn_in_proj_weight_bit_widht": 4},
+            TypeError,
+            r"EncoderLayer\.self_attn: QuantMultiheadAttention\.in_proj: .*'weight_bit_width'",
+        ),
+        (
+            {"linear1_bit_width": 4},
+            TypeError,
+            r"EncoderLayer\.linear1: .*unknown keyword bit_width",
+        ),
         ({"linear3_weight_bit_width": 4}, TypeError, "linear1_"),
         ({"activation": "swish"}, ValueError, "'relu', 'gelu' or a function"),
     ],
