@@ -273,11 +273,11 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
             return self.in_proj(query).chunk(3, -1)  # type: ignore[no-any-return]
         # One call, so that statistics count these tensors as one batch.
         axis = 1 if batched and self.batch_first else 0
-        parts = [query, key, value]
+        parts = [query, key] if key is value else [query, key, value]
         if not self.in_proj.input_quant.is_idle:
             parts = [plain(t) for t in parts]
-        projected = self.in_proj(torch.cat(parts, axis))
-        q, k, v = projected.split([t.shape[axis] for t in parts], axis)
+        projected = self.in_proj(torch.cat(parts, axis)).split([t.shape[axis] for t in parts], axis)
+        q, k, v = projected[0], projected[1], projected[-1]
         size = self.embed_dim
         return q[..., :size], k[..., size : 2 * size], v[..., 2 * size :]
 

@@ -178,34 +178,25 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
             TypeError: a mask that is neither bool nor float.
             ValueError: shapes that don't fit each other.
         """
-
-        def attend(x: Any) -> Any:
-            out, _ = self.self_attn(
-                x,
-                x,
-                x,
-                key_padding_mask=src_key_padding_mask,
-                need_weights=False,
-                attn_mask=src_mask,
-                is_causal=is_causal,
-            )
-            return self.dropout1(out)
-
-        def feed_forward(x: Any) -> Any:
-            return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
-
+        masks = (src_mask, src_key_padding_mask, is_causal)
         first, second = self.residual1_quant, self.residual2_quant
         if self.norm_first:
-            x = first(src) + first(attend(self.norm1(src)))
-            x = second(x) + second(feed_forward(self.norm2(x)))
+            x = first(src) + first(self._sa_block(self.norm1(src), *masks))
+            x = second(x) + second(self._ff_block(self.norm2(x)))
         else:
-            x = self.norm1(first(src) + first(attend(src)))
-            x = self.norm2(second(x) + second(feed_forward(x)))
+            x = self.norm1(first(src) + first(self._sa_block(src, *masks)))
+            x = self.norm2(second(x) + second(self._ff_block(x)))
         return self._pack(self.output_quant(x))
 
     def extra_repr(self) -> str:
-        """The order of norms, where it isn't the default."""
-        parts = ["norm_first=True" if self.norm_first else "", super().extra_repr()]
+        """The sizes, and what differs from the defaults."""
+        parts = [
+            f"d_model={self.self_attn.embed_dim}",
+            f"nhead={self.self_attn.num_heads}",
+            f"dim_feedforward={self.linear1.out_features}",
+            "norm_first=True" if self.norm_first else "",
+            super().extra_repr(),
+        ]
         return ", ".join(filter(None, parts))
 
     def _remedy(self) -> str:
