@@ -25,6 +25,8 @@ test: lint
 	@$(BIN)/python examples/custom_quantizer.py > .venv/custom.log || (cat .venv/custom.log; exit 1)
 	@$(BIN)/python examples/mixed_precision.py > .venv/mixed.log || (cat .venv/mixed.log; exit 1)
 	@$(BIN)/python examples/transformer.py > .venv/transformer.log || (cat .venv/transformer.log; exit 1)
+	@$(BIN)/python examples/new_format.py --epochs 3 > .venv/new_format.log || (cat .venv/new_format.log; exit 1)
+	@$(BIN)/python examples/formats.py --output .venv/demo_output > .venv/formats.log || (cat .venv/formats.log; exit 1)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -q -n 2
 	@echo "== pytest without the fused functions"

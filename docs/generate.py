@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from qframework import quantizers
+from qframework.core.codebook import CodebookQuant
 from qframework.inject.enum import PolicyEnum
 from qframework.inject.expressions import This, Value, arguments_of
 from qframework.inject.policy import SLOTS, Policy
@@ -90,7 +91,10 @@ def _row(name: str, cls: type) -> tuple[str, str]:
         shown = f"int{bits}, sign of the input"
     elif kind == "int" and names.read("narrow_range", False):
         shown += " narrow"
+    shown = _other_format(names, bits, signed) or shown
     granularity = names.read("scaling_per_output_type").value
+    if granularity == "group":
+        granularity = f"group of {names.read('group_size', '?')}"
     if names.read("scaling_per_row", False):
         granularity = "row"
     zero = names.find("zero_point_impl")
@@ -104,6 +108,22 @@ def _row(name: str, cls: type) -> tuple[str, str]:
     return role, (
         f"| `{name}` | {shown} | {granularity} | {_scale(names, role)} | {zero_point} | {about} |"
     )
+
+
+def _other_format(names: Resolver, bits: object, signed: bool) -> str:
+    """Minifloats and codebooks."""
+    exponent, mantissa = (
+        names.read("exponent_bit_width", None),
+        names.read("mantissa_bit_width", None),
+    )
+    if names.find("float_clamp_impl") is not None:
+        widths = f" e{exponent}m{mantissa}" if exponent else ""
+        return f"{'' if signed else 'u'}fp{bits}{widths}"
+    built = names.find("tensor_quant")
+    if built is not None and built[0] is CodebookQuant:
+        entries = names.read("codebook", None)
+        return f"codebook of {len(entries) if entries else '?'}"
+    return ""
 
 
 def _needs(cls: type) -> set[str]:

@@ -10,27 +10,18 @@ from qframework.quantizers.none import NoneTruncQuant
 from qframework.quantizers.trunc import RoundTo8bit
 
 
-class TruncQuantAccumulator(QuantLayer):
-    """Reduces the bits of an accumulator: shift, round, saturate.
-
-    Args:
-        trunc_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``trunc_quant`` (with or without the prefix ``trunc_``).
-
-    Raises:
-        QuantizerError: the quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
-    """
+class QuantTruncLayer(QuantLayer):
+    """Mixin: a layer that truncates its result."""
 
     trunc_quant: TruncQuantProxyFromInjector
 
-    def __init__(
-        self, trunc_quant: Any = RoundTo8bit, return_quant_tensor: bool = True, **kwargs: Any
+    def _init_trunc(
+        self, trunc_quant: Any, return_quant_tensor: bool, keywords: dict[str, Any]
     ) -> None:
-        super().__init__()
+        """The last step of a constructor."""
         self.return_quant_tensor = return_quant_tensor
         # A name such as trunc_scaling_impl_type is the quantizer's own.
-        routed = route_keywords(self, kwargs, ("trunc_quant_",), default="trunc_quant_")
+        routed = route_keywords(self, keywords, ("trunc_quant_",), default="trunc_quant_")
         overrides = {
             n
             if n.startswith(("trunc_scaling", "trunc_int_scaling"))
@@ -46,6 +37,25 @@ class TruncQuantAccumulator(QuantLayer):
             "",
             TruncQuantProxyFromInjector,
         )
+
+
+class TruncQuantAccumulator(QuantTruncLayer):
+    """Reduces the bits of an accumulator: shift, round, saturate.
+
+    Args:
+        trunc_quant: quantizer of the result: a class, another layer's proxy to share, or None.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        **kwargs: names to bind anew in ``trunc_quant`` (with or without the prefix ``trunc_``).
+
+    Raises:
+        QuantizerError: the quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+    """
+
+    def __init__(
+        self, trunc_quant: Any = RoundTo8bit, return_quant_tensor: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self._init_trunc(trunc_quant, return_quant_tensor, kwargs)
 
     def forward(self, x: Any) -> Any:
         """Reduce the bits of ``x``.

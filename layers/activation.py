@@ -17,6 +17,33 @@ from qframework.quantizers.scaled_int import (
 )
 
 
+def build_act_proxies(
+    layer: QuantLayer,
+    act_quant: Any,
+    input_quant: Any,
+    keywords: dict[str, Any],
+    provided: dict[str, Any] | None = None,
+) -> tuple[Any, Any]:
+    """The proxies of the input and of the result of an activation layer.
+
+    Args:
+        layer: the owner.
+        act_quant: quantizer of the result, as a user gives it.
+        input_quant: quantizer of the input, likewise.
+        keywords: the layer's extra ones; those without a prefix are for the result.
+        provided: names for the result's quantizer.
+    """
+    routed = route_keywords(layer, keywords, ("input_", "act_"), default="act_")
+    kind = ActQuantProxyFromInjector
+    first = build_proxy(
+        layer, "input_quant", input_quant, NoneActQuant, routed["input_"], "input_", kind
+    )
+    second = build_proxy(
+        layer, "act_quant", act_quant, NoneActQuant, routed["act_"], "", kind, provided
+    )
+    return first, second
+
+
 class QuantNonLinearActLayer(QuantLayer):
     """Base: an activation function, and the quantizers of its input and its result.
 
@@ -40,32 +67,14 @@ class QuantNonLinearActLayer(QuantLayer):
     ) -> None:
         super().__init__()
         self.return_quant_tensor = return_quant_tensor
-        routed = route_keywords(self, kwargs, ("input_", "act_"), default="act_")
-        self.input_quant = build_proxy(  # type: ignore[assignment]
-            self,
-            "input_quant",
-            input_quant,
-            NoneActQuant,
-            routed["input_"],
-            "input_",
-            ActQuantProxyFromInjector,
-        )
         provided = {
             "act_impl": self.act_impl,
             "passthrough_act": self.passthrough_act,
             "drop_act_when_quantized": self.drop_act_when_quantized,
         }
-        self.act_quant = build_proxy(  # type: ignore[assignment]
-            self,
-            "act_quant",
-            act_quant,
-            NoneActQuant,
-            routed["act_"],
-            "",
-            ActQuantProxyFromInjector,
-            provided,
+        self.input_quant, self.act_quant = build_act_proxies(
+            self, act_quant, input_quant, kwargs, provided
         )
-
         self.own_activation = self._beside_shared(act_quant)
 
     def _beside_shared(self, act_quant: Any) -> nn.Module | None:

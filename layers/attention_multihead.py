@@ -128,7 +128,6 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
                 f"kdim={self.kdim} and vdim={self.vdim}; use packed_in_proj=False"
             )
         self.packed_in_proj = packed_in_proj
-        self.return_quant_tensor = return_quant_tensor
         routed = route_keywords(self, kwargs, (*_IN_PROJ, *_OUT_PROJ, *ATTENTION_PREFIXES))
         options = {"bias": bias, "device": device, "dtype": dtype}
         in_options = {
@@ -188,6 +187,15 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
             self.add_module(name, layer)
         for name in (*_FLOAT_WEIGHTS, "in_proj_weight", "in_proj_bias"):
             self.register_parameter(name, None)
+
+    @property
+    def return_quant_tensor(self) -> bool:  # type: ignore[override]
+        """Whether the result is a quantized tensor."""
+        return self.out_proj.return_quant_tensor
+
+    @return_quant_tensor.setter
+    def return_quant_tensor(self, value: bool) -> None:
+        self.out_proj.return_quant_tensor = value
 
     def forward(  # type: ignore[override]
         self,

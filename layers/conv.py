@@ -52,7 +52,7 @@ class _QuantConv(QuantWeightBiasInputOutputLayer):
             pads = [total // 2, total - total // 2, *pads]
         return F.pad(x, pads)
 
-    def _compute(self, x: Any, weight: Any, bias: Any) -> Any:
+    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
         if self.is_same_padded_strided:
             x = self._same_padding(x)
         return self._conv_forward(x, weight, bias)  # type: ignore[operator]
@@ -167,6 +167,63 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
             "dtype": dtype,
         }
         self._init_conv(nn.Conv2d, padding, options)
+        self._init_quant(
+            weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
+        )
+
+
+class QuantConv3d(_QuantConv, nn.Conv3d):
+    """``torch.nn.Conv3d`` with quantized weight, bias, input and output.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode, bias: as in torch;
+            ``padding='same'`` also with a stride.
+        weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
+        bias_quant: quantizer of the bias, likewise.
+        input_quant: quantizer of the input, likewise.
+        output_quant: quantizer of the output, likewise.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
+        device: of parameters and quantizers.
+        dtype: of the parameters.
+        **kwargs: names to bind anew in a quantizer, prefixed ``weight_``, ``bias_``, ``input_``, ``output_``.
+
+    Raises:
+        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] | str = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        padding_mode: str = "zeros",
+        bias: bool | None = True,
+        weight_quant: Any = Int8WeightPerTensorFloat,
+        bias_quant: Any = None,
+        input_quant: Any = None,
+        output_quant: Any = None,
+        return_quant_tensor: bool = False,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "dilation": dilation,
+            "groups": groups,
+            "padding_mode": padding_mode,
+            "bias": bias,
+            "device": device,
+            "dtype": dtype,
+        }
+        self._init_conv(nn.Conv3d, padding, options)
         self._init_quant(
             weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
         )

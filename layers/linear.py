@@ -56,5 +56,5 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         """Whether each output channel depends on one input channel alone."""
         return False
 
-    def _compute(self, x: Any, weight: Any, bias: Any) -> Any:
+    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
         return F.linear(x, weight, bias)

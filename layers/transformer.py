@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from qframework.layers.attention_multihead import QuantMultiheadAttention
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite, build_part
+from qframework.layers.eltwise import QuantEltwiseAdd
 from qframework.layers.linear import QuantLinear
-from qframework.proxy import ActQuantProxyFromInjector, build_proxy
-from qframework.quantizers.none import NoneActQuant
+from qframework.layers.norm import QuantLayerNorm
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,
@@ -22,9 +22,7 @@ from qframework.quantizers.scaled_int import (
     Uint8ActPerTensorFloat,
 )
 
-_NORM: Any = nn.LayerNorm
-_PARTS = ("self_attn_", "linear1_", "linear2_", "norm1_", "norm2_")
-_SUMS = ("residual1_", "residual2_", "output_")
+_PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2", "residual1", "residual2")
 _COMMON = ("weight_", "bias_", "input_")
 
 
@@ -32,16 +30,18 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
     """``torch.nn.TransformerEncoderLayer`` with quantized matrix products; its state dict loads.
 
     All its matrix products are quantized by default: those of the projections and the feed-forward layers, and the
-    two of attention. Sums, norms and the result are float until they are given a quantizer.
+    two of attention. Residual sums and norms are float until they are given a quantizer.
 
     Keywords go from the whole to the part. ``weight_quant=``, ``weight_bit_width=``, ``input_...``, ``bias_...``
-    are for all linear layers, the projections of attention included. A name of a part in front makes them that
-    part's alone, and stronger: ``linear1_weight_bit_width=``, ``linear1_weight_quant=``,
-    ``self_attn_in_proj_weight_bit_width=``, ``self_attn_q_scaled_quant=``. A part that is given a quantizer of its own
-    takes none of the common keywords for that tensor.
+    are for all linear layers, the projections of attention included. The name of a part in front makes them that
+    part's alone, and stronger: ``linear1_weight_bit_width=``, ``self_attn_in_proj_weight_bit_width=``,
+    ``residual1_input_quant=``. A part that is given a quantizer of its own takes none of the common keywords for
+    that tensor. Parts are ``self_attn`` (:class:`QuantMultiheadAttention`), ``linear1``, ``linear2``
+    (:class:`QuantLinear`), ``norm1``, ``norm2`` (:class:`QuantLayerNorm`), ``residual1``, ``residual2``
+    (:class:`QuantEltwiseAdd`, its ``input_quant`` for both operands).
 
         layer = QuantTransformerEncoderLayer(
-            64, 4, weight_bit_width=4, self_attn_v_bit_width=4, residual1_quant=Int8ActPerTensorFloat
+            64, 4, weight_bit_width=4, self_attn_v_bit_width=4, residual1_input_quant=Int8ActPerTensorFloat
         )
 
     Several in ``torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)`` are a quantized encoder.
@@ -53,17 +53,12 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         bias_quant: quantizer of their biases, likewise.
         input_quant: quantizer of their inputs, likewise. After a ReLU ``linear2`` takes the unsigned
             ``Uint8ActPerTensorFloat`` in place of the default.
-        residual1_quant: quantizer of both operands of the sum after attention, which is then exact: a class, another
-            layer's proxy to share, or None.
-        residual2_quant: quantizer of both operands of the sum after the feed-forward layers, likewise.
-        output_quant: quantizer of the result, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs ``output_quant``, or
-            ``residual2_quant`` with ``norm_first``.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs ``norm2_output_quant``, or with
+            ``norm_first`` ``residual2_output_quant`` or ``residual2_input_quant``.
         device: of parameters and quantizers.
         dtype: of the parameters.
-        **kwargs: arguments and names to bind anew in a quantizer, prefixed ``weight_``, ``bias_``, ``input_``;
-            ``self_attn_`` (then as for ``QuantMultiheadAttention``), ``linear1_``, ``linear2_`` (then as for
-            ``QuantLinear``); ``residual1_``, ``residual2_``, ``output_``.
+        **kwargs: for all linear layers, prefixed ``weight_``, ``bias_``, ``input_``; for a part, prefixed by its name
+            and an underscore, as its own constructor takes them.
 
     Raises:
         QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
@@ -71,9 +66,8 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
     """
 
     self_attn: QuantMultiheadAttention
-    residual1_quant: ActQuantProxyFromInjector
-    residual2_quant: ActQuantProxyFromInjector
-    output_quant: ActQuantProxyFromInjector
+    residual1: QuantEltwiseAdd
+    residual2: QuantEltwiseAdd
 
     def __init__(
         self,
@@ -89,16 +83,14 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         weight_quant: Any = Int8WeightPerTensorFloat,
         bias_quant: Any = Int32Bias,
         input_quant: Any = Int8ActPerTensorFloat,
-        residual1_quant: Any = None,
-        residual2_quant: Any = None,
-        output_quant: Any = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         nn.Module.__init__(self)
-        routed = route_keywords(self, kwargs, (*_PARTS, *_SUMS, *_COMMON))
+        self.norm_first = norm_first
+        routed = route_keywords(self, kwargs, (*(f"{part}_" for part in _PARTS), *_COMMON))
         common = {
             "weight_": {"quant": weight_quant, **routed["weight_"]},
             "bias_": {"quant": bias_quant, **routed["bias_"]},
@@ -107,52 +99,46 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         hidden = dict(common)
         if _is_relu(activation) and input_quant is Int8ActPerTensorFloat:
             hidden["input_"] = {**common["input_"], "quant": Uint8ActPerTensorFloat}
+
+        def build(part: str, layer: Any, *sizes: int, **options: Any) -> None:
+            options.update(routed[f"{part}_"])
+            if part == self._last and return_quant_tensor:
+                options["return_quant_tensor"] = True
+            self.add_module(part, build_part(self, part, layer, *sizes, **options))
+
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"bias": bias, **place}
         own = routed["self_attn_"]
-        projections = {**_merged(common, own, "in_proj_"), **_merged(common, own, "out_proj_")}
-        options: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
-        norm_options = {**options, "eps": layer_norm_eps}
-        self.self_attn = build_part(
-            self,
-            "self_attn",
-            QuantMultiheadAttention,
-            d_model,
-            nhead,
-            dropout=dropout,
-            batch_first=batch_first,
-            **options,
-            **projections,
-        )
-        for name, sizes, names in (
-            ("linear1", (d_model, dim_feedforward), common),
-            ("linear2", (dim_feedforward, d_model), hidden),
-        ):
-            keywords = _merged(names, routed[f"{name}_"])
-            layer = build_part(self, name, QuantLinear, *sizes, **options, **keywords)
-            self.add_module(name, layer)
+        heads = {"dropout": dropout, "batch_first": batch_first, **options}
+        heads |= {**_merged(common, own, "in_proj_"), **_merged(common, own, "out_proj_")}
+        build("self_attn", QuantMultiheadAttention, d_model, nhead, **heads)
+        first = _merged(common, routed["linear1_"])
+        build("linear1", QuantLinear, d_model, dim_feedforward, **options, **first)
+        second = _merged(hidden, routed["linear2_"])
+        build("linear2", QuantLinear, dim_feedforward, d_model, **options, **second)
         for name in ("norm1", "norm2"):
-            keywords = routed[f"{name}_"]
-            self.add_module(
-                name, build_part(self, name, _NORM, d_model, **norm_options, **keywords)
-            )
-        self.norm_first = norm_first
+            build(name, QuantLayerNorm, d_model, eps=layer_norm_eps, weight_quant=None, **options)
+        for name in ("residual1", "residual2"):
+            build(name, QuantEltwiseAdd, input_quant=None, output_quant=None)
+            self.get_submodule(name).to(**place)
         self.dropout = nn.Dropout(dropout)
         self.dropout1, self.dropout2 = nn.Dropout(dropout), nn.Dropout(dropout)
         self.activation = _activation(activation)
         self.activation_relu_or_gelu = 0  # torch's fused inference knows no quantizers
-        self.return_quant_tensor = return_quant_tensor
-        quantizers = (residual1_quant, residual2_quant, output_quant)
-        for prefix, quantizer in zip(_SUMS, quantizers, strict=True):
-            proxy = build_proxy(
-                self,
-                f"{prefix}quant",
-                quantizer,
-                NoneActQuant,
-                routed[prefix],
-                prefix,
-                ActQuantProxyFromInjector,
-                {"device": device, "dtype": dtype, "default_group_dim": -1},
-            )
-            self.add_module(f"{prefix}quant", proxy)
+
+    @property
+    def _last(self) -> str:
+        """The part that gives the result."""
+        return "residual2" if self.norm_first else "norm2"
+
+    @property
+    def return_quant_tensor(self) -> bool:  # type: ignore[override]
+        """Whether the result is a quantized tensor."""
+        return bool(self.get_submodule(self._last).return_quant_tensor)
+
+    @return_quant_tensor.setter
+    def return_quant_tensor(self, value: bool) -> None:
+        self.get_submodule(self._last).return_quant_tensor = value  # type: ignore[assignment]
 
     def forward(  # type: ignore[override]
         self,
@@ -179,14 +165,11 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
             ValueError: shapes that don't fit each other.
         """
         masks = (src_mask, src_key_padding_mask, is_causal)
-        first, second = self.residual1_quant, self.residual2_quant
         if self.norm_first:
-            x = first(src) + first(self._sa_block(self.norm1(src), *masks))
-            x = second(x) + second(self._ff_block(self.norm2(x)))
-        else:
-            x = self.norm1(first(src) + first(self._sa_block(src, *masks)))
-            x = self.norm2(second(x) + second(self._ff_block(x)))
-        return self._pack(self.output_quant(x))
+            x = self.residual1(src, self._sa_block(self.norm1(src), *masks))
+            return self.residual2(x, self._ff_block(self.norm2(x)))
+        x = self.norm1(self.residual1(src, self._sa_block(src, *masks)))
+        return self.norm2(self.residual2(x, self._ff_block(x)))
 
     def extra_repr(self) -> str:
         """The sizes, and what differs from the defaults."""
@@ -199,27 +182,23 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         ]
         return ", ".join(filter(None, parts))
 
-    def _remedy(self) -> str:
-        return "Give output_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."
-
 
 def _merged(
     common: Mapping[str, Mapping[str, Any]], own: Mapping[str, Any], layer: str = ""
 ) -> dict[str, Any]:
-    """Keywords of a part: the common ones for tensors whose quantizer it keeps, then its own.
+    """The common keywords that a part takes: those for tensors whose quantizer it keeps.
 
     Args:
         common: by tensor, ``{"weight_": {"quant": ..., "bit_width": 4}}``.
         own: of the part, as its constructor takes them.
         layer: prefix of the linear layer in that constructor.
     """
-    merged = {
+    return {
         f"{layer}{tensor}{name}": value
         for tensor, names in common.items()
         if f"{layer}{tensor}quant" not in own
         for name, value in names.items()
     }
-    return {**merged, **own}
 
 
 def _activation(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from qframework.layers.base import QuantLayer, route_keywords
+from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.proxy import (
     ActQuantProxyFromInjector,
     BiasQuantProxyFromInjector,
@@ -21,18 +22,43 @@ from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.none import NoneActQuant, NoneBiasQuant, NoneWeightQuant
 
 
-class QuantWeightBiasInputOutputLayer(QuantLayer):
+class QuantWeightLayer(QuantLayer):
+    """Mixin: a layer with a weight to quantize."""
+
+    weight_quant: WeightQuantProxyFromInjector
+    weight: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("weight", "bias") and isinstance(value, nn.Parameter):
+            proxy = self._modules.get(f"{name}_quant")
+            if isinstance(proxy, ParameterQuantProxyFromInjector):
+                proxy.reinitialize()
+
+    def quant_weight(self, quant_input: Any = None) -> Any:
+        """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized.
+
+        Args:
+            quant_input: the quantized input, where the weights depend on its width (accumulator-aware ones).
+
+        Raises:
+            RuntimeError: they do, and it isn't given.
+        """
+        if self.weight_quant.requires_quant_input:
+            return self.weight_quant(self.weight, quant_input)  # type: ignore[call-arg]
+        return self.weight_quant(self.weight)
+
+
+class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
     """Mixin in front of a torch layer: quantize input, weight and bias, compute, quantize the output.
 
     The arithmetic on scales and widths is that of the torch function on quantized tensors; it is left out where the
     result is a plain tensor anyway.
     """
 
-    weight_quant: WeightQuantProxyFromInjector
     bias_quant: BiasQuantProxyFromInjector
     input_quant: ActQuantProxyFromInjector
     output_quant: ActQuantProxyFromInjector
-    weight: Any
     bias: Any
     output_channel_dim = 0
 
@@ -57,35 +83,17 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
             prefix = f"{name}_"
             provided: dict[str, Any] = {}
             if kind is ActQuantProxyFromInjector:
-                provided = {"device": self.weight.device, "dtype": self.weight.dtype}
+                like = self.weight
+                if like is not None:
+                    provided = {"device": like.device, "dtype": like.dtype}
             proxy = build_proxy(
                 self, f"{name}_quant", quantizer, none, routed[prefix], prefix, kind, provided
             )
             self.add_module(f"{name}_quant", proxy)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in ("weight", "bias") and isinstance(value, nn.Parameter):
-            proxy = self._modules.get(f"{name}_quant")
-            if isinstance(proxy, ParameterQuantProxyFromInjector):
-                proxy.reinitialize()
-
-    def _compute(self, x: Any, weight: Any, bias: Any) -> Any:
-        """The torch function of the layer, on plain or quantized tensors."""
+    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+        """The torch function of the layer, on plain or quantized tensors; ``how`` is what forward was given besides."""
         raise NotImplementedError
-
-    def quant_weight(self, quant_input: Any = None) -> Any:
-        """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized.
-
-        Args:
-            quant_input: the quantized input, where the weights depend on its width (accumulator-aware ones).
-
-        Raises:
-            RuntimeError: they do, and it isn't given.
-        """
-        if self.weight_quant.requires_quant_input:
-            return self.weight_quant(self.weight, quant_input)  # type: ignore[call-arg]
-        return self.weight_quant(self.weight)
 
     def quant_bias(self) -> Any:
         """The quantized bias, None without one.
@@ -110,18 +118,15 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
             ValueError: no running statistics, or another number of channels.
         """
         mean, var = getattr(bn, "running_mean", None), getattr(bn, "running_var", None)
-        channels = self.weight.shape[self.output_channel_dim]
+        channels = self._output_channels()
         if mean is None or var is None or mean.shape != (channels,):
             got = "none" if mean is None or var is None else f"{mean.numel()} channels"
             raise ValueError(
                 f"{qualified_name(self)}.merge_bn_in: needs a batch norm with running statistics of {channels} "
                 f"channels, got {type(bn).__name__} with {got}"
             )
-        factor = torch.rsqrt(var + bn.eps) * (1.0 if bn.weight is None else bn.weight)
-        shift = (0.0 if bn.bias is None else bn.bias) - mean * factor
-        shape = [1] * self.weight.dim()
-        shape[self.output_channel_dim] = channels
-        self.weight.mul_(factor.reshape(shape))
+        factor, shift = mul_add_from_bn(mean, var, bn.eps, bn.weight, bn.bias)
+        self.weight.mul_(self._beside_weight(factor))
         if self.bias is None:
             self.bias = nn.Parameter(shift.to(self.weight.dtype))
         else:
@@ -130,11 +135,21 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
             if proxy.tensor_quant is not None:
                 proxy.init_tensor_quant()
 
-    def forward(self, x: Any) -> Any:
+    def _output_channels(self) -> int:
+        return int(self.weight.shape[self.output_channel_dim])
+
+    def _beside_weight(self, channels: torch.Tensor) -> torch.Tensor:
+        """A number for each output channel in a shape that broadcasts to the weight."""
+        shape = [1] * self.weight.dim()
+        shape[self.output_channel_dim] = channels.numel()
+        return channels.reshape(shape)
+
+    def forward(self, x: Any, *how: Any) -> Any:
         """Apply the layer.
 
         Args:
             x: float or quantized tensor, in the shape that the torch layer takes.
+            *how: what the torch layer takes besides.
 
         Returns:
             A tensor, or with ``return_quant_tensor`` a quantized tensor.
@@ -155,9 +170,9 @@ class QuantWeightBiasInputOutputLayer(QuantLayer):
         if quant_bias is not None and not self.bias_quant.is_idle:
             quant_bias = self.bias_quant(quant_bias, quant_input, quant_weight)
         if as_quant:
-            out = self._compute(quant_input, quant_weight, quant_bias)
+            out = self._compute(quant_input, quant_weight, quant_bias, *how)
         else:
-            out = self._compute(plain(quant_input), plain(quant_weight), plain(quant_bias))
+            out = self._compute(plain(quant_input), plain(quant_weight), plain(quant_bias), *how)
         return self._pack(out if output_quant.is_idle else output_quant(out))
 
     def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:

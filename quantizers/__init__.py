@@ -177,6 +177,15 @@ from qframework.quantizers.minifloat_base import (
     ScaledFloatActBase,
     ScaledFloatWeightBase,
 )
+from qframework.quantizers.minifloat_dynamic import (
+    DynamicFloatAct,
+    Fp8e4m3FNUZDynamicActPerRowFloat,
+    Fp8e4m3FNUZDynamicActPerTensorFloat,
+    Fp8e4m3OCPDynamicActPerRowFixedPoint,
+    Fp8e4m3OCPDynamicActPerRowFloat,
+    Fp8e4m3OCPDynamicActPerTensorFloat,
+    Fp8e5m2OCPDynamicActPerTensorFloat,
+)
 from qframework.quantizers.minifloat_fnuz import (
     Fp8e4m3FNUZAct,
     Fp8e4m3FNUZActPerChannelFloat2d,
@@ -347,6 +356,13 @@ from qframework.quantizers.trunc_solver import (
 )
 
 __all__ = [
+    "DynamicFloatAct",
+    "Fp8e4m3FNUZDynamicActPerRowFloat",
+    "Fp8e4m3FNUZDynamicActPerTensorFloat",
+    "Fp8e4m3OCPDynamicActPerRowFixedPoint",
+    "Fp8e4m3OCPDynamicActPerRowFloat",
+    "Fp8e4m3OCPDynamicActPerTensorFloat",
+    "Fp8e5m2OCPDynamicActPerTensorFloat",
     "APoT4ActPerTensorFloat",
     "APoT4WeightPerChannelFloat",
     "APoT4WeightPerTensorFloat",

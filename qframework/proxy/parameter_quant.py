@@ -46,11 +46,9 @@ class ParameterQuantProxyFromInjector(QuantProxy):
 
     def _out_channels(self) -> int:
         layer = self.tracked_module_list[0]
-        for name in ("out_channels", "out_features"):
-            if hasattr(layer, name):
-                return int(getattr(layer, name))
         shape = getattr(layer, self.parameter_name).shape
-        return int(shape[getattr(layer, "output_channel_dim", 0)])
+        axis = getattr(layer, "output_channel_dim", 0)
+        return int(shape[axis if axis < len(shape) else 0])
 
     def add_tracked_module(self, layer: nn.Module) -> None:
         """Let one more layer use this quantizer; statistics are then taken over the parameters of all.

@@ -186,7 +186,11 @@ def _conv_transpose_rule(spatial: int) -> None:
             x.value, w, _value(bias), stride, padding, output_padding, groups, dilation
         )
         if groups != 1 and weight.scale.numel() > 1:
-            return value
+            if not _only_along(weight, 1) or weight.scale.dim() != w.dim():
+                return value
+            # A scale belongs to a position within its group.
+            tiled = weight.scale.repeat(1, groups, *[1] * spatial)
+            weight = weight.replace(scale=tiled, source=None)
         strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
         dilations = (dilation,) * spatial if isinstance(dilation, int) else tuple(dilation)
         taps = math.prod(

@@ -53,8 +53,15 @@ def _interpolate(
     return q.replace(value=F.interpolate(q.value, size, scale_factor, mode, *a, **k))
 
 
-def _averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
-    """The sum of a window's integers, on the scale over the divisor."""
+def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
+    """The sum of a window's integers, on the scale over the divisor.
+
+    Args:
+        q: the tensor that was averaged.
+        value: the means.
+        divisor: of the sums.
+        window: how many elements a sum has.
+    """
     low, high = bounds(q)
     customary = bits_of_codes(window * (2.0 ** wide(q.bit_width) - 1) + 1)
     bits = torch.maximum(customary, bits_of_range(low * window, high * window, q.signed))
@@ -88,7 +95,7 @@ def _avg_pool2d(
     if off_grid or _per_position(q, 2) or (uneven and divisor_override is None):
         return value
     area = math.prod((kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size)
-    return _averaged(q, value, divisor_override or area, area)
+    return averaged(q, value, divisor_override or area, area)
 
 
 @rule("adaptive_avg_pool2d", method=False)
@@ -99,4 +106,4 @@ def _adaptive_avg_pool2d(q: Any, output_size: Any) -> Any:
     if _per_position(q, 2) or any(n % m for n, m in zip(*sizes, strict=True)):
         return value
     area = math.prod(n // m for n, m in zip(*sizes, strict=True))
-    return _averaged(q, value, area, area)
+    return averaged(q, value, area, area)

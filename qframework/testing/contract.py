@@ -206,6 +206,21 @@ class QuantizerContract:
             self.layer(no_such_name=1)
 
     @pytest.mark.slow
+    def test_traces_as_one_graph(self) -> None:
+        """``torch.compile(fullgraph=True)`` takes it, training with gradients and evaluation, and gives the same."""
+        layer = self.layer()
+        torch.compiler.reset()
+        traced: Any = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="eager")
+        x = self.sample(1)
+        expected, got = layer(x), traced(x)
+        _close(got, expected)
+        value = got.value if isinstance(got, QuantTensor) else got
+        if value.requires_grad:
+            value.sum().backward()
+        layer.eval(), traced.eval()
+        _close(traced(self.sample()), layer(self.sample()))
+
+    @pytest.mark.slow
     def test_exports(self) -> None:
         """``torch.export`` of the layer in evaluation mode gives the same values."""
         layer, x = self.ready(), self.sample()

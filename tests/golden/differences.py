@@ -16,7 +16,11 @@ SEARCHED = (
 
 SHARED_EXPONENT = "a group of zeros shares a power of two too, as every other group"
 
+SUMS = "the zero points of a window add up as its integers do, so that these stay unsigned"
+
 DIFFERENCES = {
+    "convtranspose/2d/s2p1op1/SignedBinaryWeightPerTensorConst/train": BINARY_CLIP,
+    "pool/TruncAvgPool2d/zero_point": SUMS,
     "hqo/ShiftedUint8WeightPerGroupFloatHQO/g3": NEGATIVE + " (one group is)",
     "minifloat/edge/Fp8e4m3OCPActPerTensorFloat/zeros": MINIMUM,
     "mx/MXInt8Act/edge/zeros": SHARED_EXPONENT,

@@ -11,7 +11,9 @@ from qframework.inject.policy import Policy
 from qframework.quantizers import (
     AccumulatorAwareWeightQuant,
     ActQuantSolver,
+    AdditivePowersOfTwo,
     BiasQuantSolver,
+    FloatBase,
     TruncQuantSolver,
     WeightQuantSolver,
 )
@@ -37,6 +39,8 @@ def in_effect(name: str) -> list[object]:
         BiasQuantSolver,
         TruncQuantSolver,
         AccumulatorAwareWeightQuant,
+        FloatBase,
+        AdditivePowersOfTwo,
     ):
         binding = solver.__bindings__.get(name)
         if binding is not None and not isinstance(binding.bound, Value):

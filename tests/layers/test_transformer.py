@@ -8,7 +8,11 @@ from torch.nn import functional as F
 from qframework.graph import calibration_mode
 from qframework.layers import QuantTransformerEncoderLayer
 from qframework.quant_tensor import IntQuantTensor
-from qframework.quantizers import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
+from qframework.quantizers import (
+    Int8ActPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFloat,
+)
 
 OFF = {
     "weight_quant": None,
@@ -106,7 +110,11 @@ def test_torch_encoders_hold_it(call) -> None:
 
 def test_residual_sums_are_exact_where_quantized() -> None:
     _, ours = pair(
-        {"residual1_quant": Int8ActPerTensorFloat, "residual2_quant": Int8ActPerTensorFloat},
+        {
+            "residual1_input_quant": Int8ActPerTensorFloat,
+            "residual1_return_quant_tensor": True,
+            "residual2_input_quant": Int8ActPerTensorFloat,
+        },
         norm_first=True,
     )
     ours.return_quant_tensor = True
@@ -119,12 +127,16 @@ def test_residual_sums_are_exact_where_quantized() -> None:
         assert isinstance(q, IntQuantTensor)
         assert q.is_valid
         assert float(q.bit_width) == 9
-    torch.testing.assert_close(out.scale, ours.residual2_quant.scale())
+    torch.testing.assert_close(out.scale, ours.residual2.input_quant.scale())
 
 
 def test_the_result_is_quantized_where_asked_for() -> None:
     _, ours = pair(
-        {"output_quant": Int8ActPerTensorFloat, "output_bit_width": 6, "return_quant_tensor": True}
+        {
+            "norm2_output_quant": Int8ActPerTensorFloat,
+            "norm2_output_bit_width": 6,
+            "return_quant_tensor": True,
+        }
     )
     out = ours(sequence({}))
     assert isinstance(out, IntQuantTensor)
@@ -138,12 +150,29 @@ def test_the_result_is_quantized_where_asked_for() -> None:
 
 def test_quantized_results_go_from_layer_to_layer() -> None:
     layer = QuantTransformerEncoderLayer(
-        SIZE, 2, 16, output_quant=Int8ActPerTensorFloat, return_quant_tensor=True
+        SIZE, 2, 16, norm2_output_quant=Int8ActPerTensorFloat, return_quant_tensor=True
     )
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     out = encoder(sequence({}), mask=MASK)
     assert isinstance(out, IntQuantTensor)
     assert out.is_valid
+
+
+def test_norms_are_quantized_where_asked_for() -> None:
+    _, ours = pair(
+        {
+            "norm1_weight_quant": Int8WeightPerTensorFloat,
+            "norm1_weight_bit_width": 6,
+            "norm1_output_quant": Int8ActPerTensorFloat,
+            "norm1_return_quant_tensor": True,
+        }
+    )
+    seen = []
+    ours.linear1.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    assert torch.isfinite(ours(sequence({}))).all()
+    assert isinstance(seen[0], IntQuantTensor)
+    assert seen[0].is_valid
+    assert widths(ours)["norm1.weight"] == 6
 
 
 def widths(layer) -> dict[str, str]:
@@ -165,16 +194,21 @@ def test_keywords_go_from_the_whole_to_the_part() -> None:
         self_attn_out_proj_weight_bit_width=2,
         self_attn_v_bit_width=5,
         linear2_weight_quant=Int8WeightPerChannelFloat,
-        residual1_quant=Int8ActPerTensorFloat,
-        residual1_bit_width=7,
+        residual1_input_quant=Int8ActPerTensorFloat,
+        residual1_input_bit_width=7,
     )
     found = widths(layer)
     expected = {"self_attn.in_proj.weight": 4, "self_attn.out_proj.weight": 2, "linear1.weight": 3}
-    expected |= {"linear2.weight": 8, "self_attn.v": 5, "self_attn.q_scaled": 8, "residual1": 7}
+    expected |= {
+        "linear2.weight": 8,
+        "self_attn.v": 5,
+        "self_attn.q_scaled": 8,
+        "residual1.input": 7,
+    }
     inputs = ("self_attn.in_proj", "self_attn.out_proj", "linear1", "linear2")
     expected |= {f"{name}.input": 6 for name in inputs}
     assert {name: found[name] for name in expected} == expected
-    assert "residual2" not in found
+    assert not any(name.startswith(("norm", "residual2")) for name in found)
     assert "linear1.weight: int3" in repr(layer)
 
 
@@ -206,7 +240,10 @@ def test_weights_start_as_in_torch() -> None:
 
 
 def test_its_state_loads_after_training() -> None:
-    options = {"residual1_quant": Int8ActPerTensorFloat, "output_quant": Int8ActPerTensorFloat}
+    options = {
+        "residual1_input_quant": Int8ActPerTensorFloat,
+        "norm2_output_quant": Int8ActPerTensorFloat,
+    }
     first, second = (QuantTransformerEncoderLayer(SIZE, 2, 16, **options) for _ in range(2))
     x = sequence({})
     first(x).sum().backward()
@@ -217,7 +254,7 @@ def test_its_state_loads_after_training() -> None:
 
 def test_bfloat16_and_meta() -> None:
     layer = QuantTransformerEncoderLayer(
-        SIZE, 2, 16, dtype=torch.bfloat16, residual1_quant=Int8ActPerTensorFloat
+        SIZE, 2, 16, dtype=torch.bfloat16, residual1_input_quant=Int8ActPerTensorFloat
     )
     out = layer(sequence({}).bfloat16(), src_mask=MASK)
     assert out.dtype == torch.bfloat16
@@ -254,7 +291,7 @@ def test_what_cannot_be_built_is_said(options, error, says) -> None:
 def test_it_compiles_and_exports_whole() -> None:
     torch.manual_seed(0)
     layer = QuantTransformerEncoderLayer(
-        SIZE, 2, 16, dropout=0.0, batch_first=True, residual1_quant=Int8ActPerTensorFloat
+        SIZE, 2, 16, dropout=0.0, batch_first=True, residual1_input_quant=Int8ActPerTensorFloat
     )
     model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
     x = sequence({"batch_first": True})

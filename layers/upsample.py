@@ -1,0 +1,113 @@
+"""Upsampling and dropout of quantized tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from qframework.functional import round_ste
+from qframework.layers.base import QuantLayer
+from qframework.proxy.base import plain
+from qframework.quant_tensor import IntQuantTensor
+
+_Size = int | tuple[int, int] | None
+_Factor = float | tuple[float, float] | None
+
+
+class QuantUpsample(QuantLayer, nn.Upsample):
+    """``torch.nn.Upsample`` of quantized tensors; interpolated values are rounded to the grid of the input.
+
+    Args:
+        size, scale_factor, mode, align_corners: as in torch.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs a quantized input.
+    """
+
+    def __init__(
+        self,
+        size: Any = None,
+        scale_factor: Any = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+        return_quant_tensor: bool = True,
+    ) -> None:
+        nn.Upsample.__init__(self, size, scale_factor, mode, align_corners)
+        self.return_quant_tensor = return_quant_tensor
+
+    def forward(self, x: Any) -> Any:
+        """Interpolate ``x``, float or quantized.
+
+        Raises:
+            RuntimeError: a quantized result of a float input, or of scales that differ between positions.
+        """
+        exact = self.mode in ("nearest", "nearest-exact")
+        given: Any = x if exact and isinstance(x, IntQuantTensor) else plain(x)
+        y: Any = F.interpolate(given, self.size, self.scale_factor, self.mode, self.align_corners)
+        if not exact and isinstance(x, IntQuantTensor):
+            if x.scale.numel() == 1 and x.zero_point.numel() == 1:
+                q = round_ste(y / x.scale + x.zero_point)
+                y = x.replace(value=(q - x.zero_point) * x.scale)
+        return self._pack(y)
+
+    def _remedy(self) -> str:
+        return "Feed the layer a tensor quantized by one scale, or return_quant_tensor=False."
+
+
+class QuantUpsamplingBilinear2d(QuantUpsample):
+    """Bilinear upsampling of quantized tensors (N, C, H, W), corners aligned, rounded to the grid of the input.
+
+    Args:
+        size, scale_factor: as in torch.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs a quantized input.
+    """
+
+    def __init__(
+        self, size: _Size = None, scale_factor: _Factor = None, return_quant_tensor: bool = True
+    ) -> None:
+        super().__init__(size, scale_factor, "bilinear", True, return_quant_tensor)
+
+
+class QuantUpsamplingNearest2d(QuantUpsample):
+    """Nearest upsampling of quantized tensors (N, C, H, W).
+
+    Args:
+        size, scale_factor: as in torch.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs a quantized input.
+    """
+
+    def __init__(
+        self, size: _Size = None, scale_factor: _Factor = None, return_quant_tensor: bool = True
+    ) -> None:
+        super().__init__(size, scale_factor, "nearest", None, return_quant_tensor)
+
+
+class QuantDropout(QuantLayer, nn.Dropout):
+    """Dropout of quantized tensors: zeros are on their grid, and the factor ``1 / (1 - p)`` goes to the scale.
+
+    Args:
+        p: probability of a zero, in training.
+        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs a quantized input.
+    """
+
+    def __init__(self, p: float = 0.5, return_quant_tensor: bool = True) -> None:
+        nn.Dropout.__init__(self, p)
+        self.return_quant_tensor = return_quant_tensor
+
+    def forward(self, x: Any) -> Any:
+        """Drop elements of ``x``, float or quantized, in training.
+
+        Raises:
+            RuntimeError: a quantized result of a float input, or of a grid without 0.
+        """
+        if not isinstance(x, IntQuantTensor):
+            return self._pack(F.dropout(plain(x), self.p, self.training))
+        if not self.training or self.p == 0:
+            return self._pack(x)
+        value = F.dropout(x.value, self.p, True)
+        if not x.has_zero or self.p == 1:
+            return self._pack(value)
+        return self._pack(x.replace(value=value, scale=x.scale / (1 - self.p), source=None))
+
+    def _remedy(self) -> str:
+        return "Feed the layer a quantized tensor whose grid has 0, or return_quant_tensor=False."
