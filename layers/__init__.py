@@ -20,6 +20,11 @@ from qframework.layers.activation_functions import (
     QuantSiLU,
     QuantSoftmax,
 )
+from qframework.layers.attention import (
+    QuantScaledDotProductAttention,
+    ScaledDotProductAttention,
+)
+from qframework.layers.attention_multihead import QuantMultiheadAttention
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.layers.conv import QuantConv1d, QuantConv2d, QuantConv3d
 from qframework.layers.conv_transpose import (
@@ -40,6 +45,7 @@ from qframework.layers.scale_bias import (
     QuantScaleBias,
     ScaleBias,
 )
+from qframework.layers.transformer import QuantTransformerEncoderLayer
 from qframework.layers.upsample import (
     QuantDropout,
     QuantUpsample,
@@ -78,22 +84,26 @@ __all__ = [
     "QuantLeakyReLU",
     "QuantLinear",
     "QuantMatMul",
+    "QuantMultiheadAttention",
     "QuantNonLinearActLayer",
     "QuantPReLU",
     "QuantRMSNorm",
     "QuantReLU",
     "QuantReLU6",
     "QuantScaleBias",
+    "QuantScaledDotProductAttention",
     "QuantSiLU",
     "QuantSigmoid",
     "QuantSoftmax",
     "QuantTanh",
+    "QuantTransformerEncoderLayer",
     "QuantUpsample",
     "QuantUpsamplingBilinear2d",
     "QuantUpsamplingNearest2d",
     "QuantWBIOL",
     "QuantWeightBiasInputOutputLayer",
     "ScaleBias",
+    "ScaledDotProductAttention",
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "TruncQuantAccumulator",

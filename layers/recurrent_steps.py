@@ -44,12 +44,15 @@ def settle(proxy: ActQuantProxyFromInjector, like: Tensor) -> Settled | None:
     rounds: Any = quantizer.int_quant
     if type(width) is not BitWidthConst or type(quantizer.zero_point_impl) is not ZeroZeroPoint:
         return None
-    fixed = rounds.fixed_range(width.initial) if type(rounds) is IntQuant else None
+    fixed: Any = None
+    if type(rounds) is IntQuant:
+        fixed = rounds.fixed_range(width.initial)
     if fixed is None or type(rounds.input_view_impl) is not Identity:
         return None
     if proxy.training and torch.compiler.is_compiling():
         return None
-    for part in (quantizer.scaling_impl, quantizer.zero_point_impl):
+    parts: tuple[Any, ...] = (quantizer.scaling_impl, quantizer.zero_point_impl)
+    for part in parts:
         if hasattr(part, "hand_over_if_due"):
             part.hand_over_if_due()
     if quantizer.looks_at_input:

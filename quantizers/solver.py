@@ -359,7 +359,9 @@ class ActQuantSolver(QuantSolver):
         return scaling_stats_permute_dims
 
     @value
-    def group_dim(module: Any) -> Any:
+    def group_dim(module: Any, default_group_dim: Any = None) -> Any:
+        if default_group_dim is not None:
+            return default_group_dim
         if isinstance(module, nn.Linear):
             return -1
         if isinstance(module, nn.modules.conv._ConvNd):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from qframework.quant_tensor.registry import METHODS, RULES
 
@@ -37,8 +38,8 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         if result is not NotImplemented:
             return result
     if args and isinstance(args[0], QuantTensor):
-        name = getattr(function, "__name__", "")
-        if _changes_in_place(name):
+        name = _CHANGES_IN_PLACE.get(function)
+        if name is not None:
             raise InPlaceError(_IN_PLACE.format(kind=type(args[0]).__name__, name=name))
     if kwargs.get("inplace"):
         kwargs = {**kwargs, "inplace": False}
@@ -67,6 +68,15 @@ _IN_PLACE = (
 
 def _changes_in_place(name: str) -> bool:
     return name.endswith("_") and not name.startswith("_")
+
+
+#: By function, because a compiler that traces a call may not know the function's name.
+_CHANGES_IN_PLACE: dict[Any, str] = {
+    getattr(place, name): name
+    for place in (torch, F, torch.Tensor)
+    for name in dir(place)
+    if _changes_in_place(name)
+}
 
 
 class QuantTensor:

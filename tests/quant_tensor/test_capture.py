@@ -148,3 +148,11 @@ def test_shifted_tensors_are_joined_while_tracing() -> None:
         lambda v: F.relu(IntQuantTensor(v, 0.1, 0, 8, True)), fullgraph=True, backend="aot_eager"
     )
     assert zero(x).symmetric
+
+
+@pytest.mark.slow
+def test_a_module_without_a_rule_decays_it_in_a_compiled_graph_too() -> None:
+    model = nn.Sequential(Quantize(), nn.LayerNorm(8))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(compiled(x), model(x))
