@@ -244,6 +244,11 @@ class QuantRecurrent(QuantLayer, nn.Module):
             common[kind] = proxy
         return proxy
 
+    @property
+    def io_quant(self) -> ActQuantProxyFromInjector:
+        """The quantizer of input and states, of all layers and directions."""
+        return self.layers[0][0].io_quant  # type: ignore[index, no-any-return]
+
     # ------------------------------------------------------------ running
 
     def _run(self, x: Any, states: list[Any]) -> tuple[Any, list[list[Any]]]:
