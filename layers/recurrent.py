@@ -152,7 +152,10 @@ class QuantRecurrent(QuantLayer, nn.Module):
 
     def _act(self, attribute: str, quantizer: Any, *prefixes: str) -> Any:
         """The proxy of an activation."""
-        quantizer = self._keywords.get(attribute, quantizer)
+        if attribute in self._keywords:
+            quantizer = self._keywords[attribute]
+            if quantizer is None:  # what is said of all of a kind isn't meant for it
+                prefixes = prefixes[-1:]
         like = {"device": self._device, "dtype": self._dtype}
         overrides = overrides_for(self._keywords, *prefixes)
         return build_proxy(
