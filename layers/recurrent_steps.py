@@ -49,13 +49,7 @@ def settle(proxy: ActQuantProxyFromInjector, like: Tensor) -> Settled | None:
         fixed = rounds.fixed_range(width.initial)
     if fixed is None or type(rounds.input_view_impl) is not Identity:
         return None
-    if proxy.training and torch.compiler.is_compiling():
-        return None
-    parts: tuple[Any, ...] = (quantizer.scaling_impl, quantizer.zero_point_impl)
-    for part in parts:
-        if hasattr(part, "hand_over_if_due"):
-            part.hand_over_if_due()
-    if quantizer.looks_at_input:
+    if not _is_settled(quantizer):
         return None
     scale, zero_point, bits = quantizer.parameters_for(like)
     if scale.numel() != 1:
@@ -63,6 +57,18 @@ def settle(proxy: ActQuantProxyFromInjector, like: Tensor) -> Settled | None:
     rule: Any = rounds.float_to_int_impl.rule
     masked: Any = rounds.tensor_clamp_impl.masked
     return Settled(scale.reshape(()), zero_point, bits, (*fixed, rule, masked))
+
+
+def _is_settled(quantizer: Any) -> bool:
+    """Whether the scale no longer looks at the input; under a compiler, whether that is known without looking."""
+    scaling = quantizer.scaling_impl
+    if torch.compiler.is_compiling():
+        if hasattr(scaling, "settled"):
+            return bool(scaling.settled) or not quantizer.training
+        return not getattr(scaling, "looks_at_input", True)
+    if hasattr(scaling, "hand_over_if_due"):
+        scaling.hand_over_if_due()
+    return not quantizer.looks_at_input
 
 
 def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tensor) -> Step:
@@ -84,6 +90,17 @@ def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tenso
     scale, how = first.scale, first.how
     if any(s.scale is not scale for s in found):
         scale = torch.stack([s.scale for s in found]).repeat_interleave(size)
+
+    return _known(scale, how, like)
+
+
+def _known(scale: Tensor, how: tuple[Any, ...], like: Tensor) -> Step:
+    """The function that quantizes by a scale that is known."""
+    low, high, rule, _ = how
+    plainly = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if plainly and rule == "round" and like.dtype in (torch.float32, torch.float64):
+        # What fake_quantize does, without its questions: they take longer than a step's few numbers.
+        return lambda x: x.div(scale).round_().clamp_(low, high).mul_(scale)
 
     def quantize(x: Tensor) -> Tensor:
         return fake_quantize(x, scale, None, *how)
@@ -115,14 +132,15 @@ class OutputStep:
         self.proxy, self.records = proxy, []  # type: ignore[var-annotated]
         self.idle = proxy.is_idle
         self.settled = None if self.idle else settle(proxy, like)
-        self.like = like
+        if self.settled is not None:
+            self.step = _known(self.settled.scale, self.settled.how, like)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The quantized values."""
         if self.idle:
             return x
         if self.settled is not None:
-            return fake_quantize(x, self.settled.scale, None, *self.settled.how)
+            return self.step(x)
         record = self.proxy(x)
         self.records.append(record)
         return plain(record)

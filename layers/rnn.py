@@ -69,6 +69,8 @@ class _LSTMDirection(RecurrentDirection):
         tanh = step_of([cell.cell_tanh_quant], [0], size, products)
         # What is forgotten comes first where statistics are collected.
         two = step_of([cell.cell_state_quant] * 2, [1, 0], size, products)
+        one = step_of([cell.cell_state_quant], [0], size, products)
+        traced = torch.compiler.is_compiling()
         hidden_tanh = step_of([cell.hidden_state_tanh_quant], [0], size, products)
         h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
         values = []
@@ -77,8 +79,12 @@ class _LSTMDirection(RecurrentDirection):
             gated, entering = gates.split([3 * size, size], dim=1)
             gated = sigmoid(torch.sigmoid(gated))
             entering = tanh(torch.tanh(entering))
-            parts = two(gated[:, : 2 * size] * torch.cat([entering, c], dim=1))
-            c = state(parts[:, :size] + parts[:, size:])
+            if traced:  # a compiler joins what is done to parts, but not the parts
+                forgotten = one(gated[:, size : 2 * size] * c)
+                c = state(one(gated[:, :size] * entering) + forgotten)
+            else:
+                parts = two(gated[:, : 2 * size] * torch.cat([entering, c], dim=1))
+                c = state(parts[:, :size] + parts[:, size:])
             h = output(gated[:, 2 * size :] * hidden_tanh(torch.tanh(c)))
             values.append(h)
         return self._collect(output, values, reverse), (output.wrap(h), state.wrap(c))

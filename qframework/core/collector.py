@@ -63,6 +63,8 @@ class CollectThenLearn(CoreModule):
         if collect_stats_steps < 1:
             raise ValueError(f"collect_stats_steps must be at least 1, got {collect_stats_steps}")
         self.collect_stats_steps, self.momentum = collect_stats_steps, momentum
+        #: that the hand-over has taken place, where Python knows: a compiler then leaves the collection out
+        self.settled = False
         start = torch.full(shape, neutral, dtype=wide_dtype(dtype), device=device)
         self.register_buffer("running_stats", start.clone())
         self.value = nn.Parameter(start)
@@ -146,6 +148,7 @@ class CollectThenLearn(CoreModule):
             return False
         self.value.copy_(self.to_stored(self.running_stats))
         self.collected_steps.fill_(_LEARNED)
+        self.settled = True
         return True
 
     def hand_over_if_due(self) -> int:
@@ -160,6 +163,7 @@ class CollectThenLearn(CoreModule):
         """Forget what was collected or learned."""
         self.collected_steps.zero_()
         self.used_batches.zero_()
+        self.settled = False
 
     @torch.no_grad()
     def _record(self, statistic: Tensor) -> None:
@@ -194,6 +198,8 @@ class CollectThenLearn(CoreModule):
             x: the batch.
             *context: further tensors for :meth:`from_statistic` and :meth:`from_stored`.
         """
+        if self.settled:
+            return self.from_stored(self.value, *context)
         limit = self.collect_stats_steps
         if not self.training or x.numel() == 0:
             learned = (self.collected_steps < 0).to(self.value.device)
@@ -265,6 +271,7 @@ class CollectThenLearn(CoreModule):
             collected = torch.tensor(_LEARNED)
         if collected is not None:
             self.collected_steps.copy_(collected)
+            self.settled = self.is_learned
         elif strict:
             missing_keys.append(steps)
         super()._load_from_state_dict(
