@@ -282,7 +282,9 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         scale = (first * second).reshape(-1)
         if scale.numel() == 1:
             scale = scale.reshape(())
-        elif scale.numel() < bias.numel():  # scales of positions within the groups of a transposed convolution
+        elif (
+            scale.numel() < bias.numel()
+        ):  # scales of positions within the groups of a transposed convolution
             scale = scale.repeat(bias.numel() // scale.numel())
         quantizer: Any = self.tensor_quant
         output = quantizer(bias, scale)

@@ -1,6 +1,12 @@
 """Quantized tensors: a dequantized value with what its number format needs: scale, zero point, widths, sign."""
 
-from qframework.quant_tensor import rules_elementwise, rules_linear, rules_pool, rules_shape  # noqa: F401
+from qframework.quant_tensor import (  # noqa: F401
+    rules_elementwise,
+    rules_linear,
+    rules_pool,
+    rules_reduce,
+    rules_shape,
+)
 
 from qframework.quant_tensor import rules_formats  # noqa: F401  # isort: skip, it takes from the others
 from qframework.quant_tensor.base import QuantTensor, unpack

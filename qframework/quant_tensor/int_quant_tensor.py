@@ -54,7 +54,7 @@ class IntQuantTensor(Record):
         has_zero: bool | None = None,
     ) -> None:
         fields = check_fields(value, scale, zero_point, bit_width, signed, training)
-        known_symmetric, known_zero = _look_at(zero_point)
+        known_symmetric, known_zero = _look_at(zero_point, fields[3], fields[4])
         symmetric = known_symmetric if symmetric is None else symmetric
         has_zero = (symmetric or known_zero) if has_zero is None else has_zero
         fill(self, (*fields, source, symmetric, has_zero))
@@ -98,7 +98,12 @@ class IntQuantTensor(Record):
         elif "zero_point" in changes or "bit_width" in changes or "signed" in changes:
             fields["source"] = scale_only(self.source)
         if "zero_point" in changes:
-            fields["symmetric"], fields["has_zero"] = _look_at(changes["zero_point"])
+            bits, signed = (
+                fields.get("bit_width", self.bit_width),
+                fields.get("signed", self.signed),
+            )
+            found = _look_at(changes["zero_point"], bits, signed)
+            fields["symmetric"], fields["has_zero"] = found
         for name in ("source", "symmetric", "has_zero"):
             if name in changes:
                 fields[name] = changes[name]
@@ -201,14 +206,18 @@ class IntQuantTensor(Record):
         return algebra.divide(other, self)
 
 
-def _look_at(zero_point: Any) -> tuple[bool, bool]:
-    """Whether a zero point is 0, and whether it is an integer, as far as it can be known."""
-    if isinstance(zero_point, Tensor):
-        if not can_read(zero_point):
-            return False, False
-        zero_point = zero_point.detach()
-        return not bool(zero_point.any()), bool((zero_point == zero_point.round()).all())
-    return zero_point == 0, zero_point == round(zero_point)
+def _look_at(zero_point: Any, bit_width: Tensor, signed: bool) -> tuple[bool, bool]:
+    """Whether a zero point is 0, and whether it is an integer of the range, as far as it can be known."""
+    if not isinstance(zero_point, Tensor):
+        if zero_point == 0:
+            return True, True
+        zero_point = torch.tensor(float(zero_point), device="cpu")
+    if not can_read(zero_point, bit_width):
+        return False, False
+    with torch.no_grad():
+        low, high = (f(signed, False, bit_width) for f in (min_int, max_int))
+        whole = (zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)
+        return not bool(zero_point.any()), bool(whole.all())
 
 
 register(IntQuantTensor)

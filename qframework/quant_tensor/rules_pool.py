@@ -75,35 +75,57 @@ def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
     )
 
 
-@rule("avg_pool2d", method=False)
-def _avg_pool2d(
-    q: Any,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Any:
-    """Mean of windows: the sum of integers on a scale divided by the area."""
-    value = F.avg_pool2d(
-        q.value, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-    )
-    padded = padding not in (0, (0, 0))
-    uneven = (padded and not count_include_pad) or ceil_mode
-    off_grid = padded and not q.has_zero
-    if off_grid or _per_position(q, 2) or (uneven and divisor_override is None):
-        return value
-    area = math.prod((kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size)
-    return averaged(q, value, divisor_override or area, area)
+def _sizes(size: Any, spatial: int) -> tuple[int, ...]:
+    if isinstance(size, int):
+        return (size,) * spatial
+    return tuple(size) * (spatial if len(size) == 1 else 1)
 
 
-@rule("adaptive_avg_pool2d", method=False)
-def _adaptive_avg_pool2d(q: Any, output_size: Any) -> Any:
-    """As average pooling where all windows are equally large, else a float tensor."""
-    value = F.adaptive_avg_pool2d(q.value, output_size)
-    sizes = q.value.shape[-2:], value.shape[-2:]
-    if _per_position(q, 2) or any(n % m for n, m in zip(*sizes, strict=True)):
-        return value
-    area = math.prod(n // m for n, m in zip(*sizes, strict=True))
-    return averaged(q, value, area, area)
+def _average_pool_rule(spatial: int) -> None:
+    function = getattr(F, f"avg_pool{spatial}d")
+
+    def apply(
+        q: Any,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        *divisor: Any,
+        divisor_override: int | None = None,
+    ) -> Any:
+        """Mean of windows: the sum of integers on a scale divided by the area."""
+        if divisor:
+            (divisor_override,) = divisor
+        more = () if spatial == 1 else (divisor_override,)
+        stride = kernel_size if stride is None else stride
+        value = function(q.value, kernel_size, stride, padding, ceil_mode, count_include_pad, *more)
+        padded = any(_sizes(padding, spatial))
+        uneven = (padded and not count_include_pad) or ceil_mode
+        off_grid = padded and not q.has_zero
+        if off_grid or _per_position(q, spatial) or (uneven and divisor_override is None):
+            return value
+        area = math.prod(_sizes(kernel_size, spatial))
+        return averaged(q, value, divisor_override or area, area)
+
+    rule(f"avg_pool{spatial}d", method=False)(apply)
+
+
+def _adaptive_average_pool_rule(spatial: int) -> None:
+    function = getattr(F, f"adaptive_avg_pool{spatial}d")
+
+    def apply(q: Any, output_size: Any) -> Any:
+        """As average pooling where all windows are equally large, else a float tensor."""
+        value = function(q.value, output_size)
+        sizes = q.value.shape[-spatial:], value.shape[-spatial:]
+        if _per_position(q, spatial) or any(n % m for n, m in zip(*sizes, strict=True)):
+            return value
+        area = math.prod(n // m for n, m in zip(*sizes, strict=True))
+        return averaged(q, value, area, area)
+
+    rule(f"adaptive_avg_pool{spatial}d", method=False)(apply)
+
+
+for _spatial in (1, 2, 3):
+    _average_pool_rule(_spatial)
+    _adaptive_average_pool_rule(_spatial)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qframework.quant_tensor.base import QuantTensor
-from qframework.quant_tensor.registry import RULES, rule
+from qframework.quant_tensor.registry import METHODS, RULES, rule
 from qframework.quant_tensor.source import (
     can_read,
     moved_source,
@@ -130,6 +130,32 @@ _element_rule(
     "pixel_unshuffle",
     "__getitem__",
 )
+
+
+def _rule_tensor_unfold(q: Any, dimension: int, size: int, step: int) -> Any:
+    """Windows along an axis, overlapping or not."""
+
+    def move(t: Tensor) -> Tensor:
+        return t.expand(q.value.shape).unfold(dimension, size, step)
+
+    result = q.value.unfold(dimension, size, step)
+    return _moved(q, result, move, "unfold", dimension, size, step)
+
+
+RULES[torch.Tensor.unfold] = METHODS["unfold"] = _rule_tensor_unfold
+
+
+def _rule_unfold(
+    q: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+) -> Any:
+    """Columns of image patches; zeros of the padding have to be on the grid, and one scale on all of it."""
+    padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
+    if q.scale.numel() > 1 or q.zero_point.numel() > 1 or (padded and not q.has_zero):
+        return NotImplemented
+    return q.replace(value=F.unfold(q.value, kernel_size, dilation, padding, stride))
+
+
+RULES[F.unfold] = _rule_unfold
 
 
 def _reshape(q: Any, result: Tensor) -> Any:

@@ -48,6 +48,7 @@ DIFFERENCES = {
     "channel, leaves the zero point 0",
     "qt/neg/signed": WIDENS,
     "qt/abs/signed": WIDENS,
+    "qt/torch/t.sum": "a sum of integers on one scale is an integer on that scale",
     "qt/abs/zp": "unsigned integers with a zero point can be negative values: |x| isn't x",
     "state_dict/act/then_train": "a collection that was saved half way goes on after loading",
     "error/strict_load_missing_scale": "a float checkpoint loads with strict=True; the scale starts from its weights",

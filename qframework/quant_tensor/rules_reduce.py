@@ -1,0 +1,197 @@
+"""Sums, means and extremes along axes; choices between elements; clamping."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframework.functional import max_int, min_int
+from qframework.quant_tensor.algebra import bits_of_range, bounds
+from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.registry import METHODS, RULES, rule
+from qframework.quant_tensor.rules_pool import averaged
+from qframework.quant_tensor.source import can_read, scale_only
+
+
+def _axes(q: Any, dim: Any) -> tuple[int, ...]:
+    ndim = q.value.dim()
+    if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
+        return tuple(range(ndim))
+    return tuple(d % ndim for d in ((dim,) if isinstance(dim, int) else dim))
+
+
+def _without(t: Tensor, q: Any, axes: tuple[int, ...], keepdim: bool) -> Tensor | None:
+    """A scale or zero point of what is left of some axes; None where it varies along one of them."""
+    if t.numel() == 1:
+        return t.reshape(())
+    full = t.reshape((1,) * (q.value.dim() - t.dim()) + tuple(t.shape))
+    if any(full.shape[a] > 1 for a in axes):
+        return None
+    return full if keepdim else full.squeeze(axes)
+
+
+def _along(q: Any, dim: Any, keepdim: bool) -> tuple[int, Any, Any] | None:
+    """How many elements are joined, and the scale and zero point that they share."""
+    axes = _axes(q, dim)
+    scale, zero_point = (_without(t, q, axes, keepdim) for t in (q.scale, q.zero_point))
+    if scale is None or zero_point is None:
+        return None
+    return math.prod(q.value.shape[a] for a in axes), scale, zero_point
+
+
+@rule("sum")
+def _sum(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """The sum of integers, wide enough for all of them; zero points add up too."""
+    found = _along(q, dim, keepdim) if dtype is None else None
+    if found is None:
+        return NotImplemented
+    count, scale, zero_point = found
+    low, high = bounds(q)
+    bits = bits_of_range(low * count, high * count, q.signed)
+    return q.replace(
+        value=q.value.sum() if dim is None else q.value.sum(dim, keepdim),
+        scale=scale,
+        zero_point=zero_point if q.symmetric else zero_point * count,
+        bit_width=torch.maximum(bits.to(q.bit_width.dtype), q.bit_width),
+        source=scale_only(q.source) if scale.numel() == 1 else None,
+    )
+
+
+@rule("mean")
+def _mean(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """The sum of integers on a scale divided by their number."""
+    found = _along(q, dim, keepdim) if dtype is None else None
+    if found is None:
+        return NotImplemented
+    count, scale, zero_point = found
+    value = q.value.mean() if dim is None else q.value.mean(dim, keepdim)
+    source = q.source if scale.numel() == 1 else None
+    return averaged(
+        q.replace(scale=scale, zero_point=zero_point, source=source), value, count, count
+    )
+
+
+def _extreme_rule(name: str) -> None:
+    function = getattr(torch, name)
+
+    def apply(q: Any, dim: Any = (), keepdim: bool = False) -> Any:
+        found = _along(q, dim, keepdim)
+        if found is None:
+            return NotImplemented
+        _, scale, zero_point = found
+        source = q.source if scale.numel() == 1 else None
+        value = function(q.value, _axes(q, dim), keepdim)
+        return q.replace(value=value, scale=scale, zero_point=zero_point, source=source)
+
+    rule(name)(apply)
+
+
+def _choice_rule(name: str) -> None:
+    function = getattr(torch, name)
+
+    def apply(q: Any, dim: Any = None, keepdim: bool = False) -> Any:
+        """Largest or smallest elements; with ``dim`` their places too."""
+        if isinstance(dim, (QuantTensor, Tensor)):
+            return NotImplemented
+        found = _along(q, dim, keepdim)
+        if found is None:
+            return NotImplemented
+        _, scale, zero_point = found
+        source = q.source if scale.numel() == 1 else None
+        result = function(q.value) if dim is None else function(q.value, dim, keepdim)
+        fields = {"scale": scale, "zero_point": zero_point, "source": source}
+        if dim is None:
+            return q.replace(value=result, **fields)
+        return type(result)((q.replace(value=result[0], **fields), result[1]))
+
+    rule(name)(apply)
+
+
+for _name in ("amax", "amin"):
+    _extreme_rule(_name)
+for _name in ("max", "min"):
+    _choice_rule(_name)
+
+
+@rule("masked_fill")
+def _masked_fill(q: Any, mask: Any, value: Any) -> Any:
+    """Zeros, where 0 is on the grid; another number leaves it."""
+    zero = not isinstance(value, Tensor) and value == 0
+    if not zero or not q.has_zero:
+        return NotImplemented
+    filled = q.value.masked_fill(mask, 0.0)
+    return q.replace(value=filled) if filled.shape == q.value.shape else NotImplemented
+
+
+def _where(condition: Any, a: Any = None, b: Any = None) -> Any:
+    """Elements of two tensors on one grid, or of one and zeros."""
+    if a is None or b is None:
+        return NotImplemented
+    first, second = (a, b) if isinstance(a, QuantTensor) else (b, a)
+    if not isinstance(first, QuantTensor):
+        return NotImplemented
+    plain_a, plain_b = (x.value if isinstance(x, QuantTensor) else x for x in (a, b))
+    value = torch.where(condition, plain_a, plain_b)
+    if value.shape != first.value.shape:
+        return NotImplemented
+    if isinstance(second, QuantTensor):
+        return first.replace(value=value) if _one_grid(first, second) else NotImplemented
+    zero = not isinstance(second, Tensor) and second == 0
+    return first.replace(value=value) if zero and first.has_zero else NotImplemented  # type: ignore[attr-defined]
+
+
+def _one_grid(a: Any, b: Any) -> bool:
+    if type(a) is not type(b) or a.signed != b.signed or a.training or b.training:
+        return False
+    if a.source is not None and a.source == b.source:
+        return True
+    pairs = [(getattr(a, n), getattr(b, n)) for n in ("scale", "zero_point", "bit_width")]
+    if all(x is y for x, y in pairs):
+        return True
+    return all(x.shape == y.shape and can_read(x, y) and bool((x == y).all()) for x, y in pairs)
+
+
+RULES[torch.where] = _where
+
+
+def _tensor_where(q: Any, condition: Any, other: Any) -> Any:
+    return _where(condition, q, other)
+
+
+RULES[torch.Tensor.where] = METHODS["where"] = _tensor_where
+
+
+def _on_grid(q: Any, bound: Any) -> bool:
+    """Whether a number is known to be a point of the grid of ``q``, within its range."""
+    if bound is None or (bound == 0 and q.has_zero):
+        return True
+    if not can_read(q.scale, q.zero_point, q.bit_width):
+        return False
+    with torch.no_grad():
+        steps = bound / q.scale.double() + q.zero_point
+        low, high = (f(q.signed, False, q.bit_width) for f in (min_int, max_int))
+        near = (steps - steps.round()).abs() < 1e-4
+        return bool((near & (steps.round() >= low) & (steps.round() <= high)).all())
+
+
+@rule("clamp", "clip")
+def _clamp(q: Any, min: Any = None, max: Any = None) -> Any:
+    """Bounds that are points of the grid keep it; others leave it."""
+    if isinstance(min, (Tensor, QuantTensor)) or isinstance(max, (Tensor, QuantTensor)):
+        return NotImplemented
+    if not (_on_grid(q, min) and _on_grid(q, max)):
+        return NotImplemented
+    return q.replace(value=q.value.clamp(min, max))
+
+
+@rule("clamp_min")
+def _clamp_min(q: Any, min: Any) -> Any:
+    return _clamp(q, min)
+
+
+@rule("clamp_max")
+def _clamp_max(q: Any, max: Any) -> Any:
+    return _clamp(q, None, max)
