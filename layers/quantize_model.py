@@ -243,9 +243,9 @@ class _Work:
         special = conversion.special if conversion else {}
         arguments = arguments_of(module, layer, special)
         if conversion is not None:
-            common = {
-                n: v for n, v in self.common.items() if n.split("_", 1)[0] in conversion.roles
-            }
+            # The input of an activation function is the output of a layer: a quantizer for inputs isn't meant for it.
+            meant = set(conversion.roles) - ({"input"} if "act" in conversion.roles else set())
+            common = {n: v for n, v in self.common.items() if n.split("_", 1)[0] in meant}
             arguments |= {p + n: v for p in conversion.prefixes for n, v in common.items()}
         for rule in fitting:
             arguments |= self._of_rule(rule, None if conversion is None else conversion.roles)

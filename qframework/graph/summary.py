@@ -112,53 +112,66 @@ class ModelSummary(BaseModel):
         return sum(known) if known else None
 
     def __rich__(self) -> Any:
+        from rich import box
         from rich.table import Table
 
-        table = Table(title="Summary")
-        for heading, right in (
-            ("layer", False), ("tensor", False), ("quantizer", False), ("bits", True), ("per", False), ("scale", True),
-            ("zero point", True), ("parameters", True), ("size, bits", True), ("MACs", True), ("BOPs", True),
-        ):  # fmt: skip
-            table.add_column(heading, justify="right" if right else "left")
+        table = Table(title="Summary", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        shifted = any(t.zero_point for x in self.layers for t in x.tensors)
+        for heading in ("layer", "tensor", "quantizer", "per"):
+            table.add_column(heading, overflow="fold", min_width=6)
+        numbers = (
+            "bits",
+            "scale",
+            *(["zero"] if shifted else []),
+            "params",
+            "size",
+            "MACs",
+            "BOPs",
+        )
+        for heading in numbers:
+            table.add_column(heading, justify="right", no_wrap=heading != "scale", overflow="fold")
         for layer in self.layers:
+            heading = f"{layer.name} {layer.type}"
             if not layer.tensors:
-                blank = [""] * 7
-                heading = f"{layer.name}\n[dim]{layer.type}[/dim]"
-                table.add_row(heading, "", *blank, _large(layer.macs), _large(layer.bops))
+                counts = (_large(layer.macs), _large(layer.bops))
+                table.add_row(heading, *[""] * (len(numbers) + 1), *counts)
             for i, t in enumerate(layer.tensors):
                 first = i == 0
+                zero = "" if t.zero_point is None else _span(*t.zero_point)
                 table.add_row(
-                    f"{layer.name}\n[dim]{layer.type}[/dim]" if first else "",
+                    heading if first else "",
                     t.name,
                     t.quantizer or "float",
-                    f"{t.bit_width:g}",
                     t.granularity or "",
+                    f"{t.bit_width:g}",
                     _span(t.scale_min, t.scale_max),
-                    "" if t.zero_point is None else _span(*t.zero_point),
-                    f"{t.parameters:,}" if t.parameters else "",
-                    f"{t.size_in_bits:,.0f}" if t.parameters else "",
+                    *([zero] if shifted else []),
+                    _large(t.parameters),
+                    _large(t.size_in_bits),
                     _large(layer.macs) if first else "",
                     _large(layer.bops) if first else "",
                 )
             table.add_section()
-        totals = (
-            f"{self.parameters:,}",
-            f"{self.size_in_bits:,.0f}",
-            _large(self.macs),
-            _large(self.bops),
-        )
-        table.add_row("total", *[""] * 6, *totals)
+        totals = [_large(n) for n in (self.parameters, self.size_in_bits, self.macs, self.bops)]
+        table.add_row("total", *[""] * (len(numbers) - 1), *totals)
         return table
 
 
 def _span(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return ""
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return f"{low:.2g}" if low == high else f"{low:.2g}..{high:.2g}"
 
 
 def _large(number: float | None) -> str:
-    return "" if not number else f"{number:,.0f}"
+    """Three digits and a unit."""
+    if not number:
+        return ""
+    for unit in ("", "k", "M", "G", "T"):
+        if number < 1000:
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    return f"{number:.3g}P"
 
 
 def summary(model: nn.Module, *example_input: Any) -> ModelSummary:
