@@ -145,6 +145,10 @@ class OutputStep:
         self.records.append(record)
         return plain(record)
 
+    def last(self, value: Tensor) -> Any:
+        """The value of the last step as a quantized tensor, where it is quantized."""
+        return self.records[-1] if self.records else self.wrap(value)
+
     def wrap(self, value: Tensor) -> Any:
         """Values of several steps as a quantized tensor, where they are quantized."""
         if self.idle:

@@ -47,7 +47,7 @@ class _RNNDirection(RecurrentDirection):
         for step in _steps(products, reverse):
             h = output(function(acc(torch.addmm(step, h, hidden))))
             values.append(h)
-        return self._collect(output, values, reverse), (output.wrap(h),)
+        return self._collect(output, values, reverse), (output.last(h),)
 
 
 class _LSTMDirection(RecurrentDirection):
@@ -87,7 +87,7 @@ class _LSTMDirection(RecurrentDirection):
                 c = state(parts[:, :size] + parts[:, size:])
             h = output(gated[:, 2 * size :] * hidden_tanh(torch.tanh(c)))
             values.append(h)
-        return self._collect(output, values, reverse), (output.wrap(h), state.wrap(c))
+        return self._collect(output, values, reverse), (output.last(h), state.last(c))
 
 
 class _CoupledLSTMDirection(RecurrentDirection):
@@ -120,7 +120,7 @@ class _CoupledLSTMDirection(RecurrentDirection):
             c = state(remembered + state(entering * new))
             h = output(leaving * hidden_tanh(torch.tanh(c)))
             values.append(h)
-        return self._collect(output, values, reverse), (output.wrap(h), state.wrap(c))
+        return self._collect(output, values, reverse), (output.last(h), state.last(c))
 
 
 class _GRUDirection(RecurrentDirection):
@@ -150,7 +150,7 @@ class _GRUDirection(RecurrentDirection):
             new = tanh(torch.tanh(new_acc(step[:, 2 * size :] + gated[:, :size] * from_state)))
             h = output(new + gated[:, size:] * (h - new))
             values.append(h)
-        return self._collect(output, values, reverse), (output.wrap(h),)
+        return self._collect(output, values, reverse), (output.last(h),)
 
 
 class QuantRNN(QuantRecurrent):

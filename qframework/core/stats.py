@@ -22,6 +22,8 @@ from qframework.functional import (
 
 #: Up to how many of the largest or smallest elements a selection beats a partial sort.
 _FEW = 64
+#: Up to how many elements a partial sort of all of them costs next to nothing.
+_SMALL = 1024
 
 
 class Statistic(Stateless):
@@ -53,6 +55,10 @@ class Statistic(Stateless):
 
     def _kth(self, x: Tensor, rank: int, magnitude: bool = False) -> Tensor:
         """The ``rank``-th smallest ``x`` or ``|x|``; the extremes and what lies near them without sorting the rest."""
+        if self.stats_reduce_dim is None and x.numel() <= _SMALL:
+            # Nothing to gain; and of elements that tie, the one that torch takes gets the gradient.
+            few = widen(x).abs() if magnitude else widen(x)
+            return few.reshape(-1).kthvalue(rank).values
         if self.stats_reduce_dim is None:
             n = x.numel()
             largest = n - rank + 1 <= rank
