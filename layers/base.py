@@ -110,3 +110,7 @@ class _Explanations(dict[str, Explanation]):
         return "\n".join(str(e) for e in self.values())
 
     __repr__ = __str__
+
+
+class ArgumentsError(ValueError, RuntimeError):
+    """A combination of arguments that can't be."""

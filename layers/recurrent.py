@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qframework.layers.base import QuantLayer
+from qframework.layers.base import ArgumentsError, QuantLayer
 from qframework.layers.recurrent_parameters import (
     GateParams,
     GateWeight,
@@ -112,7 +112,7 @@ class QuantRecurrent(QuantLayer, nn.Module):
     ) -> None:
         """Build all layers; the last step of a constructor."""
         if shared_input_hidden_weights and not bidirectional:
-            raise ValueErrorAsRuntime(
+            raise ArgumentsError(
                 f"{type(self).__name__}: shared_input_hidden_weights=True shares the weights for the input between two "
                 "directions; it needs bidirectional=True"
             )
@@ -395,7 +395,3 @@ class QuantRecurrent(QuantLayer, nn.Module):
         from qframework.proxy import QuantProxy
 
         return {n: m for n, m in self.named_modules() if isinstance(m, QuantProxy)}
-
-
-class ValueErrorAsRuntime(ValueError, RuntimeError):
-    """A combination of arguments that can't be."""

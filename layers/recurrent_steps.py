@@ -16,7 +16,7 @@ from qframework.core.bit_width import BitWidthConst
 from qframework.core.function_wrapper import Identity
 from qframework.core.quant import IntQuant, RescalingIntQuant
 from qframework.core.zero_point import ZeroZeroPoint
-from qframework.functional import fake_quantize
+from qframework.functional import Range, fake_quantize
 from qframework.proxy import ActQuantProxyFromInjector
 from qframework.proxy.base import plain
 from qframework.quant_tensor import IntQuantTensor
@@ -71,6 +71,31 @@ def _is_settled(quantizer: Any) -> bool:
     return not quantizer.looks_at_input
 
 
+class Unsettled(Exception):
+    """Each step has to go through the proxies."""
+
+
+def range_of(proxies: Sequence[Any], size: int, like: Tensor) -> Range | None:
+    """The range of the quantizers of neighbouring columns, None where they do nothing.
+
+    Args:
+        proxies: one for each chunk of columns.
+        size: columns of a chunk.
+        like: a tensor on the device of the activations.
+
+    Raises:
+        Unsettled: there is no such range: a quantizer still looks at its input, or they differ in more than scale.
+    """
+    if all(p.is_idle for p in proxies):
+        return None
+    found = [s for s in (settle(p, like) for p in proxies) if s is not None]
+    if len(found) < len(proxies) or any(s.how != found[0].how for s in found):
+        raise Unsettled
+    if all(s.scale is found[0].scale for s in found):
+        return Range(found[0].scale, found[0].how)
+    return Range(torch.stack([s.scale for s in found]).repeat_interleave(size), found[0].how)
+
+
 def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tensor) -> Step:
     """The function that quantizes columns in chunks of ``size``, one proxy each.
 
@@ -82,16 +107,12 @@ def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tenso
     """
     if all(p.is_idle for p in proxies):
         return _unchanged
-    settled = [settle(p, like) for p in proxies]
-    found = [s for s in settled if s is not None]
-    first = found[0] if len(found) == len(proxies) else None
-    if first is None or any(s.how != first.how for s in found):
+    try:
+        found = range_of(proxies, size, like)
+    except Unsettled:
         return _through(proxies, order, size)
-    scale, how = first.scale, first.how
-    if any(s.scale is not scale for s in found):
-        scale = torch.stack([s.scale for s in found]).repeat_interleave(size)
-
-    return _known(scale, how, like)
+    assert found is not None
+    return _known(found.scale, found.how, like)
 
 
 def _known(scale: Tensor, how: tuple[Any, ...], like: Tensor) -> Step:

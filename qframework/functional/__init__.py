@@ -19,6 +19,7 @@ from qframework.functional.minifloat import (
     minifloat_reference,
     power_below,
 )
+from qframework.functional.recurrent import CellRanges, Range, lstm_step
 from qframework.functional.scale import statistic_scale, stored_scale
 from qframework.functional.statistics import (
     abs_max,
@@ -45,10 +46,12 @@ from qframework.functional.traced_statistics import order_statistic_if
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
+    "CellRanges",
     "LargestScaled",
     "LearnedScaled",
     "MinifloatFormat",
     "ROUNDINGS",
+    "Range",
     "abs_binary_sign_grad",
     "abs_max",
     "abs_max_of_channels",
@@ -68,6 +71,7 @@ __all__ = [
     "join_groups",
     "largest_available",
     "largest_minifloat",
+    "lstm_step",
     "max_int",
     "min_int",
     "minifloat_codes",

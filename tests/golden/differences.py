@@ -19,11 +19,9 @@ SHARED_EXPONENT = "a group of zeros shares a power of two too, as every other gr
 SUMS = "the zero points of a window add up as its integers do, so that these stay unsigned"
 
 STATES = "cell states come back as floats unless quantized results are asked for, those of lower layers too"
-CHAOS = "thirty steps of training enlarge the last bit of a sum that is taken in another order"
 
 DIFFERENCES = {
     "rnn/QuantLSTM/unshared_cell": STATES,
-    "train/rnn/lstm": CHAOS,
     "convtranspose/2d/s2p1op1/SignedBinaryWeightPerTensorConst/train": BINARY_CLIP,
     "pool/TruncAvgPool2d/zero_point": SUMS,
     "hqo/ShiftedUint8WeightPerGroupFloatHQO/g3": NEGATIVE + " (one group is)",

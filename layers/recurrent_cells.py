@@ -1,0 +1,177 @@
+"""The cells of recurrent layers, in one layer and direction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframework.functional import CellRanges, is_fused, lstm_step
+from qframework.layers.recurrent import RecurrentDirection
+from qframework.layers.recurrent_steps import OutputStep, Unsettled, range_of, step_of
+from qframework.proxy.base import plain
+
+
+def _first(state: Any, like: Tensor, size: int, step: Any) -> Tensor:
+    """A quantized first state, or zeros."""
+    if state is None:
+        return like.new_zeros(like.shape[1], size)
+    return step(plain(state))  # type: ignore[no-any-return]
+
+
+def _steps(products: Tensor, reverse: bool) -> Any:
+    steps = products.unbind(0)
+    return reversed(steps) if reverse else steps
+
+
+class RNNDirection(RecurrentDirection):
+    """``h = q(f(q(gates)))``."""
+
+    gates = torch_gates = ("",)
+    nonlinearity = "tanh"
+
+    def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Outputs and the last state."""
+        products, hidden = self._projected(x)
+        cell: Any = self.cell
+        size = hidden.shape[0]
+        output = OutputStep(cell.output_quant, products)
+        acc = step_of([cell.gate_acc_quant], [0], size, products)
+        h = _first(states[0], products, size, output)
+        function = torch.tanh if self.nonlinearity == "tanh" else torch.relu
+        values = []
+        for step in _steps(products, reverse):
+            h = output(function(acc(torch.addmm(step, h, hidden))))
+            values.append(h)
+        return self._collect(output, values, reverse), (output.last(h),)
+
+
+class LSTMDirection(RecurrentDirection):
+    """See :func:`~qframework.functional.lstm_step`."""
+
+    gates = ("input", "forget", "output", "cell")
+    torch_gates = ("input", "forget", "cell", "output")
+
+    def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Outputs and the last hidden and cell states."""
+        products, hidden = self._projected(x)
+        cell: Any = self.cell
+        size = hidden.shape[0]
+        order = [0, 1, 3, 2]
+        output = OutputStep(cell.output_quant, products)
+        state = OutputStep(cell.cell_state_quant, products)
+        acc = step_of([getattr(cell, f"{g}_acc_quant") for g in self.gates], order, size, products)
+        sigmoid = step_of(
+            [getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]], [0, 1, 2], size, products
+        )
+        tanh = step_of([cell.cell_tanh_quant], [0], size, products)
+        # What is forgotten comes first where statistics are collected.
+        two = step_of([cell.cell_state_quant] * 2, [1, 0], size, products)
+        one = step_of([cell.cell_state_quant], [0], size, products)
+        traced = torch.compiler.is_compiling()
+        hidden_tanh = step_of([cell.hidden_state_tanh_quant], [0], size, products)
+        h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
+        values = []
+        ranges = None if traced or not is_fused() else self._ranges(size, products)
+        if ranges is not None:
+            for step in _steps(products, reverse):
+                h, c = lstm_step(torch.addmm(step, h, hidden), c, ranges)
+                values.append(h)
+            return self._collect(output, values, reverse), (output.last(h), state.last(c))
+        for step in _steps(products, reverse):
+            gates = acc(torch.addmm(step, h, hidden))
+            gated, entering = gates.split([3 * size, size], dim=1)
+            gated = sigmoid(torch.sigmoid(gated))
+            entering = tanh(torch.tanh(entering))
+            if traced:  # a compiler joins what is done to parts, but not the parts
+                forgotten = one(gated[:, size : 2 * size] * c)
+                c = state(one(gated[:, :size] * entering) + forgotten)
+            else:
+                parts = two(gated[:, : 2 * size] * torch.cat([entering, c], dim=1))
+                c = state(parts[:, :size] + parts[:, size:])
+            h = output(gated[:, 2 * size :] * hidden_tanh(torch.tanh(c)))
+            values.append(h)
+        return self._collect(output, values, reverse), (output.last(h), state.last(c))
+
+    def _ranges(self, size: int, like: Tensor) -> CellRanges | None:
+        """The quantizers of the cell, where all scales are known."""
+        cell: Any = self.cell
+        try:
+            return CellRanges(
+                range_of([getattr(cell, f"{g}_acc_quant") for g in self.gates], size, like),
+                range_of([getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]], size, like),
+                range_of([cell.cell_tanh_quant], size, like),
+                range_of([cell.cell_state_quant], size, like),
+                range_of([cell.hidden_state_tanh_quant], size, like),
+                range_of([cell.output_quant], size, like),
+            )
+        except Unsettled:
+            return None
+
+
+class CoupledLSTMDirection(RecurrentDirection):
+    """The same with ``f = q(1 - i)``."""
+
+    gates = ("input", "output", "cell")
+    torch_gates = ("input", "cell", "output")
+
+    def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Outputs and the last hidden and cell states."""
+        products, hidden = self._projected(x)
+        cell: Any = self.cell
+        size = hidden.shape[0]
+        output = OutputStep(cell.output_quant, products)
+        state = OutputStep(cell.cell_state_quant, products)
+        acc = step_of(
+            [getattr(cell, f"{g}_acc_quant") for g in self.gates], [0, 2, 1], size, products
+        )
+        entering_gate = step_of([cell.input_sigmoid_quant], [0], size, products)
+        output_gate = step_of([cell.output_sigmoid_quant], [0], size, products)
+        tanh = step_of([cell.cell_tanh_quant], [0], size, products)
+        hidden_tanh = step_of([cell.hidden_state_tanh_quant], [0], size, products)
+        h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
+        values = []
+        for step in _steps(products, reverse):
+            first, second, third = acc(torch.addmm(step, h, hidden)).split(size, dim=1)
+            entering = entering_gate(torch.sigmoid(first))
+            kept = entering_gate(1 - entering)
+            new = tanh(torch.tanh(third))
+            leaving = output_gate(torch.sigmoid(second))
+            remembered = state(kept * c)
+            c = state(remembered + state(entering * new))
+            h = output(leaving * hidden_tanh(torch.tanh(c)))
+            values.append(h)
+        return self._collect(output, values, reverse), (output.last(h), state.last(c))
+
+
+class GRUDirection(RecurrentDirection):
+    """``n = q(tanh(q(x_n + r q(h_n))))``, ``h = q((1 - z) n + z h)``."""
+
+    gates = torch_gates = ("reset", "update", "new")
+
+    def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
+        """Outputs and the last state."""
+        products, hidden = self._projected(x)
+        cell: Any = self.cell
+        size = hidden.shape[0]
+        output = OutputStep(cell.output_quant, products)
+        acc = step_of([cell.reset_acc_quant, cell.update_acc_quant], [0, 1], size, products)
+        hidden_acc = step_of([cell.new_hidden_acc_quant], [0], size, products)
+        new_acc = step_of([cell.new_acc_quant], [0], size, products)
+        sigmoid = step_of(
+            [cell.reset_sigmoid_quant, cell.update_sigmoid_quant], [0, 1], size, products
+        )
+        tanh = step_of([cell.new_tanh_quant], [0], size, products)
+        h = _first(states[0], products, size, output)
+        own_bias: Any = self.parameters_of("new").hidden_bias
+        values = []
+        for step in _steps(products, reverse):
+            moved = torch.mm(h, hidden)
+            gated = sigmoid(torch.sigmoid(acc(step[:, : 2 * size] + moved[:, : 2 * size])))
+            from_state = moved[:, 2 * size :]
+            from_state = hidden_acc(from_state if own_bias is None else from_state + own_bias)
+            new = tanh(torch.tanh(new_acc(step[:, 2 * size :] + gated[:, :size] * from_state)))
+            h = output(new + gated[:, size:] * (h - new))
+            values.append(h)
+        return self._collect(output, values, reverse), (output.last(h),)
