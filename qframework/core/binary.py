@@ -14,6 +14,7 @@ from qframework.functional import binary_sign_ste, ternary_sign_ste
 class _ScaledSign(CoreModule):
     bit_width: Tensor
     zero_point: Tensor
+    has_zero = False
 
     def __init__(self, scaling_impl: nn.Module, bits: float, quant_delay_steps: int | None) -> None:
         super().__init__()
@@ -103,6 +104,8 @@ class TernaryQuant(_ScaledSign):
     Raises:
         ValueError: ``threshold`` outside 0 to 1.
     """
+
+    has_zero = True
 
     def __init__(
         self, scaling_impl: nn.Module, threshold: float, quant_delay_steps: int | None = None

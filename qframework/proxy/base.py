@@ -133,8 +133,9 @@ class QuantProxy(CompactModule):
         self.is_narrow_range = bool(resolver.read("narrow_range", False)) if enabled else None
         zero_point = getattr(built, "zero_point_impl", None)
         self.is_symmetric = zero_point is None or bool(getattr(zero_point, "symmetric", False))
-        #: whether 0 is on the grid: the zero point is an integer of the range
-        self.has_zero = self.is_symmetric or bool(getattr(zero_point, "quantize_zero_point", False))
+        #: whether 0 is on the grid: the zero point is an integer of the range, and not all integers are -1 or 1
+        whole = self.is_symmetric or bool(getattr(zero_point, "quantize_zero_point", False))
+        self.has_zero = whole and bool(getattr(built, "has_zero", True))
         rounding = resolver.read("float_to_int_impl_type", None) if enabled else None
         self.rounding_mode = str(rounding).upper() if rounding is not None else None
 

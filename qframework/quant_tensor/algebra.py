@@ -50,13 +50,15 @@ def bits_of_range(low: Tensor, high: Tensor, signed: bool) -> Tensor:
 
 
 def bounds(q: IntQuantTensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest integer of the type of ``q``, as wide floats."""
+    """Smallest and largest integer of the type of ``q``, as wide floats; one signed bit is -1 or 1."""
     bits = wide(q.bit_width)
-    return min_int(q.signed, False, bits), max_int(q.signed, False, bits)
+    high = max_int(q.signed, False, bits)
+    return min_int(q.signed, False, bits), high.clamp_min(1.0) if q.signed else high
 
 
 def _sum_bits(a: IntQuantTensor, b: IntQuantTensor, difference: bool) -> Tensor:
-    if a.bit_width is b.bit_width and a.signed == b.signed and (a.signed or not difference):
+    alike = a.bit_width is b.bit_width and a.signed == b.signed and (a.signed or not difference)
+    if alike and a.has_zero:
         return a.bit_width + 1  # what the general case gives, for fewer operations
     (low_a, high_a), (low_b, high_b) = bounds(a), bounds(b)
     if difference:
@@ -80,6 +82,7 @@ def negative(a: IntQuantTensor) -> IntQuantTensor:
         bit_width=a.bit_width + 1,
         signed=True,
         source=scale_only(a.source),
+        has_zero=a.symmetric or a.has_zero,
     )
 
 
@@ -89,7 +92,7 @@ def absolute(a: IntQuantTensor) -> Any:
         return a.value.abs()
     if not a.signed:
         return a
-    return a.replace(value=a.value.abs(), signed=False, source=scale_only(a.source))
+    return a.replace(value=a.value.abs(), signed=False, source=scale_only(a.source), has_zero=True)
 
 
 def _shifted(a: IntQuantTensor, other: Any) -> Any:
@@ -125,7 +128,7 @@ def add(a: Any, b: Any) -> Any:
         training=a.training or b.training,
         source=source,
         symmetric=a.symmetric and b.symmetric,
-        has_zero=a.has_zero and b.has_zero,
+        has_zero=(a.symmetric and b.symmetric) or (a.has_zero and b.has_zero),
     )
 
 
@@ -149,7 +152,7 @@ def subtract(a: Any, b: Any) -> Any:
         training=a.training or b.training,
         source=source,
         symmetric=a.symmetric and b.symmetric,
-        has_zero=a.has_zero and b.has_zero,
+        has_zero=(a.symmetric and b.symmetric) or (a.has_zero and b.has_zero),
     )
 
 
@@ -177,6 +180,7 @@ def multiply(a: Any, b: Any) -> Any:
         signed=a.signed or b.signed,
         training=a.training or b.training,
         source=scale_only(product_source(a, b)),
+        has_zero=True,
     )
 
 
@@ -200,6 +204,7 @@ def divide(a: Any, b: Any) -> Any:
         signed=a.signed or b.signed,
         training=a.training or b.training,
         source=None,
+        has_zero=True,
     )
 
 

@@ -27,6 +27,10 @@ def unpack(x: Any) -> Any:
     return x
 
 
+#: Torch's functions take these names too.
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
+
+
 def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Apply a torch function by its rule, or to the values where there is none."""
     if not args and "input" in kwargs:
@@ -34,6 +38,8 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         args = (kwargs.pop("input"),)
     found = _rules_for(args, kwargs).get(function)
     if found is not None:
+        if kwargs:
+            kwargs = {_NUMPY_NAMES.get(k, k): v for k, v in kwargs.items()}
         result = found(*args, **kwargs)
         if result is not NotImplemented:
             return result

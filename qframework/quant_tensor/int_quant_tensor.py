@@ -54,9 +54,9 @@ class IntQuantTensor(Record):
         has_zero: bool | None = None,
     ) -> None:
         fields = check_fields(value, scale, zero_point, bit_width, signed, training)
-        known_symmetric, known_zero = _look_at(zero_point, fields[3], fields[4])
+        known_symmetric, known_zero = _look_at(zero_point, bit_width, fields[4])
         symmetric = known_symmetric if symmetric is None else symmetric
-        has_zero = (symmetric or known_zero) if has_zero is None else has_zero
+        has_zero = known_zero if has_zero is None else has_zero
         fill(self, (*fields, source, symmetric, has_zero))
 
     @classmethod
@@ -70,12 +70,12 @@ class IntQuantTensor(Record):
         training: bool,
         source: Any = None,
         symmetric: bool = False,
-        has_zero: bool = False,
+        has_zero: bool | None = None,
     ) -> IntQuantTensor:
         """Make one without any check, for layers and rules; arguments as for the class, all tensors."""
         self = object.__new__(cls)
         fields = (value, scale, zero_point, bit_width, signed, training, source, symmetric)
-        fill(self, (*fields, symmetric or has_zero))
+        fill(self, (*fields, symmetric if has_zero is None else has_zero))
         return self
 
     # ------------------------------------------------------------ the record
@@ -97,12 +97,13 @@ class IntQuantTensor(Record):
             fields["source"] = None
         elif "zero_point" in changes or "bit_width" in changes or "signed" in changes:
             fields["source"] = scale_only(self.source)
-        if "zero_point" in changes:
+        if "zero_point" in changes or "bit_width" in changes or "signed" in changes:
+            same = 0 if self.symmetric else self.zero_point
             bits, signed = (
-                fields.get("bit_width", self.bit_width),
+                changes.get("bit_width", self.bit_width),
                 fields.get("signed", self.signed),
             )
-            found = _look_at(changes["zero_point"], bits, signed)
+            found = _look_at(changes.get("zero_point", same), bits, signed)
             fields["symmetric"], fields["has_zero"] = found
         for name in ("source", "symmetric", "has_zero"):
             if name in changes:
@@ -206,15 +207,23 @@ class IntQuantTensor(Record):
         return algebra.divide(other, self)
 
 
-def _look_at(zero_point: Any, bit_width: Tensor, signed: bool) -> tuple[bool, bool]:
-    """Whether a zero point is 0, and whether it is an integer of the range, as far as it can be known."""
-    if not isinstance(zero_point, Tensor):
-        if zero_point == 0:
-            return True, True
-        zero_point = torch.tensor(float(zero_point), device="cpu")
-    if not can_read(zero_point, bit_width):
-        return False, False
+def _look_at(zero_point: Any, bit_width: Any, signed: bool) -> tuple[bool, bool]:
+    """Whether a zero point is 0, and whether 0 is on the grid, as far as it can be known.
+
+    A signed type of one bit holds -1 and 1, and no 0.
+    """
     with torch.no_grad():
+        if not isinstance(bit_width, Tensor):
+            bit_width = torch.tensor(float(bit_width), device="cpu")
+        widths_known = can_read(bit_width)
+        if not isinstance(zero_point, Tensor):
+            if zero_point == 0:
+                return True, not (signed and widths_known and bool(bit_width < 2))
+            zero_point = torch.tensor(float(zero_point), device="cpu")
+        if not (widths_known and can_read(zero_point)):
+            return False, False
+        if signed and bool(bit_width < 2):
+            return not bool(zero_point.any()), False
         low, high = (f(signed, False, bit_width) for f in (min_int, max_int))
         whole = (zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)
         return not bool(zero_point.any()), bool(whole.all())

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from qframework.quant_tensor.algebra import bounds, wide
+from qframework.quant_tensor.base import QuantTensor
 from qframework.quant_tensor.registry import rule
+from qframework.quant_tensor.source import can_read
 
 
 @rule("relu")
@@ -15,19 +20,52 @@ def _relu(q: Any, inplace: bool = False) -> Any:
     return q.replace(value=F.relu(q.value)) if q.has_zero else NotImplemented
 
 
-def _clip_rule(name: str, minimum: float, maximum: float) -> None:
-    """Clipping keeps the metadata, as users of this field know it; a bound off the grid makes it invalid."""
+def _reaches(q: Any, bound: Any, least: bool) -> bool:
+    """Whether clamping at a number is known to stay on the grid: it is a point of it, or beyond all of them."""
+    if bound is None or (bound == 0 and q.has_zero):
+        return True
+    if not can_read(q.scale, q.zero_point, q.bit_width):
+        return False
+    with torch.no_grad():
+        steps = bound / wide(q.scale) + q.zero_point
+        nearest = steps.round()
+        low, high = bounds(q)
+        point = ((steps - nearest).abs() < 1e-4) & (nearest >= low) & (nearest <= high)
+        if q.symmetric and not q.has_zero:
+            point &= nearest != 0
+        return bool((point | (steps <= low if least else steps >= high)).all())
 
-    def apply(q: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
-        if not q.has_zero:
-            return NotImplemented
-        return q.replace(value=getattr(F, name)(q.value, *args, **kwargs))
 
-    rule(name, method=False)(apply)
+def _clamp(q: Any, min: Any = None, max: Any = None) -> Any:
+    """Bounds that are points of the grid keep it, as do bounds beyond its ends; others leave it."""
+    if isinstance(min, (Tensor, QuantTensor)) or isinstance(max, (Tensor, QuantTensor)):
+        return NotImplemented
+    if not (_reaches(q, min, True) and _reaches(q, max, False)):
+        return NotImplemented
+    return q.replace(value=q.value.clamp(min, max))
 
 
-_clip_rule("relu6", 0.0, 6.0)
-_clip_rule("hardtanh", -1.0, 1.0)
+rule("clamp", "clip")(_clamp)
+
+
+@rule("clamp_min")
+def _clamp_min(q: Any, min: Any) -> Any:
+    return _clamp(q, min)
+
+
+@rule("clamp_max")
+def _clamp_max(q: Any, max: Any) -> Any:
+    return _clamp(q, None, max)
+
+
+@rule("relu6", method=False)
+def _relu6(q: Any, inplace: bool = False) -> Any:
+    return _clamp(q, 0.0, 6.0)
+
+
+@rule("hardtanh", method=False)
+def _hardtanh(q: Any, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
+    return _clamp(q, min_val, max_val)
 
 
 def _dropout_rule(name: str) -> None:

@@ -226,6 +226,7 @@ def _matmul(a: Any, other: Any = None, *, mat2: Any = None, out: Any = None) -> 
         signed=a.signed or b.signed,
         training=a.training or b.training,
         source=scale_only(product_source(a, b)),
+        has_zero=True,
     )
 
 

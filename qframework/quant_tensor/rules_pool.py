@@ -72,6 +72,7 @@ def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
         zero_point=q.zero_point if q.symmetric else q.zero_point * window,
         bit_width=bits.to(q.bit_width.dtype),
         source=scale_only(source),
+        has_zero=q.symmetric or q.has_zero,
     )
 
 
@@ -102,7 +103,8 @@ def _average_pool_rule(spatial: int) -> None:
         value = function(q.value, kernel_size, stride, padding, ceil_mode, count_include_pad, *more)
         padded = any(_sizes(padding, spatial))
         uneven = (padded and not count_include_pad) or ceil_mode
-        off_grid = padded and not q.has_zero
+        short = padded or ceil_mode  # windows that reach beyond the border sum fewer zero points
+        off_grid = short and not (q.symmetric or q.has_zero)
         if off_grid or _per_position(q, spatial) or (uneven and divisor_override is None):
             return value
         area = math.prod(_sizes(kernel_size, spatial))

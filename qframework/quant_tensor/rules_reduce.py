@@ -1,4 +1,4 @@
-"""Sums, means and extremes along axes; choices between elements; clamping."""
+"""Sums, means and extremes along axes; choices between elements."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import max_int, min_int
 from qframework.quant_tensor.algebra import bits_of_range, bounds
 from qframework.quant_tensor.base import QuantTensor
 from qframework.quant_tensor.registry import METHODS, RULES, rule
 from qframework.quant_tensor.rules_pool import averaged
-from qframework.quant_tensor.source import can_read, scale_only
+from qframework.quant_tensor.source import can_read, same_grid, scale_only
 
 
 def _axes(q: Any, dim: Any) -> tuple[int, ...]:
@@ -57,6 +56,7 @@ def _sum(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -
         zero_point=zero_point if q.symmetric else zero_point * count,
         bit_width=torch.maximum(bits.to(q.bit_width.dtype), q.bit_width),
         source=scale_only(q.source) if scale.numel() == 1 else None,
+        has_zero=q.symmetric or q.has_zero,
     )
 
 
@@ -67,6 +67,8 @@ def _mean(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) 
     if found is None:
         return NotImplemented
     count, scale, zero_point = found
+    if count == 0:
+        return NotImplemented
     value = q.value.mean() if dim is None else q.value.mean(dim, keepdim)
     source = q.source if scale.numel() == 1 else None
     return averaged(
@@ -146,7 +148,7 @@ def _where(condition: Any, a: Any = None, b: Any = None) -> Any:
 def _one_grid(a: Any, b: Any) -> bool:
     if type(a) is not type(b) or a.signed != b.signed or a.training or b.training:
         return False
-    if a.source is not None and a.source == b.source:
+    if same_grid(a, b):
         return True
     pairs = [(getattr(a, n), getattr(b, n)) for n in ("scale", "zero_point", "bit_width")]
     if all(x is y for x, y in pairs):
@@ -162,36 +164,3 @@ def _tensor_where(q: Any, condition: Any, other: Any) -> Any:
 
 
 RULES[torch.Tensor.where] = METHODS["where"] = _tensor_where
-
-
-def _on_grid(q: Any, bound: Any) -> bool:
-    """Whether a number is known to be a point of the grid of ``q``, within its range."""
-    if bound is None or (bound == 0 and q.has_zero):
-        return True
-    if not can_read(q.scale, q.zero_point, q.bit_width):
-        return False
-    with torch.no_grad():
-        steps = bound / q.scale.double() + q.zero_point
-        low, high = (f(q.signed, False, q.bit_width) for f in (min_int, max_int))
-        near = (steps - steps.round()).abs() < 1e-4
-        return bool((near & (steps.round() >= low) & (steps.round() <= high)).all())
-
-
-@rule("clamp", "clip")
-def _clamp(q: Any, min: Any = None, max: Any = None) -> Any:
-    """Bounds that are points of the grid keep it; others leave it."""
-    if isinstance(min, (Tensor, QuantTensor)) or isinstance(max, (Tensor, QuantTensor)):
-        return NotImplemented
-    if not (_on_grid(q, min) and _on_grid(q, max)):
-        return NotImplemented
-    return q.replace(value=q.value.clamp(min, max))
-
-
-@rule("clamp_min")
-def _clamp_min(q: Any, min: Any) -> Any:
-    return _clamp(q, min)
-
-
-@rule("clamp_max")
-def _clamp_max(q: Any, max: Any) -> Any:
-    return _clamp(q, None, max)

@@ -65,8 +65,27 @@ def test_clamping_to_points_of_the_grid_keeps_it() -> None:
         assert isinstance(got, IntQuantTensor)
         assert torch.equal(integers(got), integers(q).clamp(low, high))
     assert type(q.clamp(-1, 0.3)) is torch.Tensor
-    assert type(q.clamp(max=1e6)) is torch.Tensor  # beyond what 8 bits hold
+    assert type(q.clamp(min=1e6)) is torch.Tensor  # beyond what 8 bits hold
+    assert torch.equal(integers(q.clamp(-1e6, 1e6)), integers(q))
     assert type(make(SHAPE, signed=False, zero=2.5).clamp(min=0)) is torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("scale", "bits", "kept"), [(0.5, 8, True), (0.35, 8, False), (0.35, 4, True)]
+)
+def test_clipping_functions_keep_a_grid_that_holds_their_bounds(scale, bits, kept) -> None:
+    q = make(SHAPE, bits=bits, signed=False, scale=scale)
+    got = F.relu6(q)
+    assert isinstance(got, IntQuantTensor) == kept
+    plain = got.value if kept else got
+    assert torch.equal(plain, F.relu6(q.value))
+    if kept:
+        assert torch.equal(integers(got), integers(q).clamp(0, round(6 / scale)))
+    symmetric = make(SHAPE, bits=8, scale=scale)
+    assert isinstance(F.hardtanh(symmetric), IntQuantTensor) == (scale == 0.5)
+    assert isinstance(F.hardtanh(symmetric, -7 * scale, 11 * scale), IntQuantTensor)
+    far = make(SHAPE, bits=8, scale=scale, signed=False, zero=2.5)
+    assert type(F.relu6(far)) is torch.Tensor
 
 
 def test_zeros_may_be_filled_in_where_they_are_on_the_grid() -> None:
