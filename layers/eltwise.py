@@ -11,6 +11,8 @@ from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
 from qframework.proxy.base import plain
+from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat
 
@@ -124,10 +126,17 @@ class QuantCat(_QuantEltwise):
         """Join tensors, float or quantized, along ``dim``.
 
         Raises:
+            TypeError: one tensor instead of several.
             RuntimeError: a quantized result without quantizers, of tensors on different grids.
         """
+        if isinstance(tensor_list, (torch.Tensor, QuantTensor)):
+            raise TypeError(
+                f"{qualified_name(self)}: needs a list of tensors to join, got one {type(tensor_list).__name__} of "
+                f"shape {tuple(tensor_list.shape)}"
+            )
         operands = [self.input_quant(t) for t in tensor_list]
-        return self._finish(lambda *t: torch.cat(t, dim), operands)
+        # dynamo sees quantized tensors in lists, but not in tuples
+        return self._finish(lambda *t: torch.cat(list(t), dim), operands)
 
 
 class QuantMatMul(_QuantOperation):

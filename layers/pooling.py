@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from qframework.layers.accumulator import QuantTruncLayer
 from qframework.proxy.base import plain
 from qframework.quant_tensor import IntQuantTensor
-from qframework.quant_tensor.rules_pool import averaged
+from qframework.quant_tensor.rules_pool import averaged, per_position, window_sizes
 from qframework.quantizers.trunc import RoundTo8bit
 
 
@@ -24,7 +24,7 @@ class _TruncPool(QuantTruncLayer):
             return self._pack(value)
         if not isinstance(value, IntQuantTensor):
             # Windows that overlap the border have another divisor; they are rounded to the grid of whole ones.
-            if x.scale.numel() > 1 or x.zero_point.numel() > 1:
+            if per_position(x, 2):
                 return self._pack(value)
             value = averaged(x, value, area, area)
         return self._pack(self.trunc_quant(value))
@@ -71,8 +71,7 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
         Raises:
             RuntimeError: a quantized result of a float input.
         """
-        size = self.kernel_size
-        size = (size, size) if isinstance(size, int) else size
+        height, width = window_sizes(self.kernel_size, 2)
         given: Any = x if isinstance(x, IntQuantTensor) else plain(x)
         pooled = F.avg_pool2d(
             given,
@@ -83,7 +82,7 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
             self.count_include_pad,
             self.divisor_override,
         )
-        return self._truncated(x, pooled, self.divisor_override or size[0] * size[1])
+        return self._truncated(x, pooled, self.divisor_override or height * width)
 
 
 class TruncAdaptiveAvgPool2d(_TruncPool, nn.AdaptiveAvgPool2d):

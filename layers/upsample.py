@@ -7,10 +7,12 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 
-from qframework.functional import round_ste
+from qframework.functional import round_ste, tensor_clamp
 from qframework.layers.base import QuantLayer
 from qframework.proxy.base import plain
 from qframework.quant_tensor import IntQuantTensor
+from qframework.quant_tensor.algebra import bounds
+from qframework.quant_tensor.rules_pool import per_position
 
 _Size = int | tuple[int, int] | None
 _Factor = float | tuple[float, float] | None
@@ -18,6 +20,8 @@ _Factor = float | tuple[float, float] | None
 
 class QuantUpsample(QuantLayer, nn.Upsample):
     """``torch.nn.Upsample`` of quantized tensors; interpolated values are rounded to the grid of the input.
+
+    Bicubic interpolation overshoots; what is beyond the integers of the input saturates.
 
     Args:
         size, scale_factor, mode, align_corners: as in torch.
@@ -45,13 +49,15 @@ class QuantUpsample(QuantLayer, nn.Upsample):
         given: Any = x if exact and isinstance(x, IntQuantTensor) else plain(x)
         y: Any = F.interpolate(given, self.size, self.scale_factor, self.mode, self.align_corners)
         if not exact and isinstance(x, IntQuantTensor):
-            if x.scale.numel() == 1 and x.zero_point.numel() == 1:
+            if not per_position(x, x.dim() - 2):
                 q = round_ste(y / x.scale + x.zero_point)
+                if self.mode == "bicubic":
+                    q = tensor_clamp(q, *(b.to(q.dtype) for b in bounds(x)))
                 y = x.replace(value=(q - x.zero_point) * x.scale)
         return self._pack(y)
 
     def _remedy(self) -> str:
-        return "Feed the layer a tensor quantized by one scale, or return_quant_tensor=False."
+        return "Feed the layer a tensor quantized by one scale (for each channel), or return_quant_tensor=False."
 
 
 class QuantUpsamplingBilinear2d(QuantUpsample):

@@ -194,8 +194,10 @@ def _conv_transpose_rule(spatial: int) -> None:
         strides = (stride,) * spatial if isinstance(stride, int) else tuple(stride)
         dilations = (dilation,) * spatial if isinstance(dilation, int) else tuple(dilation)
         taps = math.prod(
-            -(-k // (s // math.gcd(s, d)))
-            for k, s, d in zip(w.shape[2:], strides, dilations, strict=True)
+            [
+                -(-k // (s // math.gcd(s, d)))
+                for k, s, d in zip(w.shape[2:], strides, dilations, strict=True)
+            ]
         )
         axis = value.dim() - spatial - 1
         return _products(value, x, weight, bias, taps * (w.shape[0] // groups), axis, 1)

@@ -14,7 +14,7 @@ from qframework.quant_tensor.registry import RULES, rule
 from qframework.quant_tensor.source import scale_only
 
 
-def _per_position(q: Any, spatial: int) -> bool:
+def per_position(q: Any, spatial: int) -> bool:
     """Whether a scale or zero point differs between positions that a window may hold."""
     for t in (q.scale, q.zero_point):
         if t.numel() > 1 and any(n > 1 for n in t.shape[max(t.dim() - spatial, 0) :]):
@@ -24,7 +24,7 @@ def _per_position(q: Any, spatial: int) -> bool:
 
 def _max_pool_rule(function: Any, spatial: int) -> None:
     def apply(q: Any, *args: Any, **kwargs: Any) -> Any:
-        if _per_position(q, spatial):
+        if per_position(q, spatial):
             return NotImplemented
         result = function(q.value, *args, **kwargs)
         if isinstance(result, tuple):
@@ -48,7 +48,7 @@ def _interpolate(
     q: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *a: Any, **k: Any
 ) -> Any:
     """Nearest neighbours repeat elements; the other modes leave the grid."""
-    if mode not in ("nearest", "nearest-exact") or _per_position(q, q.value.dim() - 2):
+    if mode not in ("nearest", "nearest-exact") or per_position(q, q.value.dim() - 2):
         return NotImplemented
     return q.replace(value=F.interpolate(q.value, size, scale_factor, mode, *a, **k))
 
@@ -76,7 +76,8 @@ def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
     )
 
 
-def _sizes(size: Any, spatial: int) -> tuple[int, ...]:
+def window_sizes(size: Any, spatial: int) -> tuple[int, ...]:
+    """A size of each axis, from one for all or a sequence."""
     if isinstance(size, int):
         return (size,) * spatial
     return tuple(size) * (spatial if len(size) == 1 else 1)
@@ -101,13 +102,13 @@ def _average_pool_rule(spatial: int) -> None:
         more = () if spatial == 1 else (divisor_override,)
         stride = kernel_size if stride is None else stride
         value = function(q.value, kernel_size, stride, padding, ceil_mode, count_include_pad, *more)
-        padded = any(_sizes(padding, spatial))
+        padded = any(window_sizes(padding, spatial))
         uneven = (padded and not count_include_pad) or ceil_mode
         short = padded or ceil_mode  # windows that reach beyond the border sum fewer zero points
         off_grid = short and not (q.symmetric or q.has_zero)
-        if off_grid or _per_position(q, spatial) or (uneven and divisor_override is None):
+        if off_grid or per_position(q, spatial) or (uneven and divisor_override is None):
             return value
-        area = math.prod(_sizes(kernel_size, spatial))
+        area = math.prod(window_sizes(kernel_size, spatial))
         return averaged(q, value, divisor_override or area, area)
 
     rule(f"avg_pool{spatial}d", method=False)(apply)
@@ -120,9 +121,9 @@ def _adaptive_average_pool_rule(spatial: int) -> None:
         """As average pooling where all windows are equally large, else a float tensor."""
         value = function(q.value, output_size)
         sizes = q.value.shape[-spatial:], value.shape[-spatial:]
-        if _per_position(q, spatial) or any(n % m for n, m in zip(*sizes, strict=True)):
+        if per_position(q, spatial) or any(n % m for n, m in zip(*sizes, strict=True)):
             return value
-        area = math.prod(n // m for n, m in zip(*sizes, strict=True))
+        area = math.prod([n // m for n, m in zip(*sizes, strict=True)])
         return averaged(q, value, area, area)
 
     rule(f"adaptive_avg_pool{spatial}d", method=False)(apply)

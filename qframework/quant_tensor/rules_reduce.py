@@ -38,7 +38,7 @@ def _along(q: Any, dim: Any, keepdim: bool) -> tuple[int, Any, Any] | None:
     scale, zero_point = (_without(t, q, axes, keepdim) for t in (q.scale, q.zero_point))
     if scale is None or zero_point is None:
         return None
-    return math.prod(q.value.shape[a] for a in axes), scale, zero_point
+    return math.prod([q.value.shape[a] for a in axes]), scale, zero_point
 
 
 @rule("sum")
