@@ -35,7 +35,7 @@ _MOVES = _places(
     "unsafe_chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select",
     "gather", "take_along_dim", "repeat_interleave", "diagonal", "t", "ravel", "pixel_shuffle",
     "pixel_unshuffle", "__getitem__", "reshape", "view", "view_as", "reshape_as", "flatten",
-    "squeeze", "pad", "interpolate", "upsample", "hardtanh", "relu6",
+    "squeeze", "pad", "interpolate", "upsample",
 )  # fmt: skip
 _MOVES += [torch.Tensor.T.__get__, torch.Tensor.mT.__get__]  # type: ignore[attr-defined]
 _MOVES += [f for f in RULES if "max_pool" in getattr(f, "__name__", "")]

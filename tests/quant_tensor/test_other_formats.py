@@ -69,7 +69,7 @@ def test_movements_keep_minifloats(name) -> None:
     assert torch.equal(got.value, MOVES[name](x.value))
 
 
-@pytest.mark.parametrize("function", [lambda t: t + 1, lambda t: 2 * t, lambda t: t - t, torch.sigmoid, lambda t: t / t.abs(), lambda t: F.linear(t, torch.ones(3, 6))])  # fmt: skip
+@pytest.mark.parametrize("function", [lambda t: t + 1, lambda t: 2 * t, lambda t: t - t, torch.sigmoid, lambda t: t / t.abs(), F.hardtanh, F.relu6, lambda t: F.linear(t, torch.ones(3, 6))])  # fmt: skip
 @pytest.mark.parametrize("made", [fp8, mx, mxint, apot])
 def test_arithmetic_decays_to_floats(function, made) -> None:
     x = made(2, 6)
