@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qframework.inject.errors import PolicyTypeError
-
 _WEIGHTED = ("weight", "bias", "input", "output")
+
+
+class NoQuantizedForm(Exception):
+    """A torch layer was made in a way that its quantized one doesn't have."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def arguments_of(
         ):
             found[name] = getattr(module, name)
         if getattr(module, "proj_size", 0) or module.dropout:
-            raise PolicyTypeError("dropout between layers and proj_size have no quantized form")
+            raise NoQuantizedForm("dropout between layers and proj_size have no quantized form")
         if type(module) is nn.RNN:
             found["nonlinearity"] = module.nonlinearity
     if type(module) is nn.Hardtanh:
