@@ -105,6 +105,32 @@ def test_zero_points_are_shown() -> None:
     assert found.tensors[0].zero_point == (zero, zero)
 
 
+def test_a_tied_parameter_is_stored_once() -> None:
+    model = nn.Sequential(nn.Embedding(10, 4), QuantLinear(4, 10, bias=False, weight_bit_width=4))
+    model[1].weight = model[0].weight
+    found = summary(model)
+    assert found.parameters == 40 and found.size_in_bits == 40 * 32
+    tied = found.layers[1].tensors[0]
+    assert (tied.shared_with, tied.parameters, tied.bit_width) == ("0.weight", 0, 4)
+
+
+def test_what_a_quantizer_is_made_of_is_no_layer() -> None:
+    class Gain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x * self.gain.mean()
+
+    class Scaled(Int8ActPerTensorFloat):
+        input_view_impl = Gain
+
+    model = nn.Sequential(QuantIdentity(act_quant=Scaled))
+    (layer,) = summary(model).layers
+    assert layer.name == "0" and [t.name for t in layer.tensors] == ["act"]
+
+
 def test_it_prints_and_dumps() -> None:
     model = network()
     with warnings.catch_warnings():
