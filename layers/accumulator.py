@@ -57,16 +57,16 @@ class TruncQuantAccumulator(QuantTruncLayer):
         super().__init__()
         self._init_trunc(trunc_quant, return_quant_tensor, kwargs)
 
-    def forward(self, x: Any) -> Any:
-        """Reduce the bits of ``x``.
+    def forward(self, input: Any) -> Any:
+        """Reduce the bits of ``input``.
 
         Args:
-            x: quantized tensor of any shape.
+            input: quantized tensor of any shape.
 
         Raises:
-            RuntimeError: ``x`` isn't quantized.
+            RuntimeError: ``input`` isn't quantized.
         """
-        return self._pack(self.trunc_quant(x))
+        return self._pack(self.trunc_quant(input))
 
     def _remedy(self) -> str:
         return "Give trunc_quant=RoundTo8bit, or return_quant_tensor=False."

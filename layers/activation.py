@@ -90,11 +90,11 @@ class QuantNonLinearActLayer(QuantLayer):
             )
         return None if own is None or self.drop_act_when_quantized else own()
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, input: Any) -> Any:
         """Apply and quantize.
 
         Args:
-            x: float or quantized tensor of any shape.
+            input: float or quantized tensor of any shape.
 
         Returns:
             A tensor, or with ``return_quant_tensor`` a quantized tensor.
@@ -103,10 +103,10 @@ class QuantNonLinearActLayer(QuantLayer):
             RuntimeError: a quantized result is asked for and the quantizer is off.
         """
         if not self.input_quant.is_idle:
-            x = self.input_quant(x)
+            input = self.input_quant(input)
         if self.own_activation is not None:
-            x = self.own_activation(x)
-        return self._pack(self.act_quant(x))
+            input = self.own_activation(input)
+        return self._pack(self.act_quant(input))
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."

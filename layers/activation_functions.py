@@ -34,11 +34,11 @@ class _QuantFunction(QuantLayer):
                 "that of a QuantIdentity"
             )
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, input: Any) -> Any:
         """Apply and quantize.
 
         Args:
-            x: float or quantized tensor of any shape.
+            input: float or quantized tensor of any shape.
 
         Returns:
             A tensor, or with ``return_quant_tensor`` a quantized tensor.
@@ -47,8 +47,8 @@ class _QuantFunction(QuantLayer):
             RuntimeError: a quantized result is asked for and the quantizer is off.
         """
         if not self.input_quant.is_idle:
-            x = self.input_quant(x)
-        return self._pack(self.act_quant(super().forward(plain(x))))  # type: ignore[misc]
+            input = self.input_quant(input)
+        return self._pack(self.act_quant(super().forward(plain(input))))  # type: ignore[misc]
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."

@@ -55,11 +55,11 @@ class _QuantConvTranspose(QuantWeightBiasInputOutputLayer):
             x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
         )
 
-    def forward(self, x: Any, output_size: Sequence[int] | None = None) -> Any:
+    def forward(self, input: Any, output_size: Sequence[int] | None = None) -> Any:
         """Apply the layer.
 
         Args:
-            x: float or quantized tensor, in the shape that the torch layer takes.
+            input: float or quantized tensor, in the shape that the torch layer takes.
             output_size: spatial size of the result, where the stride leaves a choice.
 
         Returns:
@@ -69,7 +69,7 @@ class _QuantConvTranspose(QuantWeightBiasInputOutputLayer):
             RuntimeError: as for the other layers with weights.
             ValueError: an output size that the stride doesn't reach.
         """
-        return super().forward(x, output_size)
+        return super().forward(input, output_size)
 
 
 class QuantConvTranspose1d(_QuantConvTranspose, nn.ConvTranspose1d):

@@ -65,14 +65,14 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
         )
         self._init_trunc(trunc_quant, return_quant_tensor, kwargs)
 
-    def forward(self, x: Any) -> Any:
-        """Pool ``x``, float or quantized, (N, C, H, W) or (C, H, W).
+    def forward(self, input: Any) -> Any:
+        """Pool ``input``, float or quantized, (N, C, H, W) or (C, H, W).
 
         Raises:
             RuntimeError: a quantized result of a float input.
         """
         height, width = window_sizes(self.kernel_size, 2)
-        given: Any = x if isinstance(x, IntQuantTensor) else plain(x)
+        given: Any = input if isinstance(input, IntQuantTensor) else plain(input)
         pooled = F.avg_pool2d(
             given,
             self.kernel_size,
@@ -82,7 +82,7 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
             self.count_include_pad,
             self.divisor_override,
         )
-        return self._truncated(x, pooled, self.divisor_override or height * width)
+        return self._truncated(input, pooled, self.divisor_override or height * width)
 
 
 class TruncAdaptiveAvgPool2d(_TruncPool, nn.AdaptiveAvgPool2d):
@@ -119,14 +119,14 @@ class TruncAdaptiveAvgPool2d(_TruncPool, nn.AdaptiveAvgPool2d):
         ]
         return sizes, strides
 
-    def forward(self, x: Any) -> Any:
-        """Pool ``x``, float or quantized, (N, C, H, W) or (C, H, W).
+    def forward(self, input: Any) -> Any:
+        """Pool ``input``, float or quantized, (N, C, H, W) or (C, H, W).
 
         Raises:
             RuntimeError: a quantized result of a float input.
         """
-        given: Any = x if isinstance(x, IntQuantTensor) else plain(x)
+        given: Any = input if isinstance(input, IntQuantTensor) else plain(input)
         pooled = F.adaptive_avg_pool2d(given, self.output_size)  # type: ignore[arg-type]
-        before, after = tuple(x.shape[-2:]), tuple(pooled.shape[-2:])
+        before, after = tuple(input.shape[-2:]), tuple(pooled.shape[-2:])
         sizes, _ = self.compute_kernel_size_stride(before, after)  # type: ignore[arg-type]
-        return self._truncated(x, pooled, sizes[0] * sizes[1])
+        return self._truncated(input, pooled, sizes[0] * sizes[1])

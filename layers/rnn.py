@@ -100,11 +100,11 @@ class QuantRNN(QuantRecurrent):
             if isinstance(direction, RNNDirection):
                 direction.nonlinearity = nonlinearity
 
-    def forward(self, inp: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """Run over a sequence.
 
         Args:
-            inp: ``(T, N, input_size)``, with ``batch_first`` ``(N, T, input_size)``, or ``(T, input_size)``.
+            input: ``(T, N, input_size)``, with ``batch_first`` ``(N, T, input_size)``, or ``(T, input_size)``.
             hx: first state, ``(layers * directions, N, hidden_size)``; zeros when None.
 
         Returns:
@@ -114,7 +114,7 @@ class QuantRNN(QuantRecurrent):
             ValueError: other shapes.
             TypeError: a PackedSequence.
         """
-        out, (last,), single = self._forward(inp, [hx])
+        out, (last,), single = self._forward(input, [hx])
         return self._pack(out), self._pack_states(last, single)
 
 
@@ -213,9 +213,9 @@ class QuantGRU(QuantRecurrent):
             kwargs,
         )
 
-    def forward(self, inp: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
         """Run over a sequence; arguments and result as for :meth:`QuantRNN.forward`."""
-        out, (last,), single = self._forward(inp, [hx])
+        out, (last,), single = self._forward(input, [hx])
         return self._pack(out), self._pack_states(last, single)
 
 
@@ -345,11 +345,11 @@ class QuantLSTM(QuantRecurrent):
             kwargs,
         )
 
-    def forward(self, inp: Any, hx: Any = None, cx: Any = None) -> tuple[Any, tuple[Any, Any]]:
+    def forward(self, input: Any, hx: Any = None, cx: Any = None) -> tuple[Any, tuple[Any, Any]]:
         """Run over a sequence.
 
         Args:
-            inp: ``(T, N, input_size)``, with ``batch_first`` ``(N, T, input_size)``, or ``(T, input_size)``.
+            input: ``(T, N, input_size)``, with ``batch_first`` ``(N, T, input_size)``, or ``(T, input_size)``.
             hx: first hidden state, ``(layers * directions, N, hidden_size)``, or a pair of it and ``cx``; zeros when
                 None.
             cx: first cell state, likewise.
@@ -363,7 +363,7 @@ class QuantLSTM(QuantRecurrent):
         """
         if isinstance(hx, (tuple, list)):
             hx, cx = hx
-        out, (hidden, cell), single = self._forward(inp, [hx, cx])
+        out, (hidden, cell), single = self._forward(input, [hx, cx])
         cells: Any
         if self.cat_output_cell_states:
             cells = self._pack_states(cell, single)

@@ -50,9 +50,9 @@ class ScaleBias(nn.Module):
         y = x * weight.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)
 
-    def forward(self, x: Tensor) -> Any:
-        """Apply to ``x``, which ``runtime_shape`` broadcasts to."""
-        return self._apply_to(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Any:
+        """Apply to ``input``, which ``runtime_shape`` broadcasts to."""
+        return self._apply_to(input, self.weight, self.bias)
 
 
 class QuantScaleBias(QuantWeightBiasInputOutputLayer, ScaleBias):

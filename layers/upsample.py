@@ -39,21 +39,21 @@ class QuantUpsample(QuantLayer, nn.Upsample):
         nn.Upsample.__init__(self, size, scale_factor, mode, align_corners)
         self.return_quant_tensor = return_quant_tensor
 
-    def forward(self, x: Any) -> Any:
-        """Interpolate ``x``, float or quantized.
+    def forward(self, input: Any) -> Any:
+        """Interpolate ``input``, float or quantized.
 
         Raises:
             RuntimeError: a quantized result of a float input, or of scales that differ between positions.
         """
         exact = self.mode in ("nearest", "nearest-exact")
-        given: Any = x if exact and isinstance(x, IntQuantTensor) else plain(x)
+        given: Any = input if exact and isinstance(input, IntQuantTensor) else plain(input)
         y: Any = F.interpolate(given, self.size, self.scale_factor, self.mode, self.align_corners)
-        if not exact and isinstance(x, IntQuantTensor):
-            if not per_position(x, x.dim() - 2):
-                q = round_ste(y / x.scale + x.zero_point)
+        if not exact and isinstance(input, IntQuantTensor):
+            if not per_position(input, input.dim() - 2):
+                q = round_ste(y / input.scale + input.zero_point)
                 if self.mode == "bicubic":
-                    q = tensor_clamp(q, *(b.to(q.dtype) for b in bounds(x)))
-                y = x.replace(value=(q - x.zero_point) * x.scale)
+                    q = tensor_clamp(q, *(b.to(q.dtype) for b in bounds(input)))
+                y = input.replace(value=(q - input.zero_point) * input.scale)
         return self._pack(y)
 
     def _remedy(self) -> str:
@@ -100,20 +100,20 @@ class QuantDropout(QuantLayer, nn.Dropout):
         nn.Dropout.__init__(self, p)
         self.return_quant_tensor = return_quant_tensor
 
-    def forward(self, x: Any) -> Any:
-        """Drop elements of ``x``, float or quantized, in training.
+    def forward(self, input: Any) -> Any:
+        """Drop elements of ``input``, float or quantized, in training.
 
         Raises:
             RuntimeError: a quantized result of a float input, or of a grid without 0.
         """
-        if not isinstance(x, IntQuantTensor):
-            return self._pack(F.dropout(plain(x), self.p, self.training))
+        if not isinstance(input, IntQuantTensor):
+            return self._pack(F.dropout(plain(input), self.p, self.training))
         if not self.training or self.p == 0:
-            return self._pack(x)
-        value = F.dropout(x.value, self.p, True)
-        if not x.has_zero or self.p == 1:
+            return self._pack(input)
+        value = F.dropout(input.value, self.p, True)
+        if not input.has_zero or self.p == 1:
             return self._pack(value)
-        return self._pack(x.replace(value=value, scale=x.scale / (1 - self.p), source=None))
+        return self._pack(input.replace(value=value, scale=input.scale / (1 - self.p), source=None))
 
     def _remedy(self) -> str:
         return "Feed the layer a quantized tensor whose grid has 0, or return_quant_tensor=False."

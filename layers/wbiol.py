@@ -144,11 +144,11 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         shape[self.output_channel_dim] = channels.numel()
         return channels.reshape(shape)
 
-    def forward(self, x: Any, *how: Any) -> Any:
+    def forward(self, input: Any, *how: Any) -> Any:
         """Apply the layer.
 
         Args:
-            x: float or quantized tensor, in the shape that the torch layer takes.
+            input: float or quantized tensor, in the shape that the torch layer takes.
             *how: what the torch layer takes besides.
 
         Returns:
@@ -158,7 +158,7 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             RuntimeError: a bias quantizer needs the scale of an input that isn't quantized, or a quantized
                 result is asked for that can't be had.
         """
-        quant_input = x if self.input_quant.is_idle else self.input_quant(x)
+        quant_input = input if self.input_quant.is_idle else self.input_quant(input)
         quant_weight = self.quant_weight(quant_input)
         output_quant = self.output_quant
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled

@@ -1,6 +1,7 @@
 """Every layer with every quantizer it takes: trains, evaluates, keeps dtypes, refuses what it must."""
 
 import copy
+import inspect
 import itertools
 import warnings
 
@@ -268,3 +269,14 @@ def test_embeddings_give_rows_of_the_quantized_table() -> None:
     assert bool((bounded(index).norm(dim=-1) <= 0.5001).all()) and torch.equal(
         before, bounded.weight
     )
+
+
+def test_inputs_have_the_names_that_torch_gives_them() -> None:
+    """A call by keyword stays right where a float layer is replaced."""
+    for name in layers.__all__:
+        layer = getattr(layers, name)
+        of_torch = getattr(nn, name.removeprefix("Quant"), None)
+        if of_torch is None or name == "QuantRMSNorm":
+            continue
+        theirs = next(iter(list(inspect.signature(of_torch.forward).parameters)[1:]))
+        assert theirs in inspect.signature(layer.forward).parameters, name
