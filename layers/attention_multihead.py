@@ -346,7 +346,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         for kind in ("weight", "bias"):
             together = state_dict.pop(f"{prefix}in_proj_{kind}", None)
             if together is not None:
-                for name, part in zip(names, together.chunk(len(names)), strict=True):
+                for name, part in zip(names, together.tensor_split(len(names)), strict=True):
                     state_dict[f"{prefix}{name}.{kind}"] = part
         for name in _FLOAT_WEIGHTS:
             if f"{prefix}{name}" in state_dict:

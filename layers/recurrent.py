@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from qframework.inject import PolicyTypeError, UnknownNameError
 from qframework.layers.base import ArgumentsError, QuantLayer
 from qframework.layers.recurrent_parameters import (
     GateParams,
@@ -17,14 +17,13 @@ from qframework.layers.recurrent_parameters import (
     check_prefixes,
     overrides_for,
 )
+from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
 from qframework.layers.recurrent_steps import OutputStep
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
 from qframework.proxy.base import plain
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.none import NoneActQuant
-
-_TORCH_NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 
 
 class RecurrentDirection(nn.Module):
@@ -42,7 +41,7 @@ class RecurrentDirection(nn.Module):
 
     def parameters_of(self, gate: str) -> GateParams:
         """The parameters of a gate."""
-        return getattr(self, _params(gate))  # type: ignore[no-any-return]
+        return getattr(self, name_of_params(gate))  # type: ignore[no-any-return]
 
     def _projected(self, x: Any) -> tuple[Tensor, Tensor]:
         """Products of the input of all steps with the gates' weights, biases added, and the weights of the state.
@@ -78,11 +77,21 @@ class RecurrentDirection(nn.Module):
         return output.wrap(torch.stack(values))
 
 
-def _params(gate: str) -> str:
-    return f"{gate}_gate_params" if gate else "gate_params"
+def _with_batch(states: Any) -> Any:
+    """States of one sequence as those of a batch of one."""
+    if isinstance(states, (list, tuple)):
+        return [s.unsqueeze(1) for s in states]
+    return None if states is None else states.unsqueeze(1)
 
 
-class QuantRecurrent(QuantLayer, nn.Module):
+def _state_of(states: Any, place: int) -> Any:
+    """That of one layer and direction."""
+    if isinstance(states, (list, tuple)):
+        return states[place].squeeze(0)
+    return None if states is None else states[place]
+
+
+class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
     """Base of the recurrent layers."""
 
     direction_class: ClassVar[type[RecurrentDirection]]
@@ -91,7 +100,6 @@ class QuantRecurrent(QuantLayer, nn.Module):
     kinds: ClassVar[tuple[str, ...]] = ("weight_", "bias_", "io_", "gate_acc_")
     #: attributes of the cell's quantizers, each with its kind
     cell_quantizers: ClassVar[Mapping[str, str]]
-    hidden_biases: ClassVar[tuple[str, ...]] = ()
 
     def _init_recurrent(
         self,
@@ -111,6 +119,7 @@ class QuantRecurrent(QuantLayer, nn.Module):
         keywords: dict[str, Any],
     ) -> None:
         """Build all layers; the last step of a constructor."""
+        self._shares_input_weights = shared_input_hidden_weights
         if shared_input_hidden_weights and not bidirectional:
             raise ArgumentsError(
                 f"{type(self).__name__}: shared_input_hidden_weights=True shares the weights for the input between two "
@@ -158,7 +167,7 @@ class QuantRecurrent(QuantLayer, nn.Module):
                 prefixes = prefixes[-1:]
         like = {"device": self._device, "dtype": self._dtype}
         overrides = overrides_for(self._keywords, *prefixes)
-        return build_proxy(
+        proxy: Any = build_proxy(
             self,
             attribute,
             quantizer,
@@ -168,6 +177,21 @@ class QuantRecurrent(QuantLayer, nn.Module):
             ActQuantProxyFromInjector,
             like,
         )
+        if proxy.activation_impl is not None:
+            raise PolicyTypeError(
+                f"{type(self).__name__}.{attribute}: the quantizer to share applies "
+                f"{type(proxy.activation_impl).__name__} first; share that of a QuantIdentity"
+            )
+        return proxy
+
+    def _refuse_own(self, prefix: str, of_all: str, sharing: str) -> None:
+        """Refuse keywords for one gate where all gates share a quantizer."""
+        own = next((k for k in self._keywords if k.startswith(prefix)), None)
+        if own is not None:
+            raise UnknownNameError(
+                f"{type(self).__name__}: {own} is for one gate, but {sharing}=True gives all gates one quantizer; "
+                f"did you mean {of_all + own.removeprefix(prefix)!r}?"
+            )
 
     def _direction(
         self,
@@ -193,8 +217,10 @@ class QuantRecurrent(QuantLayer, nn.Module):
             prefix = f"{gate}_gate_weight_" if gate else "weight_"
             quantizer = self._keywords.get(f"{prefix}quant", self._quantizers["weight"])
             overrides = overrides_for(self._keywords, "weight_", prefix)
-            if weight_quant is not None and shared.get("weight"):
-                quantizer, overrides = weight_quant, {}
+            if shared.get("weight") and gate:
+                self._refuse_own(prefix, "weight_", "shared_intra_layer_weight_quant")
+                if weight_quant is not None:
+                    quantizer, overrides = weight_quant, {}
             like = self._device, self._dtype
             if twin is None:
                 first = GateWeight(features, self.hidden_size, quantizer, overrides, prefix, *like)
@@ -219,7 +245,7 @@ class QuantRecurrent(QuantLayer, nn.Module):
                 self._device,
                 self._dtype,
             )
-            direction.add_module(_params(gate), params)
+            direction.add_module(name_of_params(gate), params)
         cell = nn.Module()
         for name, kind in self.cell_quantizers.items():
             cell.add_module(name, self._cell_quantizer(name, kind, common, shared, cell))
@@ -239,6 +265,8 @@ class QuantRecurrent(QuantLayer, nn.Module):
         if kind in common:
             return common[kind]
         if kind == "gate_acc" and shared.get("gate_acc"):
+            own = name.removesuffix("quant")
+            self._refuse_own(own, "gate_acc_", "shared_intra_layer_gate_acc_quant")
             for other, its in self.cell_quantizers.items():
                 if its == kind and other in cell._modules:
                     return cell._modules[other]
@@ -259,7 +287,7 @@ class QuantRecurrent(QuantLayer, nn.Module):
 
         Args:
             x: ``(T, N, features)``.
-            states: for each kind None or ``(layers * directions, N, hidden)``.
+            states: for each kind None, ``(layers * directions, N, hidden)``, or a list of ``(1, N, hidden)``.
         """
         last: list[list[Any]] = [[] for _ in self.state_names]
         for i, directions in enumerate(self.layers):
@@ -267,7 +295,7 @@ class QuantRecurrent(QuantLayer, nn.Module):
             both: Any = directions
             for j, direction in enumerate(both):
                 place = i * len(both) + j
-                first = tuple(None if s is None else s[place] for s in states)
+                first = tuple(_state_of(s, place) for s in states)
                 given = x
                 if i == 0 and not self.quantize_output_only:
                     given = direction.io_quant(x)
@@ -294,16 +322,25 @@ class QuantRecurrent(QuantLayer, nn.Module):
         single = x.dim() == 2
         if single:
             x = x.unsqueeze(1)
-            states = [None if s is None else s.unsqueeze(1) for s in states]
+            states = [_with_batch(s) for s in states]
         elif self.batch_first:
             x = x.transpose(0, 1)
         count = self.num_layers * (1 + self.bidirectional)
         for name, state in zip(self.state_names, states, strict=True):
-            wanted = (count, x.shape[1], self.hidden_size)
-            if state is not None and tuple(state.shape) != wanted:
+            if state is None:
+                continue
+            apart = isinstance(state, (list, tuple))
+            wanted = (1 if apart else count, x.shape[1], self.hidden_size)
+            shapes = [tuple(s.shape) for s in (state if apart else [state])]
+            if any(shape != wanted for shape in shapes) or (apart and len(state) != count):
+                listed = (
+                    f"a list of {count} states"
+                    if apart
+                    else "layers times directions, batch, hidden"
+                )
                 raise ValueError(
-                    f"{qualified_name(self)}: {name} has shape {tuple(state.shape)}; needed is {wanted}, (layers times "
-                    "directions, batch, hidden)"
+                    f"{qualified_name(self)}: {name} has shape {', '.join(map(str, shapes))}; needed is {wanted} "
+                    f"({listed})"
                 )
         out, last = self._run(x, states)
         if single:
@@ -316,53 +353,6 @@ class QuantRecurrent(QuantLayer, nn.Module):
 
     def _pack(self, out: Any) -> Any:
         return out if self.return_quant_tensor and isinstance(out, QuantTensor) else plain(out)
-
-    # ------------------------------------------------------------ torch's weights
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take torch's weights apart: rows of gates, and two biases that are added."""
-        theirs = {k: k[len(prefix) :] for k in state_dict if k.startswith(prefix)}
-        for key, name in theirs.items():
-            match = _TORCH_NAME.fullmatch(name)
-            if match is None:
-                continue
-            kind, which, layer, reverse = match[1], match[2], int(match[3]), bool(match[4])
-            if which == "hr" or layer >= self.num_layers or (reverse and not self.bidirectional):
-                continue  # load_state_dict reports what it doesn't know
-            self._convert(state_dict, prefix, key, kind, which, layer, reverse)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _convert(
-        self,
-        state: dict[str, Any],
-        prefix: str,
-        key: str,
-        kind: str,
-        which: str,
-        layer: int,
-        reverse: bool,
-    ) -> None:
-        direction: Any = self.layers[layer][int(reverse)]  # type: ignore[index]
-        rows, count = state[key], len(direction.torch_gates)
-        if rows.shape[0] != count * self.hidden_size or set(direction.gates) != set(
-            direction.torch_gates
-        ):
-            raise ValueError(
-                f"{qualified_name(self)}: {key} has {rows.shape[0]} rows; the gates of this layer "
-                f"({', '.join(direction.gates)}) of hidden_size={self.hidden_size} can't be made of them"
-            )
-        del state[key]
-        for gate, part in zip(direction.torch_gates, rows.chunk(count), strict=True):
-            place = f"{prefix}layers.{layer}.{int(reverse)}.{_params(gate)}."
-            if kind == "weight":
-                name = "input_weight" if which == "ih" else "hidden_weight"
-                state[f"{place}{name}.weight"] = part
-            elif which == "hh" and gate in self.hidden_biases:
-                state[f"{place}hidden_bias"] = part
-            else:
-                state[f"{place}bias"] = (
-                    part + state[f"{place}bias"] if f"{place}bias" in state else part
-                )
 
     def extra_repr(self) -> str:
         """Sizes and settings."""

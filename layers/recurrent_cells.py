@@ -114,7 +114,7 @@ class CoupledLSTMDirection(RecurrentDirection):
     """The same with ``f = q(1 - i)``."""
 
     gates = ("input", "output", "cell")
-    torch_gates = ("input", "cell", "output")
+    torch_gates = ("input", "forget", "cell", "output")
 
     def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
         """Outputs and the last hidden and cell states."""

@@ -251,7 +251,8 @@ class QuantLSTM(QuantRecurrent):
         sigmoid_quant: quantizer of ``input_sigmoid``, ``forget_sigmoid``, ``output_sigmoid``.
         tanh_quant: quantizer of ``cell_tanh`` and ``hidden_state_tanh``.
         cell_state_quant: quantizer of the cell state and of what it is the sum of.
-        coupled_input_forget_gates: ``f = 1 - i``; such a layer has no forget gate, and torch's weights don't fit.
+        coupled_input_forget_gates: ``f = 1 - i``; such a layer has no forget gate, and torch's rows for it are
+            unexpected when loaded strictly, else left out.
         cat_output_cell_states: return the cell states of all layers as one tensor, else as a list.
         shared_input_hidden_weights: both directions have the same weights for the input.
         shared_intra_layer_weight_quant: the gates of a layer share a weight quantizer.
@@ -311,6 +312,10 @@ class QuantLSTM(QuantRecurrent):
                 "shared_cell_state_quant=True, or cat_output_cell_states=False"
             )
         self.cat_output_cell_states = cat_output_cell_states
+        if return_quant_tensor and cell_state_quant is None:
+            raise RuntimeError(
+                "QuantLSTM: return_quant_tensor=True needs cell_state_quant, the quantizer of the cell states"
+            )
         if coupled_input_forget_gates:
             self.direction_class = CoupledLSTMDirection  # type: ignore[misc, assignment]
             self.cell_quantizers = {  # type: ignore[misc]
@@ -352,7 +357,7 @@ class QuantLSTM(QuantRecurrent):
             input: ``(T, N, input_size)``, with ``batch_first`` ``(N, T, input_size)``, or ``(T, input_size)``.
             hx: first hidden state, ``(layers * directions, N, hidden_size)``, or a pair of it and ``cx``; zeros when
                 None.
-            cx: first cell state, likewise.
+            cx: first cell state, likewise, or a list as it is returned without ``cat_output_cell_states``.
 
         Returns:
             Outputs ``(T, N, directions * hidden_size)`` and a pair of the last hidden and cell states.

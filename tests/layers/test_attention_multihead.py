@@ -361,6 +361,10 @@ def test_a_state_of_another_size_is_refused() -> None:
     ours = QuantMultiheadAttention(SIZE, HEADS, packed_in_proj=False)
     with pytest.raises(RuntimeError, match=r"size mismatch for q_proj\.weight"):
         ours.load_state_dict(nn.MultiheadAttention(2 * SIZE, HEADS).state_dict())
+    state = nn.MultiheadAttention(SIZE, HEADS).state_dict()
+    state["in_proj_weight"] = torch.zeros(4, SIZE)
+    with pytest.raises(RuntimeError, match=r"size mismatch for q_proj\.weight"):
+        ours.load_state_dict(state)
 
 
 def test_calibration_runs_it_in_float() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from qframework.graph import calibration_mode
-from qframework.layers import QuantGRU, QuantLSTM, QuantRNN
+from qframework.layers import QuantGRU, QuantLSTM, QuantRNN, QuantSigmoid
 from qframework.quant_tensor import IntQuantTensor
 from qframework.quantizers import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, MXInt8OCPWeight
 
@@ -200,8 +200,6 @@ def test_a_coupled_forget_gate_is_what_the_input_gate_leaves() -> None:
     out, (_, got) = layer(x, h, c)
     torch.testing.assert_close(got[0], state)
     torch.testing.assert_close(out[0], torch.sigmoid(gates["output"]) * torch.tanh(state))
-    with pytest.raises(ValueError, match="can't be made"):
-        layer.load_state_dict(nn.LSTM(4, 3).state_dict())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,8 +250,74 @@ def test_mistakes_are_named() -> None:
         QuantRNN(4, 3, nonlinearity="gelu")
     with pytest.raises(RuntimeError, match="different grids"):
         QuantLSTM(4, 3, num_layers=2, shared_cell_state_quant=False, return_quant_tensor=True)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        QuantLSTM(5, 3).load_state_dict(nn.LSTM(4, 3).state_dict())
+    with pytest.raises(RuntimeError, match="needs cell_state_quant"):
+        QuantLSTM(4, 3, cell_state_quant=None, return_quant_tensor=True)
+    with pytest.raises(TypeError, match=r"input_sigmoid_quant.*applies Sigmoid first"):
+        QuantLSTM(4, 3, sigmoid_quant=QuantSigmoid().act_quant)
+
+
+def test_keywords_for_one_gate_are_refused_where_gates_share_a_quantizer() -> None:
+    with pytest.raises(
+        TypeError, match=r"cell_acc_bit_width is for one gate.*'gate_acc_bit_width'"
+    ):
+        QuantLSTM(4, 3, shared_intra_layer_gate_acc_quant=True, cell_acc_bit_width=4)
+    with pytest.raises(TypeError, match=r"new_gate_weight_bit_width.*'weight_bit_width'"):
+        QuantGRU(4, 3, shared_intra_layer_weight_quant=True, new_gate_weight_bit_width=4)
+    layer = QuantLSTM(4, 3, shared_intra_layer_gate_acc_quant=True, gate_acc_bit_width=4)
+    assert layer.layers[0][0].cell.cell_acc_quant.bit_width() == 4
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_cell_states_that_are_returned_as_a_list_can_be_fed_back(single) -> None:
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "bidirectional": True}
+    layer = QuantLSTM(4, 3, **options, **off("LSTM"), cat_output_cell_states=False)
+    joined = QuantLSTM(4, 3, **options, **off("LSTM"))
+    joined.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 4) if single else torch.randn(5, 2, 4)
+    _, (h, cells) = layer(x)
+    assert isinstance(cells, list) and len(cells) == 4
+    again, expected = layer(x, (h, cells)), joined(x, joined(x)[1])
+    torch.testing.assert_close(again[0], expected[0])
+    with pytest.raises(ValueError, match="a list of 4 states"):
+        layer(x, (h, cells[:3]))
+
+
+def test_torch_weights_of_other_sizes_are_size_mismatches() -> None:
+    for other in (nn.LSTM(5, 3), nn.LSTM(4, 5), nn.GRU(4, 3)):
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            QuantLSTM(4, 3).load_state_dict(other.state_dict())
+    state = nn.RNN(4, 3).state_dict()
+    state["bias_hh_l0"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="two biases differ in size"):
+        QuantRNN(4, 3).load_state_dict(state)
+
+
+def test_a_coupled_layer_takes_all_gates_but_forget_from_torch() -> None:
+    torch.manual_seed(0)
+    reference, layer = nn.LSTM(4, 3), QuantLSTM(4, 3, coupled_input_forget_gates=True)
+    with pytest.raises(RuntimeError, match="rows of the forget gate"):
+        layer.load_state_dict(reference.state_dict())
+    missing, unexpected = layer.load_state_dict(reference.state_dict(), strict=False)
+    assert missing == [] and len(unexpected) == 4
+    rows = dict(
+        zip(("input", "forget", "cell", "output"), reference.weight_hh_l0.chunk(4), strict=True)
+    )
+    for gate in layer.layers[0][0].gates:
+        hidden = layer.layers[0][0].parameters_of(gate).hidden_weight.weight
+        assert torch.equal(hidden, rows[gate])
+
+
+def test_weights_that_differ_are_unexpected_where_they_are_shared() -> None:
+    layer = QuantGRU(4, 3, bidirectional=True, shared_input_hidden_weights=True)
+    state = nn.GRU(4, 3, bidirectional=True).state_dict()
+    with pytest.raises(RuntimeError, match=r"layers\.0\.0, which shares it"):
+        layer.load_state_dict(state)
+    assert layer.load_state_dict(state, strict=False).unexpected_keys
+    for name in ("weight_ih_l0", "bias_ih_l0"):
+        state[f"{name}_reverse"] = state[name]
+    layer.load_state_dict(state)
+    layer.load_state_dict(layer.state_dict())
 
 
 def test_a_bias_on_the_input_scale_needs_a_quantized_input() -> None:
@@ -265,16 +329,26 @@ def test_a_bias_on_the_input_scale_needs_a_quantized_input() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("training", [True, False])
-def test_a_sequence_compiles_as_one_graph(kind, training) -> None:
+@pytest.mark.parametrize("phase", ["collecting", "learning", "evaluating"])
+def test_a_sequence_compiles_as_one_graph_with_its_gradients(kind, phase) -> None:
     torch.manual_seed(0)
     layer = KINDS[kind][0](4, 3)
     x = torch.randn(2, 2, 4)
-    layer(x)
-    layer.train(training)
+    if phase != "collecting":
+        with calibration_mode(layer):
+            layer(x)
+    layer.train(phase != "evaluating")
     other = copy.deepcopy(layer)
     compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x)[0], layer(x)[0], rtol=1e-4, atol=1e-5)
+    got, expected = compiled(x)[0], layer(x)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    got.square().sum().backward(), expected.square().sum().backward()
+    theirs = dict(other.named_parameters())
+    for name, parameter in layer.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-4, atol=1e-5)
+    for name, buffer in layer.named_buffers():
+        torch.testing.assert_close(other.get_buffer(name), buffer)
 
 
 def test_an_activation_quantizer_may_be_any() -> None:
