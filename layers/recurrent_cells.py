@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import CellRanges, is_fused, lstm_step
+from qframework.functional import (
+    GRURanges,
+    LSTMRanges,
+    RNNRanges,
+    gru_sequence,
+    is_fused,
+    lstm_sequence,
+    rnn_sequence,
+    takes_sequences,
+)
 from qframework.layers.recurrent import RecurrentDirection
 from qframework.layers.recurrent_steps import OutputStep, Unsettled, range_of, step_of
 from qframework.proxy.base import plain
@@ -25,6 +34,19 @@ def _steps(products: Tensor, reverse: bool) -> Any:
     return reversed(steps) if reverse else steps
 
 
+def _runs_whole(products: Tensor, *others: Tensor) -> bool:
+    """Whether all steps can be one function; compilers are better off with its parts."""
+    return not torch.compiler.is_compiling() and is_fused() and takes_sequences(products, *others)
+
+
+def _ranges(kind: Any, size: int, like: Tensor, *quantizers: list[Any]) -> Any:
+    """The quantizers of a cell, where all scales are known, else None."""
+    try:
+        return kind(*(range_of(proxies, size, like) for proxies in quantizers))
+    except Unsettled:
+        return None
+
+
 class RNNDirection(RecurrentDirection):
     """``h = q(f(q(gates)))``."""
 
@@ -37,8 +59,14 @@ class RNNDirection(RecurrentDirection):
         cell: Any = self.cell
         size = hidden.shape[0]
         output = OutputStep(cell.output_quant, products)
-        acc = step_of([cell.gate_acc_quant], [0], size, products)
         h = _first(states[0], products, size, output)
+        if _runs_whole(products, hidden, h):
+            ranges = _ranges(RNNRanges, size, products, [cell.gate_acc_quant], [cell.output_quant])
+            if ranges is not None:
+                rectify = self.nonlinearity == "relu"
+                outputs = rnn_sequence(products, hidden, h, ranges, rectify, reverse)
+                return output.wrap(outputs), (output.last(outputs[0 if reverse else -1]),)
+        acc = step_of([cell.gate_acc_quant], [0], size, products)
         function = torch.tanh if self.nonlinearity == "tanh" else torch.relu
         values = []
         for step in _steps(products, reverse):
@@ -48,9 +76,9 @@ class RNNDirection(RecurrentDirection):
 
 
 class LSTMDirection(RecurrentDirection):
-    """See :func:`~qframework.functional.lstm_step`."""
+    """See :func:`~qframework.functional.lstm_sequence`."""
 
-    gates = ("input", "forget", "output", "cell")
+    gates = ("output", "input", "forget", "cell")
     torch_gates = ("input", "forget", "cell", "output")
 
     def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
@@ -58,56 +86,50 @@ class LSTMDirection(RecurrentDirection):
         products, hidden = self._projected(x)
         cell: Any = self.cell
         size = hidden.shape[0]
-        order = [0, 1, 3, 2]
         output = OutputStep(cell.output_quant, products)
         state = OutputStep(cell.cell_state_quant, products)
-        acc = step_of([getattr(cell, f"{g}_acc_quant") for g in self.gates], order, size, products)
-        sigmoid = step_of(
-            [getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]], [0, 1, 2], size, products
-        )
+        h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
+        acc_quants = [getattr(cell, f"{g}_acc_quant") for g in self.gates]
+        sigmoid_quants = [getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]]
+        if _runs_whole(products, hidden, h, c):
+            ranges = _ranges(
+                LSTMRanges,
+                size,
+                products,
+                acc_quants,
+                sigmoid_quants,
+                [cell.cell_tanh_quant],
+                [cell.cell_state_quant],
+                [cell.hidden_state_tanh_quant],
+                [cell.output_quant],
+            )
+            if ranges is not None:
+                outputs, c = lstm_sequence(products, hidden, (h, c), ranges, reverse)
+                last = output.last(outputs[0 if reverse else -1])
+                return output.wrap(outputs), (last, state.last(c))
+        acc = step_of(acc_quants, [1, 2, 3, 0], size, products)
+        sigmoid = step_of(sigmoid_quants, [1, 2, 0], size, products)
         tanh = step_of([cell.cell_tanh_quant], [0], size, products)
         # What is forgotten comes first where statistics are collected.
         two = step_of([cell.cell_state_quant] * 2, [1, 0], size, products)
         one = step_of([cell.cell_state_quant], [0], size, products)
         traced = torch.compiler.is_compiling()
         hidden_tanh = step_of([cell.hidden_state_tanh_quant], [0], size, products)
-        h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
         values = []
-        ranges = None if traced or not is_fused() else self._ranges(size, products)
-        if ranges is not None:
-            for step in _steps(products, reverse):
-                h, c = lstm_step(torch.addmm(step, h, hidden), c, ranges)
-                values.append(h)
-            return self._collect(output, values, reverse), (output.last(h), state.last(c))
         for step in _steps(products, reverse):
             gates = acc(torch.addmm(step, h, hidden))
             gated, entering = gates.split([3 * size, size], dim=1)
             gated = sigmoid(torch.sigmoid(gated))
             entering = tanh(torch.tanh(entering))
             if traced:  # a compiler joins what is done to parts, but not the parts
-                forgotten = one(gated[:, size : 2 * size] * c)
-                c = state(one(gated[:, :size] * entering) + forgotten)
+                forgotten = one(gated[:, 2 * size :] * c)
+                c = state(one(gated[:, size : 2 * size] * entering) + forgotten)
             else:
-                parts = two(gated[:, : 2 * size] * torch.cat([entering, c], dim=1))
+                parts = two(gated[:, size:] * torch.cat([entering, c], dim=1))
                 c = state(parts[:, :size] + parts[:, size:])
-            h = output(gated[:, 2 * size :] * hidden_tanh(torch.tanh(c)))
+            h = output(gated[:, :size] * hidden_tanh(torch.tanh(c)))
             values.append(h)
         return self._collect(output, values, reverse), (output.last(h), state.last(c))
-
-    def _ranges(self, size: int, like: Tensor) -> CellRanges | None:
-        """The quantizers of the cell, where all scales are known."""
-        cell: Any = self.cell
-        try:
-            return CellRanges(
-                range_of([getattr(cell, f"{g}_acc_quant") for g in self.gates], size, like),
-                range_of([getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]], size, like),
-                range_of([cell.cell_tanh_quant], size, like),
-                range_of([cell.cell_state_quant], size, like),
-                range_of([cell.hidden_state_tanh_quant], size, like),
-                range_of([cell.output_quant], size, like),
-            )
-        except Unsettled:
-            return None
 
 
 class CoupledLSTMDirection(RecurrentDirection):
@@ -156,6 +178,23 @@ class GRUDirection(RecurrentDirection):
         cell: Any = self.cell
         size = hidden.shape[0]
         output = OutputStep(cell.output_quant, products)
+        h = _first(states[0], products, size, output)
+        own_bias: Any = self.parameters_of("new").hidden_bias
+        if _runs_whole(products, hidden, h):
+            ranges = _ranges(
+                GRURanges,
+                size,
+                products,
+                [cell.reset_acc_quant, cell.update_acc_quant],
+                [cell.new_hidden_acc_quant],
+                [cell.new_acc_quant],
+                [cell.reset_sigmoid_quant, cell.update_sigmoid_quant],
+                [cell.new_tanh_quant],
+                [cell.output_quant],
+            )
+            if ranges is not None:
+                outputs = gru_sequence(products, hidden, own_bias, h, ranges, reverse)
+                return output.wrap(outputs), (output.last(outputs[0 if reverse else -1]),)
         acc = step_of([cell.reset_acc_quant, cell.update_acc_quant], [0, 1], size, products)
         hidden_acc = step_of([cell.new_hidden_acc_quant], [0], size, products)
         new_acc = step_of([cell.new_acc_quant], [0], size, products)
@@ -163,8 +202,6 @@ class GRUDirection(RecurrentDirection):
             [cell.reset_sigmoid_quant, cell.update_sigmoid_quant], [0, 1], size, products
         )
         tanh = step_of([cell.new_tanh_quant], [0], size, products)
-        h = _first(states[0], products, size, output)
-        own_bias: Any = self.parameters_of("new").hidden_bias
         values = []
         for step in _steps(products, reverse):
             moved = torch.mm(h, hidden)

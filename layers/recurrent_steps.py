@@ -51,7 +51,7 @@ def settle(proxy: ActQuantProxyFromInjector, like: Tensor) -> Settled | None:
         return None
     if not _is_settled(quantizer):
         return None
-    scale, zero_point, bits = quantizer.parameters_for(like)
+    scale, zero_point, bits = proxy.parameters_for(like)
     if scale.numel() != 1:
         return None
     rule: Any = rounds.float_to_int_impl.rule

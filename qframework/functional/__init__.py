@@ -8,8 +8,10 @@ from qframework.functional.fake_quantize import (
     fake_quantize_reference,
 )
 from qframework.functional.groups import grouped_shape, join_groups, split_groups
+from qframework.functional.gru_sequence import GRURanges, gru_sequence
 from qframework.functional.integer_range import check_range, max_int, min_int
 from qframework.functional.learned import LearnedScaled, quantize_by_stored
+from qframework.functional.lstm_sequence import LSTMRanges, lstm_sequence
 from qframework.functional.minifloat import (
     MinifloatFormat,
     largest_available,
@@ -19,8 +21,9 @@ from qframework.functional.minifloat import (
     minifloat_reference,
     power_below,
 )
-from qframework.functional.recurrent import CellRanges, Range, lstm_step
+from qframework.functional.rnn_sequence import RNNRanges, rnn_sequence
 from qframework.functional.scale import statistic_scale, stored_scale
+from qframework.functional.sequence import Range, takes_sequences
 from qframework.functional.statistics import (
     abs_max,
     abs_max_of_channels,
@@ -46,7 +49,11 @@ from qframework.functional.traced_statistics import order_statistic_if
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
-    "CellRanges",
+    "GRURanges",
+    "RNNRanges",
+    "gru_sequence",
+    "rnn_sequence",
+    "LSTMRanges",
     "LargestScaled",
     "LearnedScaled",
     "MinifloatFormat",
@@ -71,7 +78,7 @@ __all__ = [
     "join_groups",
     "largest_available",
     "largest_minifloat",
-    "lstm_step",
+    "lstm_sequence",
     "max_int",
     "min_int",
     "minifloat_codes",
@@ -89,6 +96,7 @@ __all__ = [
     "split_groups",
     "statistic_scale",
     "stored_scale",
+    "takes_sequences",
     "tensor_clamp",
     "tensor_clamp_ste",
     "ternary_sign_ste",

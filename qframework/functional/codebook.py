@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from qframework.functional.autograd import apply, is_fused, keep, kept
-from qframework.functional.fake_quantize import _compute_dtype, _sum_to
+from qframework.functional.fake_quantize import _compute_dtype, sum_to
 from qframework.functional.straight_through import tensor_clamp
 
 
@@ -47,7 +47,7 @@ class _Codebook(Function):
         grad_x = torch.where(inside, g, 0.0)
         grad_scale = grad_codebook = None
         if ctx.needs_input_grad[1]:
-            grad_scale = _sum_to(g * codebook[index] - grad_x * v, scale)
+            grad_scale = sum_to(g * codebook[index] - grad_x * v, scale)
         if ctx.needs_input_grad[2]:
             each = (g * scale).reshape(-1)
             grad_codebook = torch.zeros_like(codebook).index_add(0, index.reshape(-1), each)

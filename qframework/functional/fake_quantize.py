@@ -31,7 +31,7 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in _LOW_PRECISION else x.dtype
 
 
-def _sum_to(grad: Tensor, like: Tensor) -> Tensor:
+def sum_to(grad: Tensor, like: Tensor) -> Tensor:
     """Sum over broadcast axes, in float64: a scale's gradient is a small sum of many numbers of both signs."""
     if grad.shape == like.shape:
         return grad.to(like.dtype)
@@ -132,13 +132,37 @@ def range_gradients(
     slices = _slices(*operands) if masked else None
     if slices is None:
         grad_x, error, outside = _fixed_range_backward(*operands, *needed)
-        grad_scale = _sum_to(error, scale) if error is not None else None
+        grad_scale = sum_to(error, scale) if error is not None else None
         grad_zero = None
         if outside is not None and zero_point is not None:
-            grad_zero = _sum_to(outside * scale, zero_point)
+            grad_zero = sum_to(outside * scale, zero_point)
     else:
         grad_x, grad_scale, grad_zero = _by_slices(slices, *operands, *needed)
     return grad_x.to(grad.dtype) if masked else grad, grad_scale, grad_zero
+
+
+def range_derivatives(
+    x: Tensor,
+    scale: Tensor,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+    masked: bool,
+    *,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """:func:`fake_quantize`, and what it changes by, element by element, for ``x`` (None is 1) and for the scale."""
+    # Memory is used again where it can be: new pages cost more than the arithmetic.
+    exact = x / scale
+    place = ROUNDINGS[rounding](exact)
+    by_x = None
+    inside, bounds = torch.ops.aten.hardtanh_backward, (minimum - 0.5, maximum + 0.5)
+    if masked:
+        by_x = inside(torch.ones_like(place), place, *bounds)
+        inside.grad_input(exact, place, *bounds, grad_input=exact)
+    q = place.clamp_(minimum, maximum)
+    by_scale = torch.sub(q, exact, out=exact) if need_scale else None
+    return q.mul_(scale), by_x, by_scale
 
 
 def _kernels(
@@ -294,16 +318,16 @@ class _FakeQuantize(Function):
             inside = ~(above | below)
             grad_x = grad * inside
             if need[2]:
-                grad_zero = _sum_to(torch.where(inside, 0.0, -g * scale), zero_point)
+                grad_zero = sum_to(torch.where(inside, 0.0, -g * scale), zero_point)
             if need[3]:
-                grad_min = _sum_to(torch.where(below, g * scale, 0.0), minimum)
+                grad_min = sum_to(torch.where(below, g * scale, 0.0), minimum)
             if need[4]:
-                grad_max = _sum_to(torch.where(above, g * scale, 0.0), maximum)
+                grad_max = sum_to(torch.where(above, g * scale, 0.0), maximum)
         if need[1]:
             error = torch.clamp(rounded, minimum, maximum) - zero_point
             moved = exact - zero_point
             error = error - (torch.where(inside, moved, 0.0) if ctx.masked else moved)
-            grad_scale = _sum_to(g * error, scale)
+            grad_scale = sum_to(g * error, scale)
         return grad_x, grad_scale, grad_zero, grad_min, grad_max, None, None
 
 

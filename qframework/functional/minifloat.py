@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from qframework.functional.autograd import apply, is_fused, keep, kept
-from qframework.functional.fake_quantize import _compute_dtype, _sum_to
+from qframework.functional.fake_quantize import _compute_dtype, sum_to
 from qframework.functional.straight_through import (
     ROUNDINGS,
     apply_step,
@@ -150,7 +150,7 @@ class _Minifloat(Function):
         if scale is not None and ctx.needs_input_grad[1]:
             moved = torch.where(normal, q, v)
             moved = moved if inside is None else torch.where(inside, moved, 0.0)
-            grad_scale = _sum_to(g * (_bounded(q, fmt) - moved), scale)
+            grad_scale = sum_to(g * (_bounded(q, fmt) - moved), scale)
         return grad_x.to(grad.dtype), grad_scale, None, None, None
 
 

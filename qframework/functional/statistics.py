@@ -16,27 +16,30 @@ _BLOCK = 1024
 
 
 class _AbsMax(Function):
-    """The largest magnitude; elements that share it share the gradient."""
+    """The largest magnitude in all of the tensors; elements that share it share the gradient."""
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        low, high = x.aminmax()
-        return torch.maximum(high, -low)
+    def forward(*tensors: Tensor) -> Tensor:
+        ends = [x.aminmax() for x in tensors]
+        tops = [torch.maximum(high, -low) for low, high in ends]
+        return tops[0] if len(tops) == 1 else torch.stack(tops).amax()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        keep(ctx, inputs[0])
+        keep(ctx, *inputs)
         ctx.top = output.detach().clone()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        (x,) = kept(ctx)
-        largest = x.abs()
-        largest = largest.eq_(ctx.top)  # 1 and 0, without a boolean tensor
-        count = largest.sum(dtype=ctx.top.dtype)
+        tensors = kept(ctx)
+        largest = [x.abs() for x in tensors]
+        largest = [x.eq_(ctx.top) for x in largest]  # 1 and 0, without a boolean tensor
+        counts = [x.sum(dtype=ctx.top.dtype) for x in largest]
+        count = counts[0] if len(counts) == 1 else torch.stack(counts).sum()
         share = torch.where(ctx.top > 0, grad / (count * ctx.top), 0.0)
-        return largest.mul_(x).mul_(share)
+        found = tuple(at.mul_(x).mul_(share) for at, x in zip(largest, tensors, strict=True))
+        return found if len(found) > 1 else found[0]
 
 
 def _rows(x: Tensor, order: tuple[int, ...] | None) -> Tensor:
@@ -108,9 +111,9 @@ class _OrderStatistic(Function):
         return flat.scatter_(0, ctx.where, grad).view(ctx.shape), None, None, None
 
 
-def abs_max(x: Tensor) -> Tensor:
-    """``max |x|``, 0-dim; its gradient is shared evenly by all elements of that magnitude."""
-    return apply(_AbsMax, x)  # type: ignore[no-any-return]
+def abs_max(*tensors: Tensor) -> Tensor:
+    """``max |x|`` of all tensors, 0-dim; its gradient is shared evenly by all elements of that magnitude."""
+    return apply(_AbsMax, *tensors)  # type: ignore[no-any-return]
 
 
 def abs_max_of_channels(x: Tensor, order: tuple[int, ...] | None = None) -> Tensor:

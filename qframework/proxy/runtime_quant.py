@@ -105,6 +105,16 @@ class ActQuantProxyFromInjector(QuantProxy):
             self.has_zero,
         )
 
+    def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, zero point and bit width for ``x`` alone; in evaluation they are kept while nothing changes."""
+        quantizer: Any = self.tensor_quant
+        eager = not torch.compiler.is_compiling()
+        if self._keeps_scales and eager and not (self.training or torch.is_grad_enabled()):
+            kept = self._kept_scales(quantizer, x)
+            if kept is not None:
+                return kept[:3]  # type: ignore[no-any-return]
+        return quantizer.parameters_for(x)  # type: ignore[no-any-return]
+
     def _kept_scales(self, quantizer: Any, x: Tensor) -> Any:
         """Scale, zero point, bit width and the step that they make, kept while what they are made of is unchanged.
 

@@ -29,12 +29,16 @@ def largest_of(stats: nn.Module, view: nn.Module) -> str | None:
     return None
 
 
-def _fused_abs_max(x: Tensor, stats: nn.Module, view: Any) -> Tensor | None:
-    """The largest magnitude of a whole parameter or of its channels in one step; None for other statistics."""
+def _fused_abs_max(stats: nn.Module, view: Any, *parameters: Tensor) -> Tensor | None:
+    """The largest magnitude of whole parameters, or of one's channels, in one step; None for other statistics."""
     kind = largest_of(stats, view)
     if kind is None or torch.compiler.is_compiling() or not is_fused():
         return None
-    return widen(abs_max(x) if kind == "tensor" else abs_max_of_channels(x, view.permute_dims))
+    if kind == "tensor":
+        return widen(abs_max(*parameters))
+    return (
+        widen(abs_max_of_channels(*parameters, view.permute_dims)) if len(parameters) == 1 else None
+    )
 
 
 class StatsFromParameterScaling(CoreModule):
@@ -98,12 +102,14 @@ class StatsFromParameterScaling(CoreModule):
 
     def statistic(self, x: Tensor) -> Tensor:
         """The statistic in the shape of the scale, of ``x`` or of all the tracked parameters."""
-        if self.force_parameter or len(self.tracked_parameter_list) > 1:
+        several = self.force_parameter or len(self.tracked_parameter_list) > 1
+        parameters = self.tracked_parameter_list if several else (x,)
+        largest = _fused_abs_max(self.scaling_stats_impl, self.view, *parameters)
+        if largest is not None:
+            return largest.reshape(self.scaling_shape)
+        if several:
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
-            largest = _fused_abs_max(x, self.scaling_stats_impl, self.view)
-            if largest is not None:
-                return largest.reshape(self.scaling_shape)
             viewed = self.view(x)
         return self.scaling_stats_impl(viewed).reshape(self.scaling_shape)  # type: ignore[no-any-return]
 

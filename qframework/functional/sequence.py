@@ -1,0 +1,199 @@
+"""What functions of a whole sequence share: quantizers whose scale is known, applied in place, and their gradients.
+
+A recurrent cell works on few numbers at a time, so that calls cost more than arithmetic. A step writes into memory that
+is there already. What a step's gradient is multiplied by is computed for all steps at once, so that the loop back through
+time is a matrix product and a few multiplications a step; so are the gradients of scales, after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from qframework.functional.autograd import apply
+from qframework.functional.fake_quantize import range_derivatives, sum_to
+from qframework.functional.straight_through import ROUNDINGS
+
+
+class Range(NamedTuple):
+    """A quantizer whose scale is known.
+
+    Attributes:
+        scale: a number, or one for each column.
+        how: smallest and largest integer, rounding and clamp gradient, as :func:`fake_quantize` has them.
+    """
+
+    scale: Tensor
+    how: tuple[Any, ...]
+
+
+class _Nothing:
+    """Stands for a context where nothing is kept."""
+
+
+def call(function: type[Function], ranges: Any, *operands: Any) -> Any:
+    """Call a function of a sequence; it is given whether to keep what gradients need, and the ranges taken apart."""
+    scales = [None if r is None else r.scale for r in ranges]
+    hows = tuple(None if r is None else r.how for r in ranges)
+    keeps = torch.is_grad_enabled()
+    given = (*operands, keeps, hows, *scales)
+    return apply(function, *given) if keeps else function.forward(_Nothing(), *given)
+
+
+def together(kind: Any, scales: Any, hows: Any) -> Any:
+    """Ranges that :func:`call` took apart."""
+    parts = zip(scales, hows, strict=True)
+    return kind(*(None if how is None else Range(scale, how) for scale, how in parts))
+
+
+def takes_sequences(products: Tensor, *others: Tensor) -> bool:
+    """Whether functions of a sequence compute in this type; half precision rounds after each operation."""
+    return products.dtype in (torch.float32, torch.float64) and all(
+        t.dtype == products.dtype for t in others
+    )
+
+
+#: Quantizes its first operand into its last; the second, which may be either, is overwritten.
+Writer = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def writer(found: Range | None) -> Writer:
+    """The function that quantizes by a range."""
+    if found is None:
+        return lambda x, work, out: x if out is x else out.copy_(x)
+    scale, (low, high, rule, _) = found
+    if rule == "round":
+        return lambda x, work, out: torch.mul(
+            torch.div(x, scale, out=work).round_().clamp_(low, high), scale, out=out
+        )
+    rounding = ROUNDINGS[rule]
+    return lambda x, work, out: torch.mul(
+        rounding(torch.div(x, scale, out=work)).clamp_(low, high), scale, out=out
+    )
+
+
+def writer_of_columns(
+    parts: list[tuple[Range | None, int]],
+) -> Writer:
+    """The same for neighbouring columns with a quantizer each.
+
+    Args:
+        parts: quantizers and the columns of each, in order.
+    """
+    found = [r for r, _ in parts if r is not None]
+    if len(found) == len(parts) and len({r.how[2] for r in found}) == 1:
+        like = found[0].scale
+        scale = torch.cat([r.scale.expand(n) for r, n in parts if r is not None])
+        low, high = (
+            torch.cat([like.new_full((n,), r.how[i]) for r, n in parts if r is not None])
+            for i in (0, 1)
+        )
+        return writer(Range(scale, (low, high, found[0].how[2], True)))
+    writers = [(writer(r), n) for r, n in parts]
+
+    def write(x: Tensor, work: Tensor, out: Tensor) -> Tensor:
+        start = 0
+        for quantize, n in writers:
+            quantize(*(t[..., start : start + n] for t in (x, work, out)))
+            start += n
+        return out
+
+    return write
+
+
+class Derivatives(NamedTuple):
+    """What the result of a quantizer changes by, element by element.
+
+    Attributes:
+        by_value: for its operand; None is 1.
+        by_scale: for its scale; None where that isn't needed.
+    """
+
+    by_value: Tensor | None
+    by_scale: Tensor | None
+
+    def through(self, factor: Tensor, last: bool = True) -> Tensor:
+        """A factor of a gradient behind the quantizer, in front of it.
+
+        Args:
+            factor: it stays as it is.
+            last: there is no further call, and the result may take the memory of the derivatives.
+        """
+        if self.by_value is None:
+            return factor.clone() if last else factor
+        return self.by_value.mul_(factor) if last else self.by_value * factor
+
+
+def differentiated(x: Tensor, found: Range | None, needed: bool) -> tuple[Tensor, Derivatives]:
+    """The quantized values of all steps, and what they change by."""
+    if found is None:
+        return x, Derivatives(None, None)
+    value, *changes = range_derivatives(x, found.scale, *found.how, need_scale=needed)
+    return value, Derivatives(*changes)
+
+
+def scale_gradient(
+    of: Derivatives, found: Range | None, *factors: Tensor | tuple[int, Tensor]
+) -> Tensor | None:
+    """The gradient of a scale, None where it isn't needed.
+
+    Args:
+        of: the derivatives, whose memory is used.
+        found: the quantizer.
+        *factors: of the gradient of its result; those of a number of blocks of columns with that number.
+    """
+    if of.by_scale is None or found is None:
+        return None
+    product = of.by_scale
+    start = 0
+    for factor in factors:
+        if isinstance(factor, Tensor):
+            product = product.mul_(factor)
+            continue
+        blocks, same = factor
+        columns = blocks * same.shape[-1]
+        part = product[..., start : start + columns].unflatten(-1, (blocks, same.shape[-1]))
+        part.mul_(same.unsqueeze(-2))
+        start += columns
+    return sum_to(product, found.scale)
+
+
+def before_sigmoid(grad: Tensor, result: Tensor) -> Tensor:
+    """The gradient in front of a sigmoid, in the memory of that behind it."""
+    return torch.ops.aten.sigmoid_backward.grad_input(grad, result, grad_input=grad)  # type: ignore[no-any-return]
+
+
+def before_tanh(grad: Tensor, result: Tensor) -> Tensor:
+    """The gradient in front of a hyperbolic tangent, likewise."""
+    return torch.ops.aten.tanh_backward.grad_input(grad, result, grad_input=grad)  # type: ignore[no-any-return]
+
+
+def before_relu(grad: Tensor, result: Tensor) -> Tensor:
+    """The gradient in front of a ReLU, likewise."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=grad)  # type: ignore[no-any-return]
+
+
+def in_order(length: int, reverse: bool) -> Iterable[int]:
+    """The steps as they are taken."""
+    return range(length - 1, -1, -1) if reverse else range(length)
+
+
+def before(states: Tensor, first: Tensor, reverse: bool) -> Tensor:
+    """The state that each step starts from.
+
+    Args:
+        states: after each step, ``(T, N, H)``.
+        first: before the first one, ``(N, H)``.
+        reverse: whether the last step is taken first.
+    """
+    start = first.unsqueeze(0)
+    return torch.cat([states[1:], start]) if reverse else torch.cat([start, states[:-1]])
+
+
+def weight_gradient(states: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the weights ``(H, columns)`` that all steps multiply their state by."""
+    return states.flatten(0, 1).t() @ grad.flatten(0, 1)

@@ -1,0 +1,177 @@
+"""All steps of a recurrent layer as one function, against the same steps composed of plain functions."""
+
+import copy
+
+import pytest
+import torch
+
+import qframework
+from qframework.core.function_wrapper import TensorClampSte
+from qframework.functional import gru_sequence, lstm_sequence, rnn_sequence
+from qframework.graph import calibration_mode
+from qframework.layers import QuantGRU, QuantLSTM, QuantRNN, recurrent_cells
+from qframework.quantizers import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
+
+
+class Floor(Int8ActPerTensorFloat):
+    float_to_int_impl_type = "floor"
+
+
+KINDS = {"RNN": QuantRNN, "LSTM": QuantLSTM, "GRU": QuantGRU}
+OPTIONS = [
+    {},
+    {"bias": False, "num_layers": 2, "bidirectional": True},
+    {"gate_acc_quant": None},
+    {"io_quant": None, "bias_quant": None},
+    {"gate_acc_bit_width": 3, "io_bit_width": 2},
+    {"gate_acc_quant": Floor, "io_quant": Floor},
+    {"gate_acc_tensor_clamp_impl": TensorClampSte},
+]
+GATED = [
+    {"sigmoid_quant": None},
+    {"tanh_quant": None},
+    {"tanh_quant": Floor},
+    {"sigmoid_quant": None, "tanh_quant": None},
+    {"update_acc_bit_width": 4, "sigmoid_bit_width": 3, "tanh_bit_width": 2},
+]
+OF_LSTM = [
+    {"cell_state_quant": None},
+    {"output_sigmoid_quant": None, "hidden_state_tanh_quant": None},
+    {"cell_state_bit_width": 3, "cell_state_quant": Uint8ActPerTensorFloat},
+]
+#: Quantizers of neighbouring columns that differ in more than scale: they go step by step.
+APART = [
+    {"update_acc_bit_width": 4, "sigmoid_bit_width": 3, "tanh_bit_width": 2},
+    {"forget_acc_bit_width": 4, "sigmoid_bit_width": 3, "tanh_bit_width": 2},
+    {"output_sigmoid_quant": None, "hidden_state_tanh_quant": None},
+]
+
+
+def options_of(kind: str) -> list[dict]:
+    found = OPTIONS + (GATED if kind != "RNN" else [])
+    found = [
+        {
+            ("forget" + k[6:] if kind == "LSTM" and k.startswith("update") else k): v
+            for k, v in o.items()
+        }
+        for o in found
+    ]
+    return found + (OF_LSTM if kind == "LSTM" else [])
+
+
+CASES = [(kind, o) for kind in KINDS for o in options_of(kind)]
+
+
+def calibrated(kind, options):
+    torch.manual_seed(0)
+    layer = KINDS[kind](4, 3, dtype=torch.float64, **options)
+    with calibration_mode(layer):
+        layer(2 * torch.randn(6, 5, 4, dtype=torch.float64))
+    return layer.train()
+
+
+def inputs(kind, layer):
+    torch.manual_seed(1)
+    count = layer.num_layers * (1 + layer.bidirectional)
+    x = 2 * torch.randn(7, 5, 4, dtype=torch.float64)
+    states = [torch.randn(count, 5, 3, dtype=torch.float64) for _ in layer.state_names]
+    return [t.requires_grad_() for t in (x, *states)]
+
+
+def run(layer, given):
+    out, states = layer(*given)
+    return [out, *(states if isinstance(states, tuple) else (states,))]
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """Names of the functions of whole sequences, as they are called."""
+    made = []
+    for function in (rnn_sequence, lstm_sequence, gru_sequence):
+        name = function.__name__
+
+        def spy(*args, name=name, function=function):
+            made.append(name)
+            return function(*args)
+
+        monkeypatch.setattr(recurrent_cells, name, spy)
+    return made
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
+def test_values_and_gradients_are_those_of_the_steps(kind, options, calls) -> None:
+    whole = calibrated(kind, options)
+    composed = copy.deepcopy(whole)
+    ours, theirs = inputs(kind, whole), inputs(kind, whole)
+    weights = None
+    for layer, given, kernels in ((whole, ours, "fused"), (composed, theirs, "reference")):
+        with qframework.settings.use(kernels=kernels):
+            results = run(layer, given)
+            if weights is None:
+                whole_calls = 0 if options in APART else layer.num_layers * (1 + layer.bidirectional)
+                assert calls == [f"{kind.lower()}_sequence"] * whole_calls
+                weights = [torch.randn_like(r) for r in results]
+                expected = results
+            sum((r * w).sum() for r, w in zip(results, weights, strict=True)).backward()
+    for a, b in zip(results, expected, strict=True):
+        assert torch.equal(a, b)
+    named = {n: p.grad for n, p in composed.named_parameters()}
+    pairs = [(p.grad, named[n], n) for n, p in whole.named_parameters()]
+    pairs += [(a.grad, b.grad, "input") for a, b in zip(ours, theirs, strict=True)]
+    for a, b, name in pairs:
+        assert (a is None) == (b is None), name
+        if a is not None:
+            # Scales stay in float32.
+            torch.testing.assert_close(
+                a, b, rtol=1e-6, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+            )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_evaluation_gives_what_training_gives(kind) -> None:
+    layer = calibrated(kind, {"num_layers": 2, "bidirectional": True})
+    given = inputs(kind, layer)
+    trained = run(layer, given)
+    with torch.no_grad():
+        evaluated = run(layer.eval(), given)
+    for a, b in zip(trained, evaluated, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_goes_step_by_step(kind, calls) -> None:
+    layer = calibrated(kind, {}).bfloat16()
+    given = [t.detach().bfloat16().requires_grad_() for t in inputs(kind, layer)]
+    sum(r.float().sum() for r in run(layer, given)).backward()
+    assert calls == [] and all(torch.isfinite(t.grad).all() for t in given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_derivative_is_refused(kind) -> None:
+    layer = calibrated(kind, {})
+    x, *states = inputs(kind, layer)
+    (grad,) = torch.autograd.grad(run(layer, [x, *states])[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_little_is_kept_for_the_backward_pass(kind) -> None:
+    """At most eleven numbers for each of the state at each step; an LSTM of plain functions keeps as many."""
+    steps, batch, size = 12, 16, 32
+    torch.manual_seed(0)
+    layer = KINDS[kind](4, size)
+    x = torch.randn(steps, batch, 4)
+    with calibration_mode(layer):
+        layer(x)
+    layer.train()
+    saved = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.dim() == 3:
+            saved[t.data_ptr()] = t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        layer(x)
+    assert sum(saved.values()) <= 11 * steps * batch * size
