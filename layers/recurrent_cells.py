@@ -34,9 +34,11 @@ def _steps(products: Tensor, reverse: bool) -> Any:
     return reversed(steps) if reverse else steps
 
 
-def _runs_whole(products: Tensor, *others: Tensor) -> bool:
-    """Whether all steps can be one function; compilers are better off with its parts."""
-    return not torch.compiler.is_compiling() and is_fused() and takes_sequences(products, *others)
+def _runs_whole(products: Tensor, *others: Tensor, traced: bool = False) -> bool:
+    """Whether all steps can be one function, and where it can't be traced, whether no compiler looks on."""
+    if torch.compiler.is_compiling() and not traced:
+        return False
+    return is_fused() and takes_sequences(products, *others)
 
 
 def _ranges(kind: Any, size: int, like: Tensor, *quantizers: list[Any]) -> Any:
@@ -91,7 +93,7 @@ class LSTMDirection(RecurrentDirection):
         h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
         acc_quants = [getattr(cell, f"{g}_acc_quant") for g in self.gates]
         sigmoid_quants = [getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]]
-        if _runs_whole(products, hidden, h, c):
+        if _runs_whole(products, hidden, h, c, traced=True):
             ranges = _ranges(
                 LSTMRanges,
                 size,

@@ -17,6 +17,7 @@ from qframework.functional.sequence import (
     call,
     differentiated,
     in_order,
+    plainly,
     scale_gradient,
     together,
     weight_gradient,
@@ -136,11 +137,12 @@ class _LSTMSequence(Function):
         to_open[..., :size] = of_output.through(quant_squashed)
         to_parts = torch.cat([of_total.through(torch.ones_like(total))] * 2, dim=-1)
         before_parts = of_parts.through(to_parts)
-        torch.mul(before_parts, right, out=to_open[..., size:])
+        to_open[..., size:] = before_parts * right
         to_new, forgotten = before_parts.mul_(left).split(size, dim=-1)
         to_acc[..., : 3 * size] = before_sigmoid(of_open.through(to_open), opened)
         to_acc[..., 3 * size :] = before_tanh(of_new.through(to_new), entering)
-        into = _back_through_time(
+        walk = _back_traced if torch.compiler.is_compiling() else _back_through_time
+        into = walk(
             grad_outputs,
             grad_state,
             hidden,
@@ -163,6 +165,67 @@ class _LSTMSequence(Function):
             scale_gradient(of_output, ranges.output, by_output),
         )
         return grad_gates, grad_hidden, grad_start, grad_state, None, None, None, *of
+
+
+class _TracedLSTMSequence(_LSTMSequence):
+    """The same for compilers, which find places for results themselves, and have more to join when nothing is written over."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        products: Tensor,
+        hidden: Tensor,
+        h: Tensor,
+        c: Tensor,
+        reverse: bool,
+        keep: bool,
+        hows: Any,
+        *scales: Any,
+    ) -> Any:
+        ranges = together(LSTMRanges, scales, hows)
+        size = h.shape[1]
+        steps = len(products)
+        start, ctx.reverse, ctx.hows = h, reverse, hows
+        kept: list[Any] = [None] * steps
+        for t in in_order(steps, reverse):
+            raw = torch.addmm(products[t], h, hidden)
+            summed = plainly(raw, ranges.accumulators)
+            opened = plainly(torch.sigmoid(summed[:, : 3 * size]), ranges.gates)
+            new = plainly(torch.tanh(summed[:, 3 * size :]), ranges.new)
+            leaving, entering, remembered = opened.split(size, dim=1)
+            held = torch.cat([opened, new, c], dim=1)
+            entered = plainly(entering * new, ranges.state)
+            c = plainly(entered + plainly(remembered * c, ranges.state), ranges.state)
+            h = plainly(leaving * plainly(torch.tanh(c), ranges.hidden), ranges.output)
+            kept[t] = raw, held, h
+        outputs = torch.stack([k[2] for k in kept])
+        if keep:
+            gates, helds = (torch.stack([k[i] for k in kept]) for i in (0, 1))
+            ctx.save_for_backward(hidden, start, gates, helds, outputs, *scales)
+        return outputs, c
+
+
+def _back_traced(
+    grad_outputs: Tensor,
+    grad_state: Tensor,
+    hidden: Tensor,
+    to_state: Tensor,
+    to_gates: Tensor,
+    forgotten: Tensor,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """:func:`_back_through_time` for compilers."""
+    back, steps = hidden.t(), len(to_gates)
+    found: list[Any] = [None] * steps
+    grad = torch.zeros_like(to_gates[0])
+    for t in reversed(list(in_order(steps, reverse))):
+        h = torch.addmm(grad_outputs[t], grad, back)
+        c = torch.addcmul(grad_state, h, to_state[t])
+        grad = to_gates[t] * torch.cat([h, c, c, c], dim=1)
+        grad_state = c * forgotten[t]
+        found[t] = h, c, grad
+    by_output, by_state, grads = (torch.stack([f[i] for f in found]) for i in range(3))
+    return by_output, by_state, grads, grad @ back, grad_state
 
 
 def _back_through_time(
@@ -232,4 +295,5 @@ def lstm_sequence(
     Returns:
         Outputs ``(T, N, H)`` and the cell state after the step that was taken last, ``(N, H)``.
     """
-    return call(_LSTMSequence, ranges, products, hidden, *first, reverse)  # type: ignore[no-any-return]
+    function = _TracedLSTMSequence if torch.compiler.is_compiling() else _LSTMSequence
+    return call(function, ranges, products, hidden, *first, reverse)  # type: ignore[no-any-return]

@@ -105,6 +105,14 @@ def writer_of_columns(
     return write
 
 
+def plainly(x: Tensor, found: Range | None) -> Tensor:
+    """The quantized values, written nowhere else."""
+    if found is None:
+        return x
+    scale, (low, high, rule, _) = found
+    return torch.clamp(ROUNDINGS[rule](x / scale), low, high) * scale
+
+
 class Derivatives(NamedTuple):
     """What the result of a quantizer changes by, element by element.
 

@@ -108,7 +108,9 @@ def test_values_and_gradients_are_those_of_the_steps(kind, options, calls) -> No
         with qframework.settings.use(kernels=kernels):
             results = run(layer, given)
             if weights is None:
-                whole_calls = 0 if options in APART else layer.num_layers * (1 + layer.bidirectional)
+                whole_calls = (
+                    0 if options in APART else layer.num_layers * (1 + layer.bidirectional)
+                )
                 assert calls == [f"{kind.lower()}_sequence"] * whole_calls
                 weights = [torch.randn_like(r) for r in results]
                 expected = results
