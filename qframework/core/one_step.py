@@ -16,11 +16,13 @@ from qframework.core.function_wrapper import Identity
 from qframework.core.scaling.from_parameter import StatsFromParameterScaling, largest_of
 from qframework.core.scaling.runtime import ParameterFromRuntimeStatsScaling
 from qframework.core.scaling.standalone import ParameterScaling
-from qframework.core.zero_point import ZeroZeroPoint
+from qframework.core.stats import AbsMax, AbsMinMax, NegativeMinOrZero, Statistic
+from qframework.core.zero_point import StatsFromParameterZeroPoint, ZeroZeroPoint
 from qframework.functional import (
     LargestScaled,
     LearnedScaled,
     quantize_by_largest,
+    quantize_by_span,
     quantize_by_stored,
 )
 
@@ -28,7 +30,7 @@ Output = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class OneStep:
-    """One step for a quantizer with a constant width and no zero point.
+    """One step for a quantizer with a constant width, and no zero point or that of a weight's own range.
 
     Attributes:
         structure: the state of all quantizers' parts that it was made for.
@@ -42,12 +44,19 @@ class OneStep:
         self.learned: LearnedScaled | None = None
         self.collects = False
         self._threshold: tuple[Tensor, Tensor] | None = None
+        self.spans = False
         fixed = _fixed_range(quantizer)
         if fixed is None:
             return
-        scaling = self.scaling
-        if type(scaling) is StatsFromParameterScaling:
-            self.largest = _largest(scaling, fixed)
+        scaling, zero_point = self.scaling, quantizer.zero_point_impl
+        if type(zero_point) is not ZeroZeroPoint:
+            if type(scaling) is StatsFromParameterScaling and _follows_range(
+                zero_point, scaling, quantizer
+            ):
+                self.largest = _largest(scaling, fixed, AbsMinMax)
+                self.spans = True
+        elif type(scaling) is StatsFromParameterScaling:
+            self.largest = _largest(scaling, fixed, AbsMax)
         elif type(scaling) in (ParameterScaling, ParameterFromRuntimeStatsScaling):
             domain = scaling.restriction.fused()
             self.learned = None if domain is None else LearnedScaled(*fixed, *domain)
@@ -75,6 +84,8 @@ class OneStep:
         elif self.largest is not None and len(self.scaling.tracked_parameter_list) == 1:
             width, threshold = self._width()
             x = torch.relu(x) if rectify else x
+            if self.spans:
+                return *quantize_by_span(x, threshold, self.largest), width
             y, scale = quantize_by_largest(x, threshold, self.largest)
         else:
             return None
@@ -93,7 +104,7 @@ class OneStep:
 def _fixed_range(quantizer: Any) -> tuple[float, float, str, bool] | None:
     """Bounds, rounding and clamp gradient, where all of them are constant and fused."""
     quant, width = quantizer.int_quant, quantizer.msb_clamp_bit_width_impl
-    if type(width) is not BitWidthConst or type(quantizer.zero_point_impl) is not ZeroZeroPoint:
+    if type(width) is not BitWidthConst:
         return None
     bounds = quant.fixed_range(width.initial) if hasattr(quant, "fixed_range") else None
     if bounds is None or type(quant.input_view_impl) is not Identity:
@@ -101,14 +112,33 @@ def _fixed_range(quantizer: Any) -> tuple[float, float, str, bool] | None:
     return *bounds, quant.float_to_int_impl.rule, quant.tensor_clamp_impl.masked
 
 
+def _follows_range(zero_point: Any, scaling: StatsFromParameterScaling, quantizer: Any) -> bool:
+    """Whether a zero point is that of the range that the scale is taken from, rounded as the values are."""
+    return (
+        type(zero_point) is StatsFromParameterZeroPoint
+        and type(zero_point.stats) is NegativeMinOrZero
+        and zero_point.quantize_zero_point
+        and zero_point.affine_rescaling is None
+        and zero_point.scale_shift_zero_point_impl is None
+        and zero_point.int_quant is quantizer.int_quant
+        and zero_point.zero_point_shape == scaling.scaling_shape
+        and largest_of(zero_point.stats, zero_point.view, NegativeMinOrZero)
+        == largest_of(scaling.scaling_stats_impl, scaling.view, AbsMinMax)
+        and getattr(zero_point.view, "permute_dims", None)
+        == getattr(scaling.view, "permute_dims", None)
+    )
+
+
 def _largest(
-    scaling: StatsFromParameterScaling, fixed: tuple[float, float, str, bool]
+    scaling: StatsFromParameterScaling,
+    fixed: tuple[float, float, str, bool],
+    statistic: type[Statistic],
 ) -> LargestScaled | None:
     minimum, maximum, rounding, masked = fixed
     view: Any = scaling.view
     domain, kind = (
         scaling.stats_scaling_impl.fused(),
-        largest_of(scaling.scaling_stats_impl, view),
+        largest_of(scaling.scaling_stats_impl, view, statistic),
     )
     if domain is None or kind is None or masked or scaling.force_parameter:
         return None

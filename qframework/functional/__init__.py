@@ -24,6 +24,7 @@ from qframework.functional.minifloat import (
 from qframework.functional.rnn_sequence import RNNRanges, rnn_sequence
 from qframework.functional.scale import statistic_scale, stored_scale
 from qframework.functional.sequence import Range, takes_sequences
+from qframework.functional.spanned_weight import quantize_by_span
 from qframework.functional.statistics import (
     abs_max,
     abs_max_of_channels,
@@ -88,6 +89,7 @@ __all__ = [
     "order_statistic_if",
     "power_below",
     "quantize_by_largest",
+    "quantize_by_span",
     "quantize_by_stored",
     "round_ste",
     "round_to_zero_ste",

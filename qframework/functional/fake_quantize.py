@@ -197,11 +197,12 @@ def _fixed_range_backward(
     The scale's summand is, inside, ``q - x / scale`` (the difference itself, since the sum of each part is large), outside
     the clipped integer.
     """
-    exact = x / scale if zero_point is None else (x / scale).add_(zero_point)
+    exact = x / scale
+    shifted = exact if zero_point is None else exact + zero_point
     if rectify:
-        place, low, high = exact, 0.0, _first_outside(maximum, exact.dtype)
+        place, low, high = shifted, 0.0, _first_outside(maximum, exact.dtype)
     else:
-        place, low, high = ROUNDINGS[rounding](exact), minimum - 0.5, maximum + 0.5
+        place, low, high = ROUNDINGS[rounding](shifted), minimum - 0.5, maximum + 0.5
     grad_x, inside = g, torch.ops.aten.hardtanh_backward
     if masked and out is None:
         grad_x = inside(g, place, low, high)
@@ -210,9 +211,7 @@ def _fixed_range_backward(
     outside = grad_x - g if need_zero else None
     if not need_scale:
         return grad_x, None, outside
-    moved = exact if zero_point is None else exact - zero_point
-    if masked:
-        moved = inside(moved, place, low, high)
+    moved = inside(exact, place, low, high) if masked else exact
     q = place.round_() if rectify else place
     q = q.clamp_(minimum, maximum)
     error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)

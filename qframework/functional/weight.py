@@ -91,9 +91,10 @@ class _LargestScaled(Function):
             whole = torch.cat(sums) if how.per_channel else _total(sums)
             whole = whole.reshape(scale.shape).to(scale.dtype)
         whole = whole if grad_scale is None else whole + grad_scale
-        grad_top = whole.reshape(top.shape) * _slope(top, threshold, how)
+        grad_top = whole.reshape(top.shape) * slope_of(top, threshold, how)
         if how.per_channel:
-            grad_x = _spread_rows(x, g, grad_top, ctx.where, how.order)
+            signs = _rows(x, how.order).gather(1, ctx.where.unsqueeze(1)).sign()
+            grad_x = spread_rows(g, grad_top.reshape(-1, 1) * signs, ctx.where, how.order)
         elif kernels is not None:
             grad_x = kernels.spread(g, x, top, torch.where(top > 0, grad_top / count, 0.0))
         else:
@@ -101,7 +102,7 @@ class _LargestScaled(Function):
         return grad_x, None, None
 
 
-def _slope(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
+def slope_of(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
     """The derivative of the scale by the largest magnitude."""
     if how.domain == "fp":
         one = torch.ones_like(top) if how.scale_minimum else top.sign()
@@ -162,20 +163,17 @@ def _pairs(flat: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(flat[0].split(_SLICE), flat[1].split(_SLICE), strict=True)
 
 
-def _spread_rows(
-    x: Tensor, g: Tensor, grad_top: Tensor, where: Tensor, order: tuple[int, ...] | None
-) -> Tensor:
-    """``g``, and the gradient of each channel's largest magnitude at the element that was found."""
-    where = where.unsqueeze(1)
-    values = (grad_top.reshape(-1, 1) * _rows(x, order).gather(1, where).sign()).to(g.dtype)
+def spread_rows(g: Tensor, shares: Tensor, where: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    """``g``, and for each channel what is added to one of its elements."""
+    where, values = where.unsqueeze(1), shares.reshape(-1, 1).to(g.dtype)
     if order is None:
         out = g.clone(memory_format=torch.contiguous_format)
         out.view(out.shape[0], -1).scatter_add_(1, where, values)
         return out
     rows = _rows(g, order)
     spread = torch.zeros_like(rows).scatter_(1, where, values)
-    back = [order.index(axis) for axis in range(x.dim())]
-    return g + spread.view([x.shape[axis] for axis in order]).permute(back)
+    back = [order.index(axis) for axis in range(g.dim())]
+    return g + spread.view([g.shape[axis] for axis in order]).permute(back)
 
 
 def quantize_by_largest(x: Tensor, threshold: Tensor, how: LargestScaled) -> tuple[Tensor, Tensor]:

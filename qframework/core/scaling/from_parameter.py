@@ -13,14 +13,14 @@ from qframework.core.function_wrapper import OverOutputChannelView, OverTensorVi
 from qframework.core.pristine import FollowsParameters, Pristine
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
-from qframework.core.stats import AbsMax
+from qframework.core.stats import AbsMax, Statistic
 from qframework.core.tracked import tracked_view
 from qframework.functional import abs_max, abs_max_of_channels, is_fused
 
 
-def largest_of(stats: nn.Module, view: nn.Module) -> str | None:
-    """Of what the largest magnitude is taken, ``'tensor'`` or ``'channel'``; None for another statistic."""
-    if type(stats) is not AbsMax:
+def largest_of(stats: Any, view: nn.Module, statistic: type[Statistic] = AbsMax) -> str | None:
+    """Of what a statistic, the largest magnitude, is taken: ``'tensor'`` or ``'channel'``; None for another one."""
+    if type(stats) is not statistic:
         return None
     if type(view) is OverTensorView and stats.stats_reduce_dim is None:
         return "tensor"
