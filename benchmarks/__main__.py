@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 
 import qframework
+from benchmarks import recurrent
 from benchmarks.measure import compare, evaluator, ratio, seconds, trainer
 from benchmarks.network import Network, float_network
 from qframework import quantizers as q
@@ -37,8 +38,14 @@ ROWS = {
     "train_per_channel": ("training step, weights per channel", "x float", 1.35),
     "train_shifted": ("training step, zero points", "x float", 1.35),
     "train_power_of_two": ("training step, power-of-two scales", "x float", 1.35),
+    "lstm_train": ("LSTM, training step", "x float loop", 2.0),
+    "lstm_eval": ("LSTM, forward pass in evaluation", "x float loop", 2.0),
+    "gru_train": ("GRU, training step", "x float loop", 2.0),
+    "gru_eval": ("GRU, forward pass in evaluation", "x float loop", 2.0),
     "compiled_train": ("training step, torch.compile", "x compiled float", 1.10),
     "compiled_eval": ("forward pass, torch.compile", "x compiled float", 1.10),
+    "compiled_lstm_train": ("LSTM, training step, torch.compile", "x compiled loop", 1.3),
+    "compiled_lstm_eval": ("LSTM, forward pass, torch.compile", "x compiled loop", 1.3),
 }
 
 
@@ -96,6 +103,7 @@ def measure(rounds: int, compiled: bool) -> dict[str, float]:
     step = trainer(float_network())
     for name, options in kinds.items():
         out[f"train_{name}"] = ratio(step, trainer(_trained(**options)), rounds)
+    out.update(recurrent.measure(rounds, compiled))
     if compiled:
         out.update(_compiled(rounds))
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,8 +19,8 @@ from qframework.layers.recurrent_parameters import (
     overrides_for,
 )
 from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
-from qframework.layers.recurrent_steps import OutputStep
-from qframework.proxy import ActQuantProxyFromInjector, build_proxy
+from qframework.layers.recurrent_steps import OutputStep, Recent
+from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
 from qframework.proxy.base import plain
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor
@@ -39,6 +40,10 @@ class RecurrentDirection(nn.Module):
     io_quant: ActQuantProxyFromInjector
     cell: nn.Module
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.recent: dict[str, Recent] = defaultdict(Recent)
+
     def parameters_of(self, gate: str) -> GateParams:
         """The parameters of a gate."""
         return getattr(self, name_of_params(gate))  # type: ignore[no-any-return]
@@ -57,9 +62,19 @@ class RecurrentDirection(nn.Module):
             hiddens.append(plain(own.hidden_weight.quant_weight(x)))
             if own.bias is not None:
                 biases.append(plain(own.bias_quant(own.bias, x, weight)))
-        bias = torch.cat(biases) if biases else None
-        products = nn.functional.linear(plain(x), torch.cat(inputs), bias)
-        return products, torch.cat(hiddens).t()
+
+        def joined() -> tuple[Tensor, Tensor, Tensor | None]:
+            bias = torch.cat(biases) if biases else None
+            return torch.cat(inputs), torch.cat(hiddens).t(), bias
+
+        by_input, by_state, bias = self.recent["weights"].of([*inputs, *hiddens, *biases], joined)
+        return nn.functional.linear(plain(x), by_input, bias), by_state
+
+    def train(self, mode: bool = True) -> RecurrentDirection:
+        """As in torch; what is kept for evaluation is freed."""
+        for kept in self.recent.values():
+            kept.clear()
+        return super().train(mode)
 
     def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
         """Outputs of all steps and the last states.
@@ -382,6 +397,4 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         return "\n  ".join([f"{type(self).__name__}({self.extra_repr()})", *lines])
 
     def _proxies(self) -> dict[str, Any]:
-        from qframework.proxy import QuantProxy
-
         return {n: m for n, m in self.named_modules() if isinstance(m, QuantProxy)}

@@ -18,7 +18,7 @@ from qframework.functional import (
     takes_sequences,
 )
 from qframework.layers.recurrent import RecurrentDirection
-from qframework.layers.recurrent_steps import OutputStep, Unsettled, range_of, step_of
+from qframework.layers.recurrent_steps import OutputStep, Recent, Unsettled, range_of, step_of
 from qframework.proxy.base import plain
 
 
@@ -41,10 +41,13 @@ def _runs_whole(products: Tensor, *others: Tensor, traced: bool = False) -> bool
     return is_fused() and takes_sequences(products, *others)
 
 
-def _ranges(kind: Any, size: int, like: Tensor, *quantizers: list[Any]) -> Any:
+def _ranges(
+    kind: Any, size: int, like: Tensor, recent: dict[str, Recent], *quantizers: list[Any]
+) -> Any:
     """The quantizers of a cell, where all scales are known, else None."""
+    named = zip(kind._fields, quantizers, strict=True)
     try:
-        return kind(*(range_of(proxies, size, like) for proxies in quantizers))
+        return kind(*(range_of(proxies, size, like, recent[name]) for name, proxies in named))
     except Unsettled:
         return None
 
@@ -63,7 +66,9 @@ class RNNDirection(RecurrentDirection):
         output = OutputStep(cell.output_quant, products)
         h = _first(states[0], products, size, output)
         if _runs_whole(products, hidden, h):
-            ranges = _ranges(RNNRanges, size, products, [cell.gate_acc_quant], [cell.output_quant])
+            ranges = _ranges(
+                RNNRanges, size, products, self.recent, [cell.gate_acc_quant], [cell.output_quant]
+            )
             if ranges is not None:
                 rectify = self.nonlinearity == "relu"
                 outputs = rnn_sequence(products, hidden, h, ranges, rectify, reverse)
@@ -98,6 +103,7 @@ class LSTMDirection(RecurrentDirection):
                 LSTMRanges,
                 size,
                 products,
+                self.recent,
                 acc_quants,
                 sigmoid_quants,
                 [cell.cell_tanh_quant],
@@ -187,6 +193,7 @@ class GRUDirection(RecurrentDirection):
                 GRURanges,
                 size,
                 products,
+                self.recent,
                 [cell.reset_acc_quant, cell.update_acc_quant],
                 [cell.new_hidden_acc_quant],
                 [cell.new_acc_quant],

@@ -11,17 +11,53 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from qframework.configuration import settings
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.function_wrapper import Identity
 from qframework.core.quant import IntQuant, RescalingIntQuant
 from qframework.core.zero_point import ZeroZeroPoint
 from qframework.functional import Range, fake_quantize
+from qframework.functional.autograd import version_of
 from qframework.proxy import ActQuantProxyFromInjector
 from qframework.proxy.base import plain
 from qframework.quant_tensor import IntQuantTensor
 
 Step = Callable[[Tensor], Tensor]
+
+
+class Recent:
+    """What was last made of some tensors, for as long as the same unchanged ones come again in evaluation.
+
+    They are results of quantizers, which keep them while nothing changes; parameters can change unseen.
+    """
+
+    def __init__(self) -> None:
+        self._made_of: tuple[tuple[Tensor, int], ...] = ()
+        self._result: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recent, ()
+
+    def clear(self) -> None:
+        """Forget it."""
+        self._made_of, self._result = (), None
+
+    def of(self, tensors: Sequence[Tensor], make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave before."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not settings.cache:
+            return make()
+        if any(isinstance(t, Parameter) for t in tensors):
+            return make()
+        known = self._made_of
+        if len(known) != len(tensors) or any(
+            a is not b or version_of(a) != version
+            for a, (b, version) in zip(tensors, known, strict=True)
+        ):
+            self._result = make()
+            self._made_of = tuple((t, version_of(t)) for t in tensors)
+        return self._result
 
 
 class Settled(NamedTuple):
@@ -56,7 +92,9 @@ def settle(proxy: ActQuantProxyFromInjector, like: Tensor) -> Settled | None:
         return None
     rule: Any = rounds.float_to_int_impl.rule
     masked: Any = rounds.tensor_clamp_impl.masked
-    return Settled(scale.reshape(()), zero_point, bits, (*fixed, rule, masked))
+    return Settled(
+        scale if scale.dim() == 0 else scale.reshape(()), zero_point, bits, (*fixed, rule, masked)
+    )
 
 
 def _is_settled(quantizer: Any) -> bool:
@@ -75,13 +113,16 @@ class Unsettled(Exception):
     """Each step has to go through the proxies."""
 
 
-def range_of(proxies: Sequence[Any], size: int, like: Tensor) -> Range | None:
+def range_of(
+    proxies: Sequence[Any], size: int, like: Tensor, recent: Recent | None = None
+) -> Range | None:
     """The range of the quantizers of neighbouring columns, None where they do nothing.
 
     Args:
         proxies: one for each chunk of columns.
         size: columns of a chunk.
         like: a tensor on the device of the activations.
+        recent: remembers the scales side by side.
 
     Raises:
         Unsettled: there is no such range: a quantizer still looks at its input, or they differ in more than scale.
@@ -93,7 +134,13 @@ def range_of(proxies: Sequence[Any], size: int, like: Tensor) -> Range | None:
         raise Unsettled
     if all(s.scale is found[0].scale for s in found):
         return Range(found[0].scale, found[0].how)
-    return Range(torch.stack([s.scale for s in found]).repeat_interleave(size), found[0].how)
+    scales = [s.scale for s in found]
+
+    def side_by_side() -> Tensor:
+        return torch.stack(scales).repeat_interleave(size)
+
+    joined = side_by_side() if recent is None else recent.of(scales, side_by_side)
+    return Range(joined, found[0].how)
 
 
 def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tensor) -> Step:

@@ -177,3 +177,45 @@ def test_little_is_kept_for_the_backward_pass(kind) -> None:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         layer(x)
     assert sum(saved.values()) <= 11 * steps * batch * size
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_what_is_kept_in_evaluation_follows_every_change(kind, quantized) -> None:
+    layer = calibrated(kind, {} if quantized else {"weight_quant": None, "bias_quant": None}).eval()
+    x = inputs(kind, layer)[0].detach()
+    direction = layer.layers[0][0]
+    gate = direction.parameters_of(direction.gates[0])
+    state = copy.deepcopy(layer.state_dict())
+    changes = [
+        lambda: gate.hidden_weight.weight.mul_(2),
+        lambda: gate.bias.add_(0.5),
+        lambda: gate.input_weight.weight.data.copy_(gate.input_weight.weight * 3),
+        lambda: layer.io_quant.tensor_quant.scaling_impl.value.mul_(3),
+        lambda: layer.load_state_dict(state),
+        lambda: setattr(layer.io_quant, "disable_quant", True),
+    ]
+    with torch.no_grad():
+        before = layer(x)[0]
+        for i, change in enumerate(changes):
+            if i == 2 and quantized:
+                continue  # what is written through .data isn't seen
+            if i == 5 and quantized:
+                continue  # the bias needs the scale of the input
+            change()
+            now = layer(x)[0]
+            with qframework.settings.use(cache=False):
+                fresh = copy.deepcopy(layer)(x)[0]
+            assert torch.equal(now, fresh), i
+            assert not torch.equal(now, before), i
+            before = now
+
+
+def test_training_frees_what_is_kept_in_evaluation() -> None:
+    layer = calibrated("LSTM", {}).eval()
+    with torch.no_grad():
+        layer(inputs("LSTM", layer)[0].detach())
+    recent = layer.layers[0][0].recent
+    assert any(r._result is not None for r in recent.values())
+    layer.train()
+    assert all(r._result is None for r in recent.values())
