@@ -125,22 +125,27 @@ def range_of(
         recent: remembers the scales side by side.
 
     Raises:
-        Unsettled: there is no such range: a quantizer still looks at its input, or they differ in more than scale.
+        Unsettled: there is no such range: a quantizer still looks at its input, or they differ in more than scale and width.
     """
     if all(p.is_idle for p in proxies):
         return None
     found = [s for s in (settle(p, like) for p in proxies) if s is not None]
-    if len(found) < len(proxies) or any(s.how != found[0].how for s in found):
+    if len(found) < len(proxies) or any(s.how[2:] != found[0].how[2:] for s in found):
         raise Unsettled
-    if all(s.scale is found[0].scale for s in found):
-        return Range(found[0].scale, found[0].how)
+    first = found[0]
+    if all(s.scale is first.scale for s in found):
+        return Range(first.scale, first.how)
     scales = [s.scale for s in found]
 
-    def side_by_side() -> Tensor:
-        return torch.stack(scales).repeat_interleave(size)
+    def side_by_side() -> Range:
+        how = first.how
+        if any(s.how != how for s in found):  # another width or sign: bounds for each column too
+            bounds = zip(*(s.how[:2] for s in found), strict=True)
+            low, high = (first.scale.new_tensor(b).repeat_interleave(size) for b in bounds)
+            how = (low, high, *how[2:])
+        return Range(torch.stack(scales).repeat_interleave(size), how)
 
-    joined = side_by_side() if recent is None else recent.of(scales, side_by_side)
-    return Range(joined, found[0].how)
+    return side_by_side() if recent is None else recent.of(scales, side_by_side)  # type: ignore[no-any-return]
 
 
 def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tensor) -> Step:

@@ -144,8 +144,8 @@ def range_gradients(
 def range_derivatives(
     x: Tensor,
     scale: Tensor,
-    minimum: float,
-    maximum: float,
+    minimum: float | Tensor,
+    maximum: float | Tensor,
     rounding: str,
     masked: bool,
     *,
@@ -156,11 +156,16 @@ def range_derivatives(
     exact = x / scale
     place = ROUNDINGS[rounding](exact)
     by_x = None
-    inside, bounds = torch.ops.aten.hardtanh_backward, (minimum - 0.5, maximum + 0.5)
-    if masked:
+    if masked and not (isinstance(minimum, Tensor) or isinstance(maximum, Tensor)):
+        inside, bounds = torch.ops.aten.hardtanh_backward, (minimum - 0.5, maximum + 0.5)
         by_x = inside(torch.ones_like(place), place, *bounds)
         inside.grad_input(exact, place, *bounds, grad_input=exact)
-    q = place.clamp_(minimum, maximum)
+        q = place.clamp_(minimum, maximum)
+    else:
+        q = torch.clamp(place, minimum, maximum)  # type: ignore[arg-type]
+        if masked:
+            by_x = q.eq(place).to(place.dtype)
+            exact = torch.where(by_x > 0, exact, 0.0)
     by_scale = torch.sub(q, exact, out=exact) if need_scale else None
     return q.mul_(scale), by_x, by_scale
 

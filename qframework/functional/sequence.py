@@ -24,7 +24,8 @@ class Range(NamedTuple):
 
     Attributes:
         scale: a number, or one for each column.
-        how: smallest and largest integer, rounding and clamp gradient, as :func:`fake_quantize` has them.
+        how: smallest and largest integer (numbers, or tensors with one for each column), rounding and clamp gradient, as
+            :func:`fake_quantize` has them.
     """
 
     scale: Tensor
@@ -87,10 +88,9 @@ def writer_of_columns(
     found = [r for r, _ in parts if r is not None]
     if len(found) == len(parts) and len({r.how[2] for r in found}) == 1:
         like = found[0].scale
-        scale = torch.cat([r.scale.expand(n) for r, n in parts if r is not None])
-        low, high = (
-            torch.cat([like.new_full((n,), r.how[i]) for r, n in parts if r is not None])
-            for i in (0, 1)
+        scale, low, high = (
+            torch.cat([_number(r, i, like).expand(n) for r, n in parts if r is not None])
+            for i in range(3)
         )
         return writer(Range(scale, (low, high, found[0].how[2], True)))
     writers = [(writer(r), n) for r, n in parts]
@@ -103,6 +103,14 @@ def writer_of_columns(
         return out
 
     return write
+
+
+def _number(found: Range, which: int, like: Tensor) -> Tensor:
+    """The scale, the smallest or the largest integer of a range."""
+    if which == 0:
+        return found.scale
+    bound = found.how[which - 1]
+    return bound if isinstance(bound, Tensor) else like.new_tensor(bound)
 
 
 def plainly(x: Tensor, found: Range | None) -> Tensor:

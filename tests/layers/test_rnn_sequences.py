@@ -33,17 +33,23 @@ GATED = [
     {"tanh_quant": Floor},
     {"sigmoid_quant": None, "tanh_quant": None},
     {"update_acc_bit_width": 4, "sigmoid_bit_width": 3, "tanh_bit_width": 2},
+    {
+        "update_acc_bit_width": 4,
+        "update_sigmoid_bit_width": 3,
+        "gate_acc_tensor_clamp_impl": TensorClampSte,
+    },
+    {"update_acc_quant": Floor},
 ]
 OF_LSTM = [
     {"cell_state_quant": None},
     {"output_sigmoid_quant": None, "hidden_state_tanh_quant": None},
     {"cell_state_bit_width": 3, "cell_state_quant": Uint8ActPerTensorFloat},
 ]
-#: Quantizers of neighbouring columns that differ in more than scale: they go step by step.
+#: Quantizers of neighbouring columns that differ in more than scale and width: they go step by step.
 APART = [
-    {"update_acc_bit_width": 4, "sigmoid_bit_width": 3, "tanh_bit_width": 2},
-    {"forget_acc_bit_width": 4, "sigmoid_bit_width": 3, "tanh_bit_width": 2},
     {"output_sigmoid_quant": None, "hidden_state_tanh_quant": None},
+    {"forget_acc_quant": Floor},
+    {"update_acc_quant": Floor},
 ]
 
 
