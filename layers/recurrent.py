@@ -334,12 +334,14 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 f"{qualified_name(self)}: needs an input of 2 or 3 axes whose last has input_size={self.input_size} "
                 f"elements, got shape {tuple(x.shape)}"
             )
-        single = x.dim() == 2
+        single, given = x.dim() == 2, tuple(x.shape)
         if single:
             x = x.unsqueeze(1)
             states = [_with_batch(s) for s in states]
         elif self.batch_first:
             x = x.transpose(0, 1)
+        if x.shape[0] == 0:
+            raise ValueError(f"{qualified_name(self)}: the sequence has no steps, in shape {given}")
         count = self.num_layers * (1 + self.bidirectional)
         for name, state in zip(self.state_names, states, strict=True):
             if state is None:

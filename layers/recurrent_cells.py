@@ -216,7 +216,9 @@ class GRUDirection(RecurrentDirection):
             moved = torch.mm(h, hidden)
             gated = sigmoid(torch.sigmoid(acc(step[:, : 2 * size] + moved[:, : 2 * size])))
             from_state = moved[:, 2 * size :]
-            from_state = hidden_acc(from_state if own_bias is None else from_state + own_bias)
+            if own_bias is not None:
+                from_state = from_state + own_bias.to(from_state.dtype)
+            from_state = hidden_acc(from_state)
             new = tanh(torch.tanh(new_acc(step[:, 2 * size :] + gated[:, :size] * from_state)))
             h = output(new + gated[:, size:] * (h - new))
             values.append(h)

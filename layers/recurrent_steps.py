@@ -18,8 +18,8 @@ from qframework.core.bit_width import BitWidthConst
 from qframework.core.function_wrapper import Identity
 from qframework.core.quant import IntQuant, RescalingIntQuant
 from qframework.core.zero_point import ZeroZeroPoint
-from qframework.functional import Range, fake_quantize
-from qframework.functional.autograd import version_of
+from qframework.functional import Range, fake_quantize, is_fused
+from qframework.functional.autograd import transforms_active, version_of
 from qframework.proxy import ActQuantProxyFromInjector
 from qframework.proxy.base import plain
 from qframework.quant_tensor import IntQuantTensor
@@ -48,7 +48,7 @@ class Recent:
         """``make()``, or what it gave before."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or not settings.cache:
             return make()
-        if any(isinstance(t, Parameter) for t in tensors):
+        if transforms_active() or any(isinstance(t, Parameter) for t in tensors):
             return make()
         known = self._made_of
         if len(known) != len(tensors) or any(
@@ -170,7 +170,8 @@ def step_of(proxies: Sequence[Any], order: Sequence[int], size: int, like: Tenso
 def _known(scale: Tensor, how: tuple[Any, ...], like: Tensor) -> Step:
     """The function that quantizes by a scale that is known."""
     low, high, rule, _ = how
-    plainly = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    eager = is_fused() and not torch.compiler.is_compiling()
+    plainly = eager and not torch.is_grad_enabled()
     if plainly and rule == "round" and like.dtype in (torch.float32, torch.float64):
         # What fake_quantize does, without its questions: they take longer than a step's few numbers.
         return lambda x: x.div(scale).round_().clamp_(low, high).mul_(scale)

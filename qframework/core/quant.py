@@ -21,6 +21,7 @@ from qframework.core.function_wrapper import (
 from qframework.core.one_step import OneStep
 from qframework.core.zero_point import ZeroZeroPoint
 from qframework.functional import check_range, fake_quantize, is_fused, max_int, min_int
+from qframework.functional.autograd import transforms_active
 
 #: Integers of more bits aren't all numbers of float32.
 _EXACT_BITS = 24
@@ -225,6 +226,7 @@ class RescalingIntQuant(CoreModule):
         if (
             torch.compiler.is_compiling()
             or type(self.msb_clamp_bit_width_impl) is not BitWidthConst
+            or transforms_active()  # their tensors must not be kept
         ):
             return rule(bit_width)  # type: ignore[no-any-return]
         known = self._known_threshold

@@ -17,6 +17,7 @@ from qframework.functional.sequence import (
     call,
     differentiated,
     in_order,
+    refuse_batches,
     scale_gradient,
     together,
     weight_gradient,
@@ -97,6 +98,7 @@ class _GRUSequence(Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_outputs: Tensor) -> Any:
+        refuse_batches(grad_outputs)
         hidden, start, raw, outputs, *scales = ctx.saved_tensors
         ranges = together(GRURanges, scales, ctx.hows)
         size = start.shape[1]

@@ -18,6 +18,7 @@ from qframework.functional.sequence import (
     differentiated,
     in_order,
     plainly,
+    refuse_batches,
     scale_gradient,
     together,
     weight_gradient,
@@ -112,6 +113,7 @@ class _LSTMSequence(Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_outputs: Tensor, grad_state: Tensor) -> Any:
+        refuse_batches(grad_outputs)
         hidden, start, gates, held, outputs, *scales = ctx.saved_tensors
         ranges = together(LSTMRanges, scales, ctx.hows)
         size = start.shape[1]

@@ -17,6 +17,7 @@ from qframework.functional.sequence import (
     call,
     differentiated,
     in_order,
+    refuse_batches,
     scale_gradient,
     together,
     weight_gradient,
@@ -70,6 +71,7 @@ class _RNNSequence(Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_outputs: Tensor) -> Any:
+        refuse_batches(grad_outputs)
         hidden, start, raw, outputs, *scales = ctx.saved_tensors
         ranges = together(RNNRanges, scales, ctx.hows)
         need = ctx.needs_input_grad[7:]

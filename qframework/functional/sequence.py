@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from qframework.functional.autograd import apply
+from qframework.functional.autograd import apply, transforms_active
 from qframework.functional.fake_quantize import range_derivatives, sum_to
 from qframework.functional.straight_through import ROUNDINGS
 
@@ -30,6 +30,19 @@ class Range(NamedTuple):
 
     scale: Tensor
     how: tuple[Any, ...]
+
+
+def refuse_batches(grad: Tensor) -> None:
+    """Refuse several gradients at once, which can't be written in place.
+
+    Raises:
+        RuntimeError: with the remedy.
+    """
+    if transforms_active(grad):
+        raise RuntimeError(
+            "a recurrent layer's function of a whole sequence takes one gradient at a time: call it for each gradient "
+            "(is_grads_batched=False), or run the layer under qframework.settings.use(kernels='reference')"
+        )
 
 
 class _Nothing:

@@ -164,6 +164,63 @@ def test_a_second_derivative_is_refused(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_several_gradients_at_once_are_refused_with_a_remedy_that_works(kind) -> None:
+    layer = calibrated(kind, {})
+    x = inputs(kind, layer)[0]
+    upstream = torch.randn(3, 7, 5, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="one gradient at a time"):
+        torch.autograd.grad(layer(x)[0], x, upstream, is_grads_batched=True)
+    with qframework.settings.use(kernels="reference"):
+        (together,) = torch.autograd.grad(layer(x)[0], x, upstream, is_grads_batched=True)
+    (alone,) = torch.autograd.grad(layer(x)[0], x, upstream[1])
+    torch.testing.assert_close(together[1], alone)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms_give_the_same_and_leave_nothing_behind(kind) -> None:
+    layer = calibrated(kind, {})
+    x = inputs(kind, layer)[0].detach()
+    named = dict(layer.named_parameters())
+
+    def loss(parameters):
+        # Torch leaves the given parameters in modules that have several names, unless told that names aren't tied.
+        call = torch.func.functional_call
+        return call(layer, parameters, (x,), tie_weights=False)[0].square().sum()
+
+    found = torch.func.grad(loss)(named)
+    layer(x)[0].square().sum().backward()
+    for name, parameter in named.items():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-6)
+    layer.eval()
+    many = torch.stack([x, -x])
+    with torch.no_grad():
+        together = torch.vmap(lambda one: layer(one)[0])(many)
+        assert torch.equal(together, torch.stack([layer(one)[0] for one in many]))
+    assert copy.deepcopy(layer).to("meta")(x.to("meta"))[0].shape == together[0].shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_under_autocast_results_are_in_half_precision(kind, training) -> None:
+    layer = calibrated(kind, {}).float().train(training)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(inputs(kind, layer)[0].detach().float())[0]
+    assert out.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_batch_is_taken_and_a_sequence_without_steps_refused(kind) -> None:
+    layer = calibrated(kind, {})
+    x = inputs(kind, layer)[0]
+    out = layer(x[:, :0])[0]
+    assert out.shape == (7, 0, 3)
+    out.sum().backward()
+    with pytest.raises(ValueError, match="no steps"):
+        layer(x[:0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_little_is_kept_for_the_backward_pass(kind) -> None:
     """At most eleven numbers for each of the state at each step; an LSTM of plain functions keeps as many."""
     steps, batch, size = 12, 16, 32
