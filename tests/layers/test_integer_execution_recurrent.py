@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from integer_machine import ARITHMETIC, assert_same, enlarge, quantize, varied
+from integer_machine import ARITHMETIC, assert_same, enlarge, quantize, settle, varied
 from integer_recurrent import gru, lstm, rnn, run
 
-from qframework.graph import calibration_mode
 from qframework.layers import QuantGRU, QuantLSTM, QuantRNN
 
 SHAPES = {
@@ -62,9 +61,7 @@ def test_a_recurrent_layer_is_its_integer_machine(kind, shape, bits, seed, arith
     x = torch.randn(T, N, FEATURES, dtype=dtype)
     count = layer.num_layers * (1 + layer.bidirectional)
     states = [torch.randn(count, N, HIDDEN, dtype=dtype) / 2 for _ in layer.state_names]
-    with calibration_mode(layer), torch.no_grad():
-        layer(x, *states)
-    layer.eval()
+    settle(layer, x, *states)
     with torch.no_grad():
         out, ends = layer(x, *states)
     expected, last = run(layer, KINDS[kind][1], quantize(layer.io_quant, x), states)
