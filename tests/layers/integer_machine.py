@@ -74,10 +74,12 @@ class Grid(NamedTuple):
                 "a number half-way between two integers: which of them floats take is left to their rounding errors, "
                 "so that codes can't be compared; choose other data"
             )
-        return Integers(self.clamp(torch.round(exact)).long(), self.scale, self.zero)
+        return self.take(exact)
 
-    def clamp(self, codes: Tensor) -> Tensor:
-        return codes.clamp(self.low, self.high)
+    def take(self, exact: Tensor) -> Integers:
+        """The nearest integers, of two the even one."""
+        codes = torch.round(exact).clamp(self.low, self.high).long()
+        return Integers(codes, self.scale, self.zero)
 
     def is_tie(self, exact: Tensor) -> Tensor:
         """Whether numbers are, as far as float64 can tell, half-way between two integers of the grid."""

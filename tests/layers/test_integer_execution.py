@@ -14,6 +14,7 @@ from integer_machine import (
     assert_same,
     bias_on,
     enlarge,
+    grid_of,
     linear,
     quantize,
     requantize,
@@ -24,6 +25,7 @@ from integer_recurrent import lstm, run
 from test_integer_execution_attention import build_encoder_layer
 from torch import Tensor, nn
 
+from qframework.graph import calibration_mode
 from qframework.layers import (
     QuantConv2d,
     QuantEltwiseAdd,
@@ -37,6 +39,8 @@ from qframework.layers import (
 )
 from qframework.quant_tensor import QuantTensor
 from qframework.quantizers import (
+    Int8ActPerTensorFixedPoint,
+    Int8ActPerTensorFloat,
     Int8WeightPerChannelFixedPoint,
     Int8WeightPerChannelFloat,
     Int32Bias,
@@ -294,3 +298,39 @@ def test_a_transformer_encoder_is_its_integer_machine(norm_first, bits, arithmet
     seen = seen_in(model, x)
     expected = model.in_integers(x)
     assert_all_same({n: seen[n] for n in expected}, expected)
+
+
+def sums_with_ties(quantizer: Any) -> tuple[Any, Tensor, Integers, Tensor]:
+    """A sum whose scale is twice that of its operands, so that odd sums lie between two integers.
+
+    Returns:
+        Codes of the layer, the exact sum in its steps, the machine's result, and where ties are.
+    """
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 500).clamp(-3, 3).unbind()
+    a[0] = b[0] = 3.3  # the largest operands meet, as outliers of one channel do
+    layer = QuantEltwiseAdd(quantizer, quantizer, return_quant_tensor=True)
+    with calibration_mode(layer):
+        layer(a, b)
+    layer.eval()
+    out = layer(a, b)
+    total = add(*(quantize(layer.input_quant, t) for t in (a, b)))
+    grid = grid_of(layer.output_quant)
+    assert torch.equal(grid.scale, 2 * total.scale)
+    exact = total.codes / 2.0
+    return out, exact, grid.take(exact), grid.is_tie(exact)
+
+
+def test_ties_go_to_the_even_integer_where_scales_are_powers_of_two() -> None:
+    out, _, expected, ties = sums_with_ties(Int8ActPerTensorFixedPoint)
+    assert int(ties.sum()) > 100
+    assert_same(out, expected)
+    assert bool((expected.codes[ties] % 2 == 0).all())
+
+
+def test_of_other_scales_rounding_errors_decide_on_ties_and_on_nothing_else() -> None:
+    """Values are floats: an odd number of steps is divided by two steps, and may come out beside the half."""
+    out, exact, expected, ties = sums_with_ties(Int8ActPerTensorFloat)
+    off = out.int().long() - expected.codes
+    assert bool(off.any()) and not bool(off[~ties].any())
+    assert bool(((out.int() - exact).abs() <= 0.5)[ties].all())

@@ -24,6 +24,7 @@ from qframework.layers import (
     QuantScaledDotProductAttention,
     QuantTransformerEncoderLayer,
 )
+from qframework.quantizers import ShiftedUint8ActPerTensorFixedPoint, Uint8ActPerTensorFixedPoint
 
 B, HEADS, L, S, E = 2, 2, 5, 7, 8
 MASKS = ("none", "bool", "float", "causal", "nothing left")
@@ -91,6 +92,30 @@ def test_attention_is_its_integer_machine(mask, quantized_scores, bits, arithmet
     scaled = q * (1 / math.sqrt(E))  # in the dtype of the layer: what enters is given
     operands = (quantize(h.act_quant, t) for h, t in zip(holders, (scaled, k, v), strict=True))
     expected = requantize(layer.sdpa_output_quant.act_quant, attend(layer, *operands, given)[0])
+    assert_same(out, expected)
+    assert varied(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_so_it_is_with_zero_points_and_heads_that_share_keys(dtype) -> None:
+    torch.manual_seed(0)
+    shifted = ShiftedUint8ActPerTensorFixedPoint
+    layer = QuantScaledDotProductAttention(
+        attn_output_weights_quant=Uint8ActPerTensorFixedPoint,
+        q_scaled_quant=shifted,
+        k_transposed_quant=shifted,
+        v_quant=shifted,
+        sdpa_output_quant=shifted,
+        return_quant_tensor=True,
+    ).to(dtype)
+    q = torch.randn(B, 2 * HEADS, L, 4, dtype=dtype) + 0.5
+    k, v = (torch.randn(B, HEADS, S, 4, dtype=dtype) - 0.3 for _ in range(2))
+    out = settled(layer, q, k, v, enable_gqa=True)
+    holders = layer.q_scaled_quant, layer.k_transposed_quant, layer.v_quant
+    q, k, v = (quantize(h.act_quant, t) for h, t in zip(holders, (q / 2, k, v), strict=True))
+    assert all(int(t.zero) != 0 for t in (q, k, v))
+    k, v = (t.view(lambda codes: codes.repeat_interleave(2, 1)) for t in (k, v))
+    expected = requantize(layer.sdpa_output_quant.act_quant, attend(layer, q, k, v, None)[0])
     assert_same(out, expected)
     assert varied(expected)
 
