@@ -33,22 +33,24 @@ class Gate:
         acc = matmul(x, self.input)
         return acc if self.bias is None else add(acc, bias_on(acc.scale, self.bias))
 
-    def of_both(self, x: Integers, h: Integers) -> Integers:
-        return add(self.of_input(x), matmul(h, self.hidden))
+    def of_both(self, x: Integers, h: Integers) -> tuple[Integers, ...]:
+        """One accumulator where input and state are on one grid, else two."""
+        products = self.of_input(x), matmul(h, self.hidden)
+        return (add(*products),) if torch.equal(x.scale, h.scale) else products
 
 
 def rnn(direction: Any, gates: dict[str, Gate], x: Integers, h: Integers) -> tuple[Integers]:
     cell = direction.cell
     function = {"tanh": torch.tanh, "relu": torch.relu}[direction.nonlinearity]
-    acc = requantize(cell.gate_acc_quant, gates[""].of_both(x, h))
+    acc = requantize(cell.gate_acc_quant, *gates[""].of_both(x, h))
     return (lookup(cell.output_quant, function, acc),)
 
 
 def gru(direction: Any, gates: dict[str, Gate], x: Integers, h: Integers) -> tuple[Integers]:
     cell = direction.cell
-    acc = requantize(cell.reset_acc_quant, gates["reset"].of_both(x, h))
+    acc = requantize(cell.reset_acc_quant, *gates["reset"].of_both(x, h))
     reset = lookup(cell.reset_sigmoid_quant, torch.sigmoid, acc)
-    acc = requantize(cell.update_acc_quant, gates["update"].of_both(x, h))
+    acc = requantize(cell.update_acc_quant, *gates["update"].of_both(x, h))
     update = lookup(cell.update_sigmoid_quant, torch.sigmoid, acc)
     gate = gates["new"]
     of_state = [matmul(h, gate.hidden)]
@@ -69,7 +71,7 @@ def lstm(
     cell = direction.cell
 
     def gate(name: str, kind: str, function: Any) -> Integers:
-        acc = requantize(getattr(cell, f"{name}_acc_quant"), gates[name].of_both(x, h))
+        acc = requantize(getattr(cell, f"{name}_acc_quant"), *gates[name].of_both(x, h))
         return lookup(getattr(cell, f"{name}_{kind}_quant"), function, acc)
 
     entering = gate("input", "sigmoid", torch.sigmoid)

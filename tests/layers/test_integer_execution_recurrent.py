@@ -7,8 +7,13 @@ import torch
 from integer_machine import ARITHMETIC, FLOAT, assert_same, enlarge, quantize, settle, varied
 from integer_recurrent import gru, lstm, rnn, run
 
-from qframework.layers import QuantGRU, QuantLSTM, QuantRNN
-from qframework.quantizers import Int8WeightPerChannelFloat
+from qframework.layers import QuantGRU, QuantIdentity, QuantLSTM, QuantRNN
+from qframework.quantizers import (
+    Int8ActPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFloat,
+    ShiftedUint8ActPerTensorFloat,
+)
 
 SHAPES = {
     "one": {},
@@ -84,15 +89,38 @@ def test_so_it_is_with_other_bits_and_one_quantizer_for_all_gates() -> None:
     assert_is_its_machine(layer, lstm, torch.float64)
 
 
-def assert_is_its_machine(layer, step, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_it_is_with_zero_points(kind) -> None:
+    torch.manual_seed(0)
+    shifted = ShiftedUint8ActPerTensorFloat
+    quantizers = Int8WeightPerTensorFloat, shifted, shifted
+    layer = build(kind, quantizers, BITS["8"], bidirectional=True).double()
+    assert_is_its_machine(layer, KINDS[kind][1], torch.float64)
+    assert int(layer.io_quant.zero_point()) != 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_it_is_with_an_input_on_a_grid_of_its_own(kind) -> None:
+    torch.manual_seed(1)
+    layer = build(kind, FLOAT, BITS["8"], num_layers=2, quantize_output_only=True).double()
+    entry = QuantIdentity(Int8ActPerTensorFloat, bit_width=6, return_quant_tensor=True).double()
+    assert_is_its_machine(layer, KINDS[kind][1], torch.float64, entry)
+
+
+def assert_is_its_machine(layer, step, dtype: torch.dtype, entry=None) -> None:
+    """Compare outputs and last states; ``entry`` quantizes the input of a layer that doesn't."""
     enlarge(layer)
     x = torch.randn(T, N, FEATURES, dtype=dtype)
     count = layer.num_layers * (1 + layer.bidirectional)
     states = [torch.randn(count, N, HIDDEN, dtype=dtype) / 2 for _ in layer.state_names]
-    settle(layer, x, *states)
+    if entry is not None:
+        settle(entry, x)
+    settle(layer, x if entry is None else entry(x), *states)
     with torch.no_grad():
-        out, ends = layer(x, *states)
-    expected, last = run(layer, step, quantize(layer.io_quant, x), states)
+        out, ends = layer(x if entry is None else entry(x), *states)
+    expected, last = run(
+        layer, step, quantize(layer.io_quant if entry is None else entry.act_quant, x), states
+    )
     assert_same(out, expected)
     assert varied(expected)
     for i, end in enumerate(ends if isinstance(ends, tuple) else (ends,)):
