@@ -318,6 +318,8 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 outputs.append(out)
                 for kind, end in zip(last, ends, strict=True):
                     kind.append(end)
+            if i == self.num_layers - 1 and not self.return_quant_tensor:
+                outputs = [plain(out) for out in outputs]  # whose grids may differ
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         return x, last
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,12 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from qframework.graph import calibration_mode
 from qframework.layers import QuantGRU, QuantLSTM, QuantRNN, QuantSigmoid
 from qframework.quant_tensor import IntQuantTensor
-from qframework.quantizers import Int8ActPerTensorFloat, Int8WeightPerChannelFloat, MXInt8OCPWeight
+from qframework.quantizers import (
+    Int8ActPerTensorFloat,
+    Int8DynamicActPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    MXInt8OCPWeight,
+)
 
 KINDS = {
     "RNN": (QuantRNN, nn.RNN, ("gate_acc",)),
@@ -227,6 +233,21 @@ def test_brain_floats_come_back_as_they_came() -> None:
 def test_weights_take_any_granularity(quantizer) -> None:
     layer = QuantLSTM(4, 3, weight_quant=quantizer, bias_quant=None)
     layer(torch.randn(3, 2, 4))[0].sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_both_directions_may_have_grids_of_their_own(kind, training) -> None:
+    torch.manual_seed(0)
+    layer = KINDS[kind][0](4, 3, bidirectional=True, io_quant=Int8DynamicActPerTensorFloat)
+    alone = KINDS[kind][0](4, 3, io_quant=Int8DynamicActPerTensorFloat)
+    missing = alone.load_state_dict(layer.state_dict(), strict=False).missing_keys
+    assert not missing
+    x = torch.randn(3, 2, 4)
+    layer.train(training), alone.train(training)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # no statistics: placeholders are as good
+        assert torch.equal(layer(x)[0][..., :3], alone(x)[0])
 
 
 def test_mistakes_are_named() -> None:
