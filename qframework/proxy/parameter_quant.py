@@ -259,7 +259,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             quant_weight: the layer's quantized weight, likewise.
 
         Raises:
-            RuntimeError: a scale is required and one of the two isn't quantized.
+            RuntimeError: a scale is required and one of the two isn't quantized, or the input has scales of rows.
         """
         if bias is None or self.tensor_quant is None or self.disable_quant:
             return bias
@@ -268,6 +268,8 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         for tensor, what in ((quant_input, "input"), (quant_weight, "weight")):
             if not isinstance(tensor, IntQuantTensor):
                 raise RuntimeError(self._scale_missing(what))
+        if not _is_of_channels(quant_input.scale, quant_weight.value.dim()):
+            raise RuntimeError(self._many_scales(quant_input.scale))
         source = product_source(quant_input, quant_weight)
         return self._by_product(bias, quant_input.scale, quant_weight.scale, source)
 
@@ -306,6 +308,15 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             "scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
         )
 
+    def _many_scales(self, scale: Tensor) -> str:
+        return (
+            f"{qualified_name(self.tracked_module_list[0])}: {self.quantizer.__name__} quantizes the bias by input "
+            f"scale times weight scale, and the input has {scale.numel()} scales, of shape {tuple(scale.shape)}: no "
+            "one of them is that of a channel's sums. Use an input quantizer with one scale, such as "
+            "Int8ActPerTensorFloat or Int8DynamicActPerTensorFloat, a bias quantizer with a scale of its own, such as "
+            "Int8BiasPerTensorFloatInternalScaling, or bias_quant=None"
+        )
+
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
             return None, None, None
@@ -331,3 +342,11 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if self.tensor_quant is None or self.disable_quant:
             return None
         return self.tensor_quant.msb_clamp_bit_width_impl()  # type: ignore[operator, no-any-return]
+
+
+def _is_of_channels(scale: Tensor, weight_dim: int) -> bool:
+    """Whether an input has one scale, or one for each channel of a convolution or a product by elements."""
+    if scale.numel() == 1 or weight_dim < 2:
+        return True
+    axis = weight_dim - 1  # of channels, from the right
+    return weight_dim > 2 and scale.dim() >= axis and scale.shape[-axis] == scale.numel()

@@ -20,6 +20,7 @@ from qframework.quantizers import (
     Int8ActPerTensorFloat,
     Int8Bias,
     Int8BiasPerTensorFloatInternalScaling,
+    Int8DynamicActPerRowFloat,
     Int8WeightPerChannelFloat,
     Int32Bias,
     ShiftedUint8ActPerTensorFloat,
@@ -294,3 +295,17 @@ def test_folding_starts_the_quantizers_anew() -> None:
         layer.merge_bn_in(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match="with none"):
         layer.merge_bn_in(nn.BatchNorm1d(5, track_running_stats=False))
+
+
+@pytest.mark.parametrize("rows", [3, 5])
+def test_a_bias_by_the_scale_of_the_input_refuses_scales_of_rows(rows) -> None:
+    """Also where there are as many rows as channels, whose scales they would be taken for."""
+    x = torch.randn(rows, 6)
+    layer = QuantLinear(6, 5, input_quant=Int8DynamicActPerRowFloat, bias_quant=Int32Bias)
+    with pytest.raises(RuntimeError, match=rf"has {rows} scales.*Int8BiasPerTensorFloatInternal"):
+        layer(x)
+    depthwise = QuantConv2d(4, 4, 1, groups=4, bias_quant=Int32Bias, return_quant_tensor=True)
+    scale = torch.rand(1, 4, 1, 1) + 0.5
+    channels = IntQuantTensor(torch.ones(2, 4, 3, 3) * scale, scale, 0.0, 8.0, True)
+    out = depthwise(channels)
+    assert isinstance(out, IntQuantTensor) and out.is_valid
