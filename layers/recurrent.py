@@ -19,11 +19,10 @@ from qframework.layers.recurrent_parameters import (
     overrides_for,
 )
 from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
-from qframework.layers.recurrent_steps import OutputStep, Recent
+from qframework.layers.recurrent_steps import OutputStep, Recent, state_of, with_batch
 from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
 from qframework.proxy.base import plain
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.none import NoneActQuant
 
 
@@ -92,20 +91,6 @@ class RecurrentDirection(nn.Module):
         return output.wrap(torch.stack(values))
 
 
-def _with_batch(states: Any) -> Any:
-    """States of one sequence as those of a batch of one."""
-    if isinstance(states, (list, tuple)):
-        return [s.unsqueeze(1) for s in states]
-    return None if states is None else states.unsqueeze(1)
-
-
-def _state_of(states: Any, place: int) -> Any:
-    """That of one layer and direction."""
-    if isinstance(states, (list, tuple)):
-        return states[place].squeeze(0)
-    return None if states is None else states[place]
-
-
 class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
     """Base of the recurrent layers."""
 
@@ -159,10 +144,8 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         own += [n.removesuffix("quant") for n in self.cell_quantizers]
         check_prefixes(self, keywords, (*self.kinds, *own))
         io_quant = self._act("io_quant", quantizers["io"], "io_")
-        if return_quant_tensor and io_quant.tensor_quant is None:
-            raise RuntimeError(
-                f"{type(self).__name__}: return_quant_tensor=True needs io_quant, the quantizer of input and output"
-            )
+        if return_quant_tensor:
+            self._check_returned("io_quant", io_quant, "input and output")
         common: dict[str, Any] = {"io": io_quant}
         self.layers = nn.ModuleList()
         for layer in range(num_layers):
@@ -198,6 +181,17 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 f"{type(proxy.activation_impl).__name__} first; share that of a QuantIdentity"
             )
         return proxy
+
+    def _check_returned(self, attribute: str, proxy: Any, what: str) -> None:
+        """Refuse results that couldn't be returned as one quantized tensor of all steps."""
+        lacks = f"{type(self).__name__}: return_quant_tensor=True needs {attribute}, the quantizer of {what}"
+        if proxy.tensor_quant is None:
+            raise RuntimeError(lacks)
+        if getattr(proxy, "is_dynamic", False):
+            raise ArgumentsError(
+                f"{lacks}, with a scale for all steps; that of {proxy.quantizer.__name__} is another at each step. Give "
+                f"{attribute}=Int8ActPerTensorFloat, or return_quant_tensor=False"
+            )
 
     def _refuse_own(self, prefix: str, of_all: str, sharing: str) -> None:
         """Refuse keywords for one gate where all gates share a quantizer."""
@@ -310,7 +304,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             both: Any = directions
             for j, direction in enumerate(both):
                 place = i * len(both) + j
-                first = tuple(_state_of(s, place) for s in states)
+                first = tuple(state_of(s, place) for s in states)
                 given = x
                 if i == 0 and not self.quantize_output_only:
                     given = direction.io_quant(x)
@@ -339,7 +333,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         single, given = x.dim() == 2, tuple(x.shape)
         if single:
             x = x.unsqueeze(1)
-            states = [_with_batch(s) for s in states]
+            states = [with_batch(s) for s in states]
         elif self.batch_first:
             x = x.transpose(0, 1)
         if x.shape[0] == 0:
@@ -367,11 +361,12 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         return out.transpose(0, 1) if self.batch_first else out, last, False
 
     def _pack_states(self, states: list[Any], single: bool) -> Any:
-        joined = torch.stack([s if self.return_quant_tensor else plain(s) for s in states])
+        parts = (s if self.return_quant_tensor else plain(s) for s in states)
+        joined = torch.cat([s.unsqueeze(0) for s in parts])
         return self._pack(joined.squeeze(1) if single else joined)
 
-    def _pack(self, out: Any) -> Any:
-        return out if self.return_quant_tensor and isinstance(out, QuantTensor) else plain(out)
+    def _remedy(self) -> str:
+        return "Give io_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."
 
     def extra_repr(self) -> str:
         """Sizes and settings."""

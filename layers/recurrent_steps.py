@@ -22,7 +22,7 @@ from qframework.functional import Range, fake_quantize, is_fused
 from qframework.functional.autograd import transforms_active, version_of
 from qframework.proxy import ActQuantProxyFromInjector
 from qframework.proxy.base import plain
-from qframework.quant_tensor import IntQuantTensor
+from qframework.quant_tensor import CodebookQuantTensor, FloatQuantTensor, IntQuantTensor
 
 Step = Callable[[Tensor], Tensor]
 
@@ -199,6 +199,10 @@ def _through(proxies: Sequence[Any], order: Sequence[int], size: int) -> Step:
     return quantize
 
 
+#: Results whose values of several steps are one such tensor.
+_ON_ONE_GRID = (IntQuantTensor, FloatQuantTensor, CodebookQuantTensor)
+
+
 class OutputStep:
     """The same for a result that is kept with its scale: values of each step, one quantized tensor of all."""
 
@@ -229,7 +233,7 @@ class OutputStep:
             return value
         if self.settled is None:
             last = self.records[-1] if self.records else self.proxy(value)
-            if not hasattr(last, "bit_width"):
+            if not isinstance(last, _ON_ONE_GRID):
                 return value
             scale = last.scale
             if self.proxy.training and len(self.records) > 1:
@@ -247,3 +251,17 @@ class OutputStep:
             proxy.is_symmetric,
             proxy.has_zero,
         )
+
+
+def with_batch(states: Any) -> Any:
+    """States of one sequence as those of a batch of one."""
+    if isinstance(states, (list, tuple)):
+        return [s.unsqueeze(1) for s in states]
+    return None if states is None else states.unsqueeze(1)
+
+
+def state_of(states: Any, place: int) -> Any:
+    """That of one layer and direction."""
+    if isinstance(states, (list, tuple)):
+        return states[place].squeeze(0)
+    return None if states is None else states[place]

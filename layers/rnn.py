@@ -312,10 +312,6 @@ class QuantLSTM(QuantRecurrent):
                 "shared_cell_state_quant=True, or cat_output_cell_states=False"
             )
         self.cat_output_cell_states = cat_output_cell_states
-        if return_quant_tensor and cell_state_quant is None:
-            raise RuntimeError(
-                "QuantLSTM: return_quant_tensor=True needs cell_state_quant, the quantizer of the cell states"
-            )
         if coupled_input_forget_gates:
             self.direction_class = CoupledLSTMDirection  # type: ignore[misc, assignment]
             self.cell_quantizers = {  # type: ignore[misc]
@@ -349,6 +345,9 @@ class QuantLSTM(QuantRecurrent):
             dtype,
             kwargs,
         )
+        if return_quant_tensor:
+            state_quant = self.layers[0][0].cell.cell_state_quant  # type: ignore[index, union-attr]
+            self._check_returned("cell_state_quant", state_quant, "the cell states")
 
     def forward(self, input: Any, hx: Any = None, cx: Any = None) -> tuple[Any, tuple[Any, Any]]:
         """Run over a sequence.

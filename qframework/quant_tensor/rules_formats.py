@@ -50,20 +50,31 @@ def _float_embedding(index: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _float_concatenation(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
-    """Joined, where format and scale are one."""
+    """Joined, where format and scale are one; in training scales that differ are averaged, as those of integers are."""
     first = tensors[0]
     alike = out is None and all(isinstance(t, FloatQuantTensor) for t in tensors)
     if not alike or not all(_same_format(first, t) for t in tensors[1:]):
         return NotImplemented
-    return first.replace(value=torch.cat([t.value for t in tensors], dim))
+    value = torch.cat([t.value for t in tensors], dim)
+    if all(_same_scale(first, t) for t in tensors[1:]):
+        return first.replace(value=value)
+    if not all(t.training for t in tensors):
+        return NotImplemented
+    scale = torch.stack([t.scale.reshape(()) for t in tensors]).mean()
+    return first.replace(value=value, scale=scale, source=None)
 
 
 def _same_format(a: Any, b: Any) -> bool:
     same = (a.signed, a.saturating, a.inf_values, a.nan_values)
-    if same != (b.signed, b.saturating, b.inf_values, b.nan_values) or a.scale.numel() > 1:
+    if same != (b.signed, b.saturating, b.inf_values, b.nan_values):
         return False
-    one = a is b or (a.source is not None and a.source == b.source and same_source(a, b))
-    return one and all(getattr(a, n) is getattr(b, n) for n in _FORMAT)
+    return a.scale.numel() == 1 == b.scale.numel() and all(
+        getattr(a, n) is getattr(b, n) for n in _FORMAT
+    )
+
+
+def _same_scale(a: Any, b: Any) -> bool:
+    return a is b or (a.source is not None and a.source == b.source and same_source(a, b))
 
 
 _elements = {f: RULES[f] for f in _ELEMENTS if f in RULES}

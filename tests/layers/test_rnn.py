@@ -1,7 +1,6 @@
 """Recurrent layers: torch's results without quantizers, torch's weights, one quantizer for each gate."""
 
 import copy
-import io
 import warnings
 
 import pytest
@@ -11,8 +10,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from qframework.graph import calibration_mode
 from qframework.layers import QuantGRU, QuantLSTM, QuantRNN, QuantSigmoid
-from qframework.quant_tensor import IntQuantTensor
+from qframework.quant_tensor import FloatQuantTensor, IntQuantTensor
 from qframework.quantizers import (
+    Fp8e4m3OCPActPerTensorFloat,
     Int8ActPerTensorFloat,
     Int8DynamicActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -208,20 +208,6 @@ def test_a_coupled_forget_gate_is_what_the_input_gate_leaves() -> None:
     torch.testing.assert_close(out[0], torch.sigmoid(gates["output"]) * torch.tanh(state))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_states_survive_saving_and_pickling(kind) -> None:
-    torch.manual_seed(0)
-    layer = KINDS[kind][0](4, 3, num_layers=2)
-    x = torch.randn(3, 2, 4)
-    layer(x), layer.eval()
-    other = KINDS[kind][0](4, 3, num_layers=2)
-    other.load_state_dict(layer.state_dict()), other.eval()
-    file = io.BytesIO()
-    torch.save(layer, file), file.seek(0)
-    for again in (other, torch.load(file, weights_only=False), copy.deepcopy(layer)):
-        assert torch.equal(again(x)[0], layer(x)[0])
-
-
 def test_brain_floats_come_back_as_they_came() -> None:
     layer = QuantLSTM(4, 3).bfloat16()
     x = torch.randn(3, 2, 4).bfloat16()
@@ -248,6 +234,38 @@ def test_both_directions_may_have_grids_of_their_own(kind, training) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no statistics: placeholders are as good
         assert torch.equal(layer(x)[0][..., :3], alone(x)[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_minifloats_are_returned_on_their_grid(kind, training) -> None:
+    torch.manual_seed(0)
+    minifloat = Fp8e4m3OCPActPerTensorFloat
+    options = {"cell_state_quant": minifloat} if kind == "LSTM" else {}
+    layer = KINDS[kind][0](4, 3, num_layers=2, bidirectional=True, io_quant=minifloat, bias_quant=None, return_quant_tensor=True, **options)  # fmt: skip
+    x = torch.randn(5, 2, 4)
+    with calibration_mode(layer):
+        layer(x)
+    for q in flat(layer.train(training)(x)):
+        assert isinstance(q, FloatQuantTensor) and q.is_valid
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_with_a_scale_for_each_step_arent_returned_as_one_tensor(kind) -> None:
+    make, dynamic = KINDS[kind][0], Int8DynamicActPerTensorFloat
+    with pytest.raises(RuntimeError, match=r"io_quant.*another at each step"):
+        make(4, 3, io_quant=dynamic, return_quant_tensor=True)
+    if kind == "LSTM":
+        with pytest.raises(RuntimeError, match=r"cell_state_quant.*another at each step"):
+            make(4, 3, cell_state_quant=dynamic, return_quant_tensor=True)
+    assert type(make(4, 3, io_quant=dynamic)(torch.randn(3, 2, 4))[0]) is torch.Tensor
+
+
+def test_a_quantizer_that_was_switched_off_cant_give_a_quantized_result() -> None:
+    layer = QuantRNN(4, 3, return_quant_tensor=True, bias_quant=None)
+    layer.io_quant.disable_quant = True
+    with pytest.raises(RuntimeError, match="the result is not quantized"):
+        layer(torch.randn(3, 2, 4))
 
 
 def test_mistakes_are_named() -> None:
@@ -302,43 +320,6 @@ def test_cell_states_that_are_returned_as_a_list_can_be_fed_back(single) -> None
     torch.testing.assert_close(again[0], expected[0])
     with pytest.raises(ValueError, match="a list of 4 states"):
         layer(x, (h, cells[:3]))
-
-
-def test_torch_weights_of_other_sizes_are_size_mismatches() -> None:
-    for other in (nn.LSTM(5, 3), nn.LSTM(4, 5), nn.GRU(4, 3)):
-        with pytest.raises(RuntimeError, match="size mismatch"):
-            QuantLSTM(4, 3).load_state_dict(other.state_dict())
-    state = nn.RNN(4, 3).state_dict()
-    state["bias_hh_l0"] = torch.zeros(1)
-    with pytest.raises(RuntimeError, match="two biases differ in size"):
-        QuantRNN(4, 3).load_state_dict(state)
-
-
-def test_a_coupled_layer_takes_all_gates_but_forget_from_torch() -> None:
-    torch.manual_seed(0)
-    reference, layer = nn.LSTM(4, 3), QuantLSTM(4, 3, coupled_input_forget_gates=True)
-    with pytest.raises(RuntimeError, match="rows of the forget gate"):
-        layer.load_state_dict(reference.state_dict())
-    missing, unexpected = layer.load_state_dict(reference.state_dict(), strict=False)
-    assert missing == [] and len(unexpected) == 4
-    rows = dict(
-        zip(("input", "forget", "cell", "output"), reference.weight_hh_l0.chunk(4), strict=True)
-    )
-    for gate in layer.layers[0][0].gates:
-        hidden = layer.layers[0][0].parameters_of(gate).hidden_weight.weight
-        assert torch.equal(hidden, rows[gate])
-
-
-def test_weights_that_differ_are_unexpected_where_they_are_shared() -> None:
-    layer = QuantGRU(4, 3, bidirectional=True, shared_input_hidden_weights=True)
-    state = nn.GRU(4, 3, bidirectional=True).state_dict()
-    with pytest.raises(RuntimeError, match=r"layers\.0\.0, which shares it"):
-        layer.load_state_dict(state)
-    assert layer.load_state_dict(state, strict=False).unexpected_keys
-    for name in ("weight_ih_l0", "bias_ih_l0"):
-        state[f"{name}_reverse"] = state[name]
-    layer.load_state_dict(state)
-    layer.load_state_dict(layer.state_dict())
 
 
 def test_a_bias_on_the_input_scale_needs_a_quantized_input() -> None:

@@ -161,3 +161,15 @@ def test_they_pass_through_a_compiler(made) -> None:
     compiled = torch.compile(lambda t: F.relu(t), fullgraph=True)
     got = compiled(x)
     assert type(got) is type(x) and torch.equal(got.value, F.relu(x.value))
+
+
+def test_in_training_minifloats_are_joined_on_the_mean_of_their_scales() -> None:
+    """As integers are; in evaluation they become floats."""
+    layer = QuantIdentity(q.Fp8e4m3OCPActPerTensorFloat, return_quant_tensor=True)
+    one, other = layer(torch.randn(2, 3)), layer(4 * torch.randn(2, 3))
+    joined = torch.cat([one, other])
+    assert isinstance(joined, FloatQuantTensor) and joined.training
+    assert torch.equal(joined.value, torch.cat([one.value, other.value]))
+    torch.testing.assert_close(joined.scale, (one.scale + other.scale) / 2)
+    parts = [t.replace(training=False, source=None) for t in (one, other)]
+    assert type(torch.cat(parts)) is torch.Tensor
