@@ -268,7 +268,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         for tensor, what in ((quant_input, "input"), (quant_weight, "weight")):
             if not isinstance(tensor, IntQuantTensor):
                 raise RuntimeError(self._scale_missing(what))
-        if not _is_of_channels(quant_input.scale, quant_weight.value.dim()):
+        if not _is_of_channels(quant_input.scale, quant_weight.value.shape):
             raise RuntimeError(self._many_scales(quant_input.scale))
         source = product_source(quant_input, quant_weight)
         return self._by_product(bias, quant_input.scale, quant_weight.scale, source)
@@ -344,9 +344,15 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         return self.tensor_quant.msb_clamp_bit_width_impl()  # type: ignore[operator, no-any-return]
 
 
-def _is_of_channels(scale: Tensor, weight_dim: int) -> bool:
-    """Whether an input has one scale, or one for each channel of a convolution or a product by elements."""
-    if scale.numel() == 1 or weight_dim < 2:
+def _is_of_channels(scale: Tensor, weight: tuple[int, ...]) -> bool:
+    """Whether an input has one scale, or one for each channel of a depthwise convolution or a product by elements.
+
+    Args:
+        scale: of the input.
+        weight: shape of the weight.
+    """
+    if scale.numel() == 1 or len(weight) < 2:
         return True
-    axis = weight_dim - 1  # of channels, from the right
-    return weight_dim > 2 and scale.dim() >= axis and scale.shape[-axis] == scale.numel()
+    axis = len(weight) - 1  # of channels, from the right
+    depthwise = axis > 1 and weight[1] == 1
+    return depthwise and scale.dim() >= axis and scale.shape[-axis] == scale.numel()

@@ -309,3 +309,6 @@ def test_a_bias_by_the_scale_of_the_input_refuses_scales_of_rows(rows) -> None:
     channels = IntQuantTensor(torch.ones(2, 4, 3, 3) * scale, scale, 0.0, 8.0, True)
     out = depthwise(channels)
     assert isinstance(out, IntQuantTensor) and out.is_valid
+    mixing = QuantConv2d(4, 4, 1, bias_quant=Int32Bias)
+    with pytest.raises(RuntimeError, match="has 4 scales"):
+        mixing(channels)
