@@ -44,10 +44,10 @@ def evaluator(model: nn.Module) -> Callable[[], Any]:
     return run
 
 
-def ratio(
+def medians(
     first: Callable[[], Any], second: Callable[[], Any], rounds: int, warm_up: int = 3
-) -> float:
-    """Median time of ``second`` over that of ``first``, taking turns."""
+) -> tuple[float, float]:
+    """Median times of both, taking turns."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(warm_up + rounds):
         for function, taken in zip((first, second), times, strict=True):
@@ -55,7 +55,15 @@ def ratio(
             function()
             if number >= warm_up:
                 taken.append(time.perf_counter() - start)
-    return statistics.median(times[1]) / statistics.median(times[0])
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def ratio(
+    first: Callable[[], Any], second: Callable[[], Any], rounds: int, warm_up: int = 3
+) -> float:
+    """Median time of ``second`` over that of ``first``, taking turns."""
+    one, other = medians(first, second, rounds, warm_up)
+    return other / one
 
 
 def seconds(function: Callable[[], Any]) -> float:

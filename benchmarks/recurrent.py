@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import ratio
+from benchmarks.measure import medians
 from qframework.graph import calibration_mode
 from qframework.layers import QuantGRU, QuantLSTM
 
@@ -72,22 +72,32 @@ def _runs(model: Any, x: Tensor, training: bool) -> Callable[[], None]:
 
 
 def measure(rounds: int, compiled: bool) -> dict[str, float]:
-    """Ratios of the quantized layers to the loops; once scales are learned."""
-    x = torch.randn(STEPS, BATCH, FEATURES)
+    """Ratios of the quantized layers to the loops, once scales are learned: of a sequence, and of a further step."""
     out = {}
     kinds: tuple[tuple[str, Any, Any], ...] = (
         ("lstm", QuantLSTM, nn.LSTM),
         ("gru", QuantGRU, nn.GRU),
     )
     for name, quantized, of_torch in kinds:
-        layer, loop = quantized(FEATURES, SIZE), FloatLoop(of_torch(FEATURES, SIZE))
-        with calibration_mode(layer):
-            layer(x)
+        models = FloatLoop(of_torch(FEATURES, SIZE)), quantized(FEATURES, SIZE)
+        with calibration_mode(models[1]):
+            models[1](torch.randn(STEPS, BATCH, FEATURES))
         for what, training in (("train", True), ("eval", False)):
-            first, second = (_runs(m, x, training) for m in (loop, layer))
-            out[f"{name}_{what}"] = ratio(first, second, 3 * rounds)
-            if compiled and name == "lstm":
-                made: list[Any] = [torch.compile(m, fullgraph=True) for m in (loop, layer)]
-                first, second = (_runs(m, x, training) for m in made)
-                out[f"compiled_{name}_{what}"] = ratio(first, second, 3 * rounds)
+            for prefix in ("", "compiled_") if compiled and name == "lstm" else ("",):
+                whole, step = _ratios(models, training, rounds, prefix != "")
+                out[f"{prefix}{name}_{what}"], out[f"{prefix}{name}_step_{what}"] = whole, step
     return out
+
+
+def _ratios(models: Any, training: bool, rounds: int, compiled: bool) -> tuple[float, float]:
+    """Of a sequence; and of one step, from the difference to a short sequence."""
+    found = []
+    for steps in (2, STEPS):
+        used = models
+        if compiled:
+            torch.compiler.reset()
+            used = [torch.compile(m, fullgraph=True) for m in models]
+        first, second = (_runs(m, torch.randn(steps, BATCH, FEATURES), training) for m in used)
+        found.append(medians(first, second, 3 * rounds))
+    (short, quant_short), (plain, quant) = found
+    return quant / plain, (quant - quant_short) / (plain - short)
