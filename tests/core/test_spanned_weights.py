@@ -1,5 +1,7 @@
 """Weights with a zero point of their own in one step, against the same composed of its parts."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -25,6 +27,13 @@ WEIGHTS = {
     "rounded": lambda w: (w * 4).round() / 4,
     "halves": lambda w: w.half(),
 }
+
+
+@pytest.fixture(autouse=True)
+def fused() -> Iterator[None]:
+    """These functions, also where all others are tested composed."""
+    with qframework.settings.use(kernels="fused"):
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """All steps of a recurrent layer as one function, against the same steps composed of plain functions."""
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -87,6 +88,13 @@ def inputs(kind, layer):
 def run(layer, given):
     out, states = layer(*given)
     return [out, *(states if isinstance(states, tuple) else (states,))]
+
+
+@pytest.fixture(autouse=True)
+def fused() -> Iterator[None]:
+    """These functions, also where all others are tested composed."""
+    with qframework.settings.use(kernels="fused"):
+        yield
 
 
 @pytest.fixture
