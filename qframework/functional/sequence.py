@@ -90,9 +90,7 @@ def writer(found: Range | None) -> Writer:
     )
 
 
-def writer_of_columns(
-    parts: list[tuple[Range | None, int]],
-) -> Writer:
+def writer_of_columns(parts: list[tuple[Range | None, int]]) -> Writer:
     """The same for neighbouring columns with a quantizer each.
 
     Args:
