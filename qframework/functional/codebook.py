@@ -30,7 +30,8 @@ class _Codebook(Function):
     @staticmethod
     def forward(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
         v = x.to(_compute_dtype(x)) / scale
-        return (codebook[_nearest(v, codebook)] * scale).to(x.dtype)
+        entry = codebook[_nearest(v, codebook)]
+        return (torch.where(v.isnan(), v, entry) * scale).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -55,7 +56,7 @@ class _Codebook(Function):
 
 
 def codebook_quantize(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
-    """The nearest entries of a codebook, times a scale.
+    """The nearest entries of a codebook, times a scale; NaN stays NaN.
 
     Gradients: straight through to ``x`` between the smallest and the largest entry, none beyond; the scale gets the
     rest; an entry gets the sum of those of its elements.

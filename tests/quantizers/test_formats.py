@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+import qframework
 import qframework.quantizers as q
 from qframework.core.codebook import NORMAL_FLOAT_4, additive_powers_of_two
 from qframework.inject import PolicyValueError
@@ -177,6 +178,15 @@ def test_a_codebook_takes_the_nearest_entry() -> None:
     torch.testing.assert_close(
         got.value, (book[nearest] * blocks.abs().amax(-1, True)).reshape(8, 32)
     )
+
+
+@pytest.mark.parametrize("kernels", ["fused", "reference"])
+def test_no_entry_stands_for_what_is_not_a_number(kernels) -> None:
+    layer = QuantIdentity(q.APoT4ActPerTensorFloat)
+    layer(torch.randn(64))
+    with qframework.settings.use(kernels=kernels):
+        got = layer.eval()(torch.tensor([float("nan"), float("inf"), 0.0]))
+    assert got.isnan().tolist() == [True, False, False] and got[1] > 0
 
 
 def test_a_users_codebook_may_have_any_levels() -> None:
