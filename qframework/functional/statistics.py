@@ -38,7 +38,7 @@ class _AbsMax(Function):
         counts = [x.sum(dtype=ctx.top.dtype) for x in largest]
         count = counts[0] if len(counts) == 1 else torch.stack(counts).sum()
         share = torch.where(ctx.top > 0, grad / (count * ctx.top), 0.0)
-        found = tuple(at.mul_(x).mul_(share) for at, x in zip(largest, tensors, strict=True))
+        found = tuple(at.mul_(x) * share for at, x in zip(largest, tensors, strict=True))
         return found if len(found) > 1 else found[0]
 
 
@@ -67,8 +67,8 @@ class _AbsMaxOfChannels(Function):
         (x,) = kept(ctx)
         rows, where = _rows(x, ctx.order), ctx.where.unsqueeze(1)
         values = grad.to(x.dtype).unsqueeze(1) * rows.gather(1, where).sign()
-        flat = torch.zeros_like(rows, memory_format=torch.contiguous_format)
-        flat.scatter_(1, where, values)
+        # Made of the gradient, so that it is as many as that is.
+        flat = values.new_zeros(rows.shape).scatter_(1, where, values)
         if ctx.order is None:
             return flat.view(x.shape), None
         back = [ctx.order.index(axis) for axis in range(x.dim())]

@@ -147,8 +147,8 @@ def _spread_evenly(x: Tensor, g: Tensor, grad_top: Tensor, top: Tensor, flat: An
         largest = x.abs().eq_(top.to(x.dtype))
         count = largest.sum(dtype=top.dtype)
         share = torch.where(top > 0, grad_top / (count * top), 0.0)
-        spread = largest.mul_(x).mul_(share)
-        return g + spread if transforms_active(g) else spread.add_(g)
+        largest = largest.mul_(x)
+        return g + largest * share if transforms_active(g) else largest.mul_(share).add_(g)
     out = torch.empty_like(x)
     pieces = [(*p, o) for p, o in zip(_pairs(flat), out.view(-1).split(_SLICE), strict=True)]
     top = top.to(x.dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import qframework.quantizers
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import Int8WeightPerChannelFloat, ShiftedUint8ActPerTensorFloat
 
@@ -110,3 +111,29 @@ def test_batched_gradients() -> None:
     rows = torch.autograd.grad(out, x, torch.eye(5), is_grads_batched=True)[0]
     alone = torch.stack([torch.autograd.grad(layer(x), x, row)[0] for row in torch.eye(5)])
     assert torch.equal(rows, alone)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        "Int8WeightPerTensorFloat",
+        "Int8WeightPerChannelFloat",
+        "Int8WeightPerTensorFixedPoint",
+        "ShiftedUint8WeightPerChannelFloat",
+        "Fp8e4m3WeightPerChannelFloat",
+        "NF4WeightPerChannelFloat",
+    ],
+)
+@pytest.mark.parametrize("shared", [False, True])
+def test_weights_take_several_gradients_at_once(quantizer, shared) -> None:
+    layer = QuantLinear(6, 4, weight_quant=getattr(qframework.quantizers, quantizer))
+    if shared:
+        QuantLinear(6, 4, weight_quant=layer.weight_quant)
+    value = layer.quant_weight().value
+    many = torch.randn(3, 4, 6)
+    (together,) = torch.autograd.grad(
+        value, layer.weight, many, is_grads_batched=True, retain_graph=True
+    )
+    for one, upstream in zip(together, many, strict=True):
+        (alone,) = torch.autograd.grad(value, layer.weight, upstream, retain_graph=True)
+        torch.testing.assert_close(one, alone)
