@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+import qframework
 from qframework.inject import value
-from qframework.layers import QuantIdentity, QuantLinear, QuantReLU, QuantSigmoid
+from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU, QuantSigmoid
 from qframework.quant_tensor import IntQuantTensor
 from qframework.quantizers import Int8WeightPerChannelFloat, Int8WeightPerTensorFloat
 
@@ -105,3 +106,26 @@ def test_a_quantizer_that_comes_with_another_function_is_not_shared() -> None:
     with pytest.raises(TypeError, match="applies Sigmoid first"):
         QuantIdentity(act_quant=QuantSigmoid().act_quant)
     QuantSigmoid(act_quant=QuantSigmoid().act_quant)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_scale_for_several_weights_follows_the_largest_of_all(
+    half,
+) -> None:
+    torch.manual_seed(0)
+    first = QuantLinear(4, 3, bias=False)
+    second = QuantConv2d(2, 3, 2, bias=False, weight_quant=first.weight_quant)
+    with torch.no_grad():
+        second.weight[0, 0, 0, 0] = -7.0
+        first.weight[0, 0] = 7.0  # a tie between the two
+    if half:
+        second.half()
+    found = []
+    for kernels in ("fused", "reference"):
+        with qframework.settings.use(kernels=kernels, cache=False):
+            weights = first.quant_weight(), second.quant_weight()
+            assert all(w.scale.item() == pytest.approx(7 / 127) for w in weights)
+            loss = weights[0].value.square().sum() + 3 * weights[1].value.float().sum()
+            found.append(torch.autograd.grad(loss, [first.weight, second.weight]))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3 if half else 1e-5)

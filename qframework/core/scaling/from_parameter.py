@@ -34,11 +34,11 @@ def _fused_abs_max(stats: nn.Module, view: Any, *parameters: Tensor) -> Tensor |
     kind = largest_of(stats, view)
     if kind is None or torch.compiler.is_compiling() or not is_fused():
         return None
-    if kind == "tensor":
+    if kind == "tensor" and len({p.dtype for p in parameters}) == 1:
         return widen(abs_max(*parameters))
-    return (
-        widen(abs_max_of_channels(*parameters, view.permute_dims)) if len(parameters) == 1 else None
-    )
+    if kind == "channel" and len(parameters) == 1:
+        return widen(abs_max_of_channels(*parameters, view.permute_dims))
+    return None
 
 
 class StatsFromParameterScaling(CoreModule):
