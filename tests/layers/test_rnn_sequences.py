@@ -290,3 +290,23 @@ def test_training_frees_what_is_kept_in_evaluation() -> None:
     assert any(r._result is not None for r in recent.values())
     layer.train()
     assert all(r._result is None for r in recent.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{"forget_acc_bit_width": 4, "output_sigmoid_bit_width": 3}, {"cell_state_quant": None}, {"output_sigmoid_quant": None}],
+    ids=str,
+)  # fmt: skip
+def test_compilers_get_the_same_of_other_widths_and_of_absent_quantizers(options) -> None:
+    layer = calibrated("LSTM", options)
+    other = copy.deepcopy(layer)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x = inputs("LSTM", layer)[0].detach()[:2]
+    got, expected = compiled(x)[0], layer(x)[0]
+    assert torch.equal(got, expected)
+    got.square().sum().backward(), expected.square().sum().backward()
+    theirs = dict(other.named_parameters())
+    for name, parameter in layer.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(theirs[name].grad, parameter.grad, rtol=1e-5, atol=1e-6)
