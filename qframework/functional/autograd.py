@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from qframework.configuration import settings
 
@@ -43,6 +45,17 @@ def apply(function: type[Function], *args: Any) -> Any:
     if not torch.is_grad_enabled():
         return function.forward(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
+
+
+def _count_fused_steps(optimizer: Optimizer, *_: Any) -> None:
+    """Move the version counters of what an optimizer with ``fused=True`` has written, which torch 2.13 leaves on CPUs."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            written = [p for p in group["params"] if p.grad is not None and not p.is_inference()]
+            torch.autograd.graph.increment_version(written)
+
+
+register_optimizer_step_post_hook(_count_fused_steps)
 
 
 def version_of(tensor: Tensor) -> int:

@@ -1,7 +1,8 @@
 """Results that are kept while everything that they were computed from stays as it is.
 
-A tensor is unchanged while it is the same object, on the same memory, with the same version counter. Optimizers, ``load_state_dict``,
-``copy_`` and other functions in place move that counter; what is written through ``.data`` doesn't, and isn't seen.
+A tensor is unchanged while it is the same object, on the same memory, with the same version counter, and asks for a gradient as
+before. Optimizers, ``load_state_dict``, ``copy_`` and other functions in place move that counter; what is written through ``.data``
+doesn't, and isn't seen.
 """
 
 from __future__ import annotations
@@ -25,14 +26,27 @@ class _Watched(NamedTuple):
     place: dict[str, Any]
     name: str
     tensor: Tensor | None
+    state: _State | None
+
+
+class _State(NamedTuple):
     version: int
     pointer: int
+    requires_grad: bool
+    storage: Any  # held, so that its address can't come again
+
+    def holds(self, tensor: Tensor) -> bool:
+        return (
+            version_of(tensor) == self.version
+            and tensor.requires_grad == self.requires_grad
+            and tensor.data_ptr() == self.pointer
+        )
 
 
 class _Entry(NamedTuple):
     mode: tuple[Any, ...]
     inputs: tuple[Any, ...]
-    versions: tuple[int, ...]
+    states: tuple[_State, ...]
     watched: tuple[_Watched, ...]
     result: Any
     made: tuple[tuple[Tensor, int], ...]
@@ -71,15 +85,15 @@ class Memory:
     def recall(self, key: int, training: bool, *inputs: Any) -> Any:
         """The result for these inputs, None where there is none that still holds."""
         entry = self._entries.get(key)
-        if entry is None or entry.mode != _mode(training):
+        if entry is None or not settings.cache or entry.mode != _mode(training):
             return None
-        for given, tensor, version in zip(inputs, entry.inputs, entry.versions, strict=True):
-            if given is not tensor or version_of(given) != version:
+        for given, tensor, state in zip(inputs, entry.inputs, entry.states, strict=True):
+            if given is not tensor or not state.holds(given):
                 return None
-        for place, name, tensor, version, pointer in entry.watched:
-            if place.get(name) is not tensor:
+        for place, name, watched, before in entry.watched:
+            if place.get(name) is not watched:
                 return None
-            if tensor is not None and (tensor._version != version or tensor.data_ptr() != pointer):
+            if watched is not None and before is not None and not before.holds(watched):
                 return None
         for tensor, version in entry.made:
             if version_of(tensor) != version:
@@ -109,6 +123,9 @@ class Memory:
         """
         if not settings.cache or not self.is_repeatable(quantizer, training):
             return
+        if not torch.is_grad_enabled() and _is_distributed():
+            return  # broadcasts and sharded parameters write without moving a counter
+        layers = tuple(layers)
         places = (*layers, *self._places)
         watched = []
         for place, name in places:
@@ -116,16 +133,18 @@ class Memory:
             if tensor is not None and tensor.is_inference():
                 return
             watched.append(
-                _Watched(place, name, tensor, *((0, 0) if tensor is None else _state(tensor)))
+                _Watched(place, name, tensor, None if tensor is None else _state(tensor))
             )
         self._entries[key] = _Entry(
             _mode(training),
             inputs,
-            tuple(version_of(t) for t in inputs),
+            tuple(_state(t) for t in inputs),
             tuple(watched),
             result,
             tuple((t, version_of(t)) for t in made),
         )
+        while len(self._entries) > max(1, len(layers)):  # of parameters that were replaced
+            del self._entries[next(iter(self._entries))]
 
     def is_repeatable(self, quantizer: nn.Module, training: bool) -> bool:
         """Whether equal calls of the quantizer give equal results in this mode."""
@@ -143,8 +162,13 @@ class Memory:
         return self._repeatable
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    return tensor._version, tensor.data_ptr()
+def _state(tensor: Tensor) -> _State:
+    storage = tensor.untyped_storage()
+    return _State(version_of(tensor), tensor.data_ptr(), tensor.requires_grad, storage)
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _places(module: nn.Module) -> Iterable[_Place]:

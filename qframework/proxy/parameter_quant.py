@@ -275,7 +275,9 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
 
     def _by_product(self, bias: Tensor, first: Tensor, second: Tensor, source: Any) -> Any:
         """Quantize by the product of two scales; kept in evaluation, where both stay the same tensors."""
-        keeps = not (torch.compiler.is_compiling() or torch.is_grad_enabled())
+        keeps = not (
+            torch.compiler.is_compiling() or torch.is_grad_enabled() or transforms_active()
+        )
         inputs = (bias, first, second)
         if keeps:
             known = self._memory.recall(id(bias), self.training, *inputs)
@@ -292,7 +294,9 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         output = quantizer(bias, scale)
         result = self._wrap(output, source, bias)
         if keeps:
-            self._memory.keep(id(bias), quantizer, self.training, (), result, output[:1], *inputs)
+            layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
+            made = output[:1]
+            self._memory.keep(id(bias), quantizer, self.training, layers, result, made, *inputs)
         return result
 
     def _scale_missing(self, what: str) -> str:

@@ -73,6 +73,16 @@ def optimize(layer: QuantLinear) -> None:
     torch.optim.SGD([layer.weight], lr=0.5).step()
 
 
+def optimize_fused(layer: QuantLinear) -> None:
+    layer.weight.grad = torch.ones(3, 4)
+    torch.optim.SGD([layer.weight], lr=0.5, fused=True).step()
+
+
+def set_data_twice(layer: QuantLinear) -> None:
+    layer.weight.data = torch.full((3, 4), 0.75)
+    layer.weight.data = torch.full((3, 4), 0.25)
+
+
 def load(layer: QuantLinear) -> None:
     layer.load_state_dict({k: v + 0.25 for k, v in layer.state_dict().items()})
 
@@ -104,6 +114,8 @@ CHANGES = {
     "through a view": through_a_view,
     "assigned": assign,
     "optimizer": optimize,
+    "fused optimizer": optimize_fused,
+    "data assigned twice": set_data_twice,
     "state dict": load,
     "state dict, assigned": load_by_assignment,
     "data assigned": set_data,

@@ -1,0 +1,102 @@
+"""Changes that version counters don't tell of, and what must not outlive them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import qframework
+from qframework.graph import calibration_mode
+from qframework.layers import QuantLinear
+from qframework.quantizers import (
+    Int8ActPerTensorFloat,
+    Int8WeightPerChannelFloatMSE,
+    Int8WeightPerTensorFloat,
+    Int32Bias,
+)
+
+
+@pytest.mark.parametrize(
+    "optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad]
+)
+@pytest.mark.parametrize("quantizer", [Int8WeightPerTensorFloat, Int8WeightPerChannelFloatMSE])
+def test_fused_optimizers_train_as_others_do(quantizer, optimizer) -> None:
+    """They move no version counters on CPUs; learned scales read these too."""
+    ends = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        layer, x, y = (
+            QuantLinear(16, 8, weight_quant=quantizer),
+            torch.randn(32, 16),
+            torch.randn(32, 8),
+        )
+        steps = optimizer(layer.parameters(), lr=1e-2, fused=fused)
+        for _ in range(5):
+            steps.zero_grad()
+            (layer(x) - y).square().mean().backward()
+            steps.step()
+        ends.append([p.detach().clone() for p in layer.parameters()])
+    for plain, fused_one in zip(*ends, strict=True):
+        torch.testing.assert_close(fused_one, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_weight_that_is_unfrozen_gets_its_gradient(training) -> None:
+    layer, x = QuantLinear(4, 3).train(training), torch.randn(2, 4)
+    layer.weight.requires_grad_(False)
+    layer(x)
+    layer.weight.requires_grad_(True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def with_bias() -> tuple[QuantLinear, torch.Tensor]:
+    layer = QuantLinear(4, 3, input_quant=Int8ActPerTensorFloat, bias_quant=Int32Bias)
+    x = torch.randn(2, 4)
+    with calibration_mode(layer):
+        layer(x)
+    return layer.eval(), x
+
+
+@torch.no_grad()
+def test_a_bias_whose_data_is_set_is_seen_in_evaluation() -> None:
+    layer, x = with_bias()
+    before = layer(x)
+    layer.bias.data = layer.bias + 1
+    torch.testing.assert_close(layer(x), before + 1, rtol=0, atol=1e-3)  # a step of the bias
+
+
+@torch.no_grad()
+def test_memory_that_comes_again_is_not_taken_for_the_same() -> None:
+    for _ in range(20):
+        layer = QuantLinear(512, 512, bias=False).eval()
+        layer.quant_weight()
+        layer.weight.data = torch.randn(512, 512)
+        layer.weight.data = torch.randn(512, 512)
+        assert torch.equal(layer.quant_weight().value, copy.deepcopy(layer).quant_weight().value)
+
+
+@torch.no_grad()
+def test_without_the_cache_nothing_that_was_kept_is_used() -> None:
+    layer = QuantLinear(4, 3).eval()
+    kept = layer.quant_weight()
+    assert layer.quant_weight() is kept
+    with qframework.settings.use(cache=False):
+        assert layer.quant_weight() is not kept
+
+
+@torch.no_grad()
+def test_results_of_replaced_parameters_are_freed() -> None:
+    layer, x = with_bias()
+    for _ in range(5):
+        layer.weight, layer.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+        layer(x)
+    assert len(layer.weight_quant._memory._entries) == len(layer.bias_quant._memory._entries) == 1
+
+
+@torch.no_grad()
+def test_nothing_is_kept_in_evaluation_where_processes_may_write(monkeypatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    layer = QuantLinear(4, 3).eval()
+    assert layer.quant_weight() is not layer.quant_weight()
