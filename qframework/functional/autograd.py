@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -20,7 +20,7 @@ def is_fused() -> bool:
     """
     if settings.kernels == "reference":
         return False
-    return torch.compiler.is_compiling() or not transforms_active()
+    return torch.compiler.is_compiling() or not (transforms_active() or forward_mode_active())
 
 
 def transforms_active(*tensors: Tensor) -> bool:
@@ -35,13 +35,39 @@ def transforms_active(*tensors: Tensor) -> bool:
     )
 
 
+def forward_mode_active() -> bool:
+    """Whether forward-mode derivatives are asked for, which none of the functions has."""
+    return forward_ad._current_level >= 0
+
+
+def refuse_tangents(*operands: Any) -> None:
+    """Refuse forward-mode derivatives, which would be those of the rounding itself, 0, in silence.
+
+    Raises:
+        NotImplementedError: an operand has a tangent.
+    """
+    if torch.compiler.is_compiling() or not forward_mode_active():
+        return
+    if any(
+        isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in operands
+    ):
+        raise NotImplementedError(
+            "quantizers have no forward-mode derivatives (torch.func.jvp, torch.autograd.forward_ad); use reverse mode, "
+            "such as torch.func.vjp or jacrev"
+        )
+
+
 def apply(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)`` for a call outside of transforms; without a gradient its ``forward`` alone.
 
     The ordinary ``apply`` inspects the signature at each call, which takes longer than a small forward.
+
+    Raises:
+        NotImplementedError: an operand has a tangent.
     """
     if torch.compiler.is_compiling():
         return function.apply(*args)  # type: ignore[no-untyped-call]
+    refuse_tangents(*args)
     if not torch.is_grad_enabled():
         return function.forward(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]

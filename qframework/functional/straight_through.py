@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from qframework.functional.autograd import refuse_tangents
+
 
 def _round_to_zero(x: Tensor) -> Tensor:
     return torch.trunc(x)
@@ -57,7 +59,12 @@ class _StraightThrough(Function):
 
 
 def apply_step(x: Tensor, step: str) -> Tensor:
-    """A step function by name, with a straight-through gradient."""
+    """A step function by name, with a straight-through gradient.
+
+    Raises:
+        NotImplementedError: ``x`` has a tangent, for forward-mode derivatives.
+    """
+    refuse_tangents(x)
     if not torch.is_grad_enabled():  # an autograd function costs 40 us more than what it calls
         return _STEPS[step](x)
     return _StraightThrough.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]

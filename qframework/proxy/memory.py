@@ -44,6 +44,7 @@ class _State(NamedTuple):
 
 
 class _Entry(NamedTuple):
+    quantizer: nn.Module
     mode: tuple[Any, ...]
     inputs: tuple[Any, ...]
     states: tuple[_State, ...]
@@ -82,10 +83,12 @@ class Memory:
         self._entries.clear()
         self._known = None
 
-    def recall(self, key: int, training: bool, *inputs: Any) -> Any:
-        """The result for these inputs, None where there is none that still holds."""
+    def recall(self, key: int, quantizer: nn.Module, training: bool, *inputs: Any) -> Any:
+        """The result of a quantizer for these inputs, None where there is none that still holds."""
         entry = self._entries.get(key)
         if entry is None or not settings.cache or entry.mode != _mode(training):
+            return None
+        if entry.quantizer is not quantizer or is_watched(quantizer):
             return None
         for given, tensor, state in zip(inputs, entry.inputs, entry.states, strict=True):
             if given is not tensor or not state.holds(given):
@@ -136,6 +139,7 @@ class Memory:
                 _Watched(place, name, tensor, None if tensor is None else _state(tensor))
             )
         self._entries[key] = _Entry(
+            quantizer,
             _mode(training),
             inputs,
             tuple(_state(t) for t in inputs),
@@ -152,14 +156,17 @@ class Memory:
         if known != self._known:
             found = list(parts(quantizer))
             self._repeatable = all(
-                getattr(m, "repeatable", False)
-                and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks)
-                for m in found
+                getattr(m, "repeatable", False) and not is_watched(m) for m in found
             )
             self._places = tuple(place for m in found for place in _places(m))
             self._known = known
             self.replays = False
         return self._repeatable
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks have to see each call of a module."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def _state(tensor: Tensor) -> _State:

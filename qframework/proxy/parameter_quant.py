@@ -112,7 +112,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
             or transforms_active()
         ):
             return self._wrap(self._outputs(parameter, *scales), source, parameter)
-        known = self._memory.recall(id(parameter), self.training, parameter, *scales)
+        known = self._memory.recall(id(parameter), quantizer, self.training, parameter, *scales)
         if known is not None:
             return known
         training = self.training
@@ -279,8 +279,9 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             torch.compiler.is_compiling() or torch.is_grad_enabled() or transforms_active()
         )
         inputs = (bias, first, second)
+        quantizer: Any = self.tensor_quant
         if keeps:
-            known = self._memory.recall(id(bias), self.training, *inputs)
+            known = self._memory.recall(id(bias), quantizer, self.training, *inputs)
             if known is not None:
                 return known.replace(source=source) if known.source != source else known
         scale = (first * second).reshape(-1)
@@ -290,7 +291,6 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             scale.numel() < bias.numel()
         ):  # scales of positions within the groups of a transposed convolution
             scale = scale.repeat(bias.numel() // scale.numel())
-        quantizer: Any = self.tensor_quant
         output = quantizer(bias, scale)
         result = self._wrap(output, source, bias)
         if keeps:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qframework.core.quant import RescalingIntQuant
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.memory import is_watched
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
 
@@ -118,9 +119,11 @@ class ActQuantProxyFromInjector(QuantProxy):
     def _kept_scales(self, quantizer: Any, x: Tensor) -> Any:
         """Scale, zero point, bit width and the step that they make, kept while what they are made of is unchanged.
 
-        None where they depend on the input.
+        None where they depend on the input, or hooks on the quantizer have to see each call.
         """
-        known = self._memory.recall(0, False)
+        if is_watched(quantizer):
+            return None
+        known = self._memory.recall(0, quantizer, False)
         if known is None and not quantizer.looks_at_input:
             found = quantizer.parameters_for(x)
             known = *found, quantizer.step(*found)

@@ -209,8 +209,8 @@ def test_what_draws_at_random_is_not_kept() -> None:
 
 @pytest.mark.parametrize("weight", [*WEIGHTS, SignedBinaryWeightPerTensorConst])
 def test_two_calls_of_a_step_share_the_weight_and_have_the_same_gradients(weight) -> None:
-    layer = QuantConv2d(2, 3, 3, weight_quant=weight)
-    x, y = torch.randn(1, 2, 5, 5), torch.randn(1, 2, 5, 5)
+    layer = QuantConv2d(2, 3, 3, weight_quant=weight, dtype=torch.float64)
+    x, y = torch.randn(2, 1, 2, 5, 5, dtype=torch.float64)
     assert layer.quant_weight() is layer.quant_weight()
     (layer(x).sin().sum() + layer(y).cos().sum()).backward()
     together = layer.weight.grad.clone()

@@ -8,7 +8,7 @@ from torch import nn
 
 import qframework
 from qframework.graph import calibration_mode
-from qframework.layers import QuantLinear
+from qframework.layers import QuantLinear, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloatMSE,
@@ -100,3 +100,45 @@ def test_nothing_is_kept_in_evaluation_where_processes_may_write(monkeypatch) ->
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     layer = QuantLinear(4, 3).eval()
     assert layer.quant_weight() is not layer.quant_weight()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [True, False])
+def test_another_quantizer_is_another_result(training) -> None:
+    layer, other = QuantLinear(4, 3).train(training), QuantLinear(4, 3, weight_bit_width=2)
+    before = layer.quant_weight()
+    layer.weight_quant.tensor_quant = other.weight_quant.tensor_quant.train(training)
+    assert not torch.equal(layer.quant_weight().value, before.value)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("part", ["weight_quant", "input_quant"])
+def test_hooks_on_a_quantizer_see_each_call_in_evaluation(part, early) -> None:
+    layer, x = with_bias()
+    if not early:
+        layer(x)
+    seen = []
+    quantizer = getattr(layer, part).tensor_quant
+    handle = quantizer.register_forward_hook(lambda *_: seen.append(1))
+    layer(x), layer(x)
+    assert len(seen) == 2
+    handle.remove()
+    layer(x)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_forward_mode_is_refused_rather_than_zero(grad) -> None:
+    layer = QuantReLU(collect_stats_steps=1)
+    x = torch.randn(2, 4)
+    layer(x), layer(x)
+    layer.eval()
+    with torch.set_grad_enabled(grad), pytest.raises(NotImplementedError, match="reverse mode"):
+        torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+    with (
+        torch.set_grad_enabled(grad),
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="reverse mode"),
+    ):
+        layer(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
