@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_KERNELS = ("fused", "compiled", "reference")
+_KERNELS = ("auto", "fused", "compiled", "reference")
 
 
 class Settings:
@@ -27,7 +27,7 @@ class Settings:
     cache: bool
 
     def __init__(self) -> None:
-        self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "fused")
+        self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "auto")
         self.cache = True
 
     def __setattr__(self, name: str, value: Any) -> None:

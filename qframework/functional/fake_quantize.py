@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.functional import compiled
+from qframework.functional import compiled, native
 from qframework.functional.autograd import apply, is_fused, keep, kept, transforms_active
 from qframework.functional.straight_through import (
     ROUNDINGS,
@@ -75,6 +75,11 @@ class _FixedRange(Function):
         masked: bool,
         rectify: bool,
     ) -> Tensor:
+        layout = native.serves(x, scale, rounding, zero_point)
+        if layout is not None:
+            return native.quantize(
+                layout, x, scale, zero_point, minimum, maximum, rounding, rectify
+            )
         if zero_point is None and compiled.wants_compiled(x, scale):
             return _kernels(x, scale, minimum, maximum, rounding).quantize(x, scale)
         q = x.to(_compute_dtype(x)) / scale
@@ -121,6 +126,9 @@ def range_gradients(
     if not (masked or need_scale):
         return grad, None, None
     settings: Any = (minimum, maximum, rounding, masked, rectify)
+    layout = native.serves(x, scale, rounding, zero_point, grad)
+    if layout is not None:
+        return native.gradients(layout, grad, x, scale, zero_point, *settings)
     if zero_point is None and compiled.wants_compiled(x, scale, grad):
         kernels = _kernels(x, scale, minimum, maximum, rounding, rectify)
         if masked:

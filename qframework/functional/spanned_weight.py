@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from qframework.functional import native
 from qframework.functional.autograd import apply, keep, kept, transforms_active
 from qframework.functional.fake_quantize import _compute_dtype, _FixedRange, sum_to
 from qframework.functional.scale import _StatisticScale
@@ -71,11 +72,16 @@ class _SpanScaled(Function):
         high, low, where = ctx.ends
         g = torch.zeros_like(x) if grad is None else grad
         # The zero point moves values by a step there and back: it gets nothing from them.
-        exact = x.to(scale.dtype) / scale
-        error = ROUNDINGS[how.rounding](exact + shift).clamp_(how.minimum, how.maximum)
-        error = error.sub_(shift).sub_(exact)
-        del exact
-        whole = sum_to(error * g if transforms_active(g) else error.mul_(g), scale)
+        layout = native.serves(x, scale, how.rounding, shift, g)
+        if layout is not None:
+            fixed = (how.minimum, how.maximum, how.rounding, False, False)
+            whole = native.gradients(layout, g, x, scale, shift, *fixed)[1]
+        else:
+            exact = x.to(scale.dtype) / scale
+            error = ROUNDINGS[how.rounding](exact + shift).clamp_(how.minimum, how.maximum)
+            error = error.sub_(shift).sub_(exact)
+            del exact
+            whole = sum_to(error * g if transforms_active(g) else error.mul_(g), scale)
         whole = whole if grad_scale is None else whole + grad_scale
         to_low = torch.zeros_like(low)
         if grad_shift is not None:
@@ -94,6 +100,9 @@ class _SpanScaled(Function):
             for share, at in zip(shares, where, strict=True):
                 g = spread_rows(g, share, at, how.order)
             return g, None, None
+        if layout is not None:
+            values, parts = torch.stack((high, low)), torch.stack(shares)
+            return native.spread(g, x, values, parts, magnitude=False), None, None
         return _spread(g, x, zip(shares, (high, low), strict=True), error), None, None
 
 

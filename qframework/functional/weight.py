@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.functional import compiled
+from qframework.functional import compiled, native
 from qframework.functional.autograd import apply, keep, kept, transforms_active
 from qframework.functional.fake_quantize import (
     _SLICE,
@@ -79,9 +79,13 @@ class _LargestScaled(Function):
         g = torch.zeros_like(x) if grad is None else grad
         kernels = flat = None
         count: Any = None
-        if compiled.wants_compiled(x, scale, g):
+        layout = native.serves(x, scale, how.rounding, None, g)
+        if layout is None and compiled.wants_compiled(x, scale, g):
             kernels = _kernels(x, scale, how.minimum, how.maximum, how.rounding)
-        if kernels is not None and how.per_channel:
+        if layout is not None:
+            fixed: Any = (None, how.minimum, how.maximum, how.rounding, False, False)
+            whole = native.gradients(layout, g, x, scale, *fixed)[1]
+        elif kernels is not None and how.per_channel:
             whole = kernels.scale_gradient(g, x, scale)
         elif kernels is not None:
             whole, count = kernels.largest_gradient(g, x, scale, top)
@@ -95,6 +99,9 @@ class _LargestScaled(Function):
         if how.per_channel:
             signs = _rows(x, how.order).gather(1, ctx.where.unsqueeze(1)).sign()
             grad_x = spread_rows(g, grad_top.reshape(-1, 1) * signs, ctx.where, how.order)
+        elif layout is not None:
+            share = torch.where(top > 0, grad_top, 0.0)
+            grad_x = native.spread(g, x, top, share, magnitude=True)
         elif kernels is not None:
             grad_x = kernels.spread(g, x, top, torch.where(top > 0, grad_top / count, 0.0))
         else:
