@@ -102,11 +102,13 @@ class QuantNonLinearActLayer(QuantLayer):
         Raises:
             RuntimeError: a quantized result is asked for and the quantizer is off.
         """
-        if not self.input_quant.is_idle:
-            input = self.input_quant(input)
+        parts: Any = self._modules  # looked at directly, since a module's attributes take long
+        input_quant = parts["input_quant"]
+        if not input_quant.is_idle:
+            input = input_quant(input)
         if self.own_activation is not None:
             input = self.own_activation(input)
-        return self._pack(self.act_quant(input))
+        return self._pack(parts["act_quant"](input))
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."

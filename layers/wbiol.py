@@ -158,9 +158,10 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             RuntimeError: a bias quantizer needs the scale of an input that isn't quantized, or a quantized
                 result is asked for that can't be had.
         """
-        quant_input = input if self.input_quant.is_idle else self.input_quant(input)
+        parts: Any = self._modules  # looked at directly, since a module's attributes take long
+        input_quant, output_quant = parts["input_quant"], parts["output_quant"]
+        quant_input = input if input_quant.is_idle else input_quant(input)
         quant_weight = self.quant_weight(quant_input)
-        output_quant = self.output_quant
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
         if as_quant and not (
             isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)

@@ -14,9 +14,12 @@ class Settings:
     """The settings; assign to them, or use :meth:`use` for a while.
 
     Attributes:
-        kernels: which functions compute. ``'fused'``, the default: few passes over memory, nothing to compile.
-            ``'compiled'``: the same functions compiled once per dtype and device by ``torch.compile`` and shared by all layers,
-            for large tensors in eager mode; the first use takes seconds, and needs a C++ compiler on CPUs.
+        kernels: which functions compute; values are the same bit for bit.
+            ``'auto'``, the default: for tensors of over 8,192 elements on CPUs C++ functions of one pass over memory; the first
+            such tensor has them built, in about three seconds, once on a machine. Else, and without a compiler, as ``'fused'``.
+            ``'fused'``: torch's own functions in few passes, nothing to compile.
+            ``'compiled'``: the C++ functions or an error; what they don't take, and other devices, by ``torch.compile``'s
+            inductor, once for each dtype and device, in many seconds.
             ``'reference'``: everything composed of plain straight-through functions, to compare with.
             The environment variable ``QFRAMEWORK_KERNELS`` sets the start.
         cache: keep quantized weights and biases, and the scales of activations in evaluation, while what they are

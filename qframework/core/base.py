@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -96,6 +96,11 @@ class CoreModule(CompactModule):
         else:
             _set(self, name, value)
 
+    @property
+    def unread(self) -> Collection[str]:
+        """Names of own tensors that results don't depend on, or only in ways that :func:`structure` tells."""
+        return self._constants
+
     def register_constant(
         self,
         name: str,
@@ -125,6 +130,7 @@ class CoreModule(CompactModule):
             return out
 
         super()._apply(keep_wide, recurse)
+        _note_change("constants")
         for name, master in self._constants.items():
             buffer = self._buffers[name]
             assert buffer is not None

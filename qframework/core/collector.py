@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -101,6 +102,12 @@ class CollectThenLearn(CoreModule):
         raise NotImplementedError
 
     # ------------------------------------------------------------ phases
+
+    @property
+    def unread(self) -> Collection[str]:
+        """What was collected counts for nothing once it is handed over."""
+        collected = ("running_stats", "collected_steps", "used_batches") if self.settled else ()
+        return (*self._constants, *collected)
 
     @property
     def repeatable(self) -> bool:

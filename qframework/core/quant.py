@@ -20,7 +20,7 @@ from qframework.core.function_wrapper import (
 )
 from qframework.core.one_step import OneStep
 from qframework.core.zero_point import ZeroZeroPoint
-from qframework.functional import check_range, fake_quantize, is_fused, max_int, min_int
+from qframework.functional import FixedStep, check_range, fake_quantize, is_fused, max_int, min_int
 from qframework.functional.autograd import transforms_active
 
 #: Integers of more bits aren't all numbers of float32.
@@ -307,7 +307,7 @@ class RescalingIntQuant(CoreModule):
             return lambda x, rectify: int_quant(scale, zero, bit_width, x, bits, rectify)
         rule: Any = int_quant.float_to_int_impl.rule
         masked: Any = int_quant.tensor_clamp_impl.masked
-        return lambda x, rectify: fake_quantize(x, scale, zero, *fixed, rule, masked, rectify)
+        return FixedStep(scale, zero, *fixed, rule, masked)
 
 
 class PrescaledRestrictIntQuant(CoreModule):

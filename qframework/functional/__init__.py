@@ -3,10 +3,11 @@
 from qframework.functional.autograd import is_fused
 from qframework.functional.codebook import codebook_quantize, codebook_reference
 from qframework.functional.fake_quantize import (
-    can_rectify,
+    FixedStep,
     fake_quantize,
     fake_quantize_reference,
 )
+from qframework.functional.fixed_range import can_rectify
 from qframework.functional.groups import grouped_shape, join_groups, split_groups
 from qframework.functional.gru_sequence import GRURanges, gru_sequence
 from qframework.functional.integer_range import check_range, max_int, min_int
@@ -50,6 +51,7 @@ from qframework.functional.traced_statistics import order_statistic_if
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
+    "FixedStep",
     "GRURanges",
     "RNNRanges",
     "gru_sequence",

@@ -12,6 +12,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from qframework.configuration import settings
 
+# Named here, because to look them up in torch each time takes long where nothing is in a cache.
+_is_compiling = torch.compiler.is_compiling
+_functorch_active = torch._C._are_functorch_transforms_active
+_is_grad_enabled = torch.is_grad_enabled
+
 
 def is_fused() -> bool:
     """Whether fused functions may run; composed ones take their place under ``torch.func`` transforms.
@@ -20,15 +25,17 @@ def is_fused() -> bool:
     """
     if settings.kernels == "reference":
         return False
-    return torch.compiler.is_compiling() or not (transforms_active() or forward_mode_active())
+    return _is_compiling() or not (_functorch_active() or forward_ad._current_level >= 0)
 
 
 def transforms_active(*tensors: Tensor) -> bool:
     """Whether ``vmap``, ``grad`` or another transform is at work, or one of the tensors is a batch of tensors."""
-    if torch.compiler.is_compiling():  # which can't look; what it makes changes nothing in place
+    if _is_compiling():  # which can't look; what it makes changes nothing in place
         return False
-    if torch._C._are_functorch_transforms_active():
+    if _functorch_active():
         return True
+    if not tensors:
+        return False
     functorch: Any = torch._C._functorch
     return any(
         functorch.is_batchedtensor(t) or functorch.is_legacy_batchedtensor(t) for t in tensors
@@ -65,10 +72,11 @@ def apply(function: type[Function], *args: Any) -> Any:
     Raises:
         NotImplementedError: an operand has a tangent.
     """
-    if torch.compiler.is_compiling():
+    if _is_compiling():
         return function.apply(*args)  # type: ignore[no-untyped-call]
-    refuse_tangents(*args)
-    if not torch.is_grad_enabled():
+    if forward_ad._current_level >= 0:
+        refuse_tangents(*args)
+    if not _is_grad_enabled():
         return function.forward(*args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
 

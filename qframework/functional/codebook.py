@@ -13,7 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from qframework.functional.autograd import apply, is_fused, keep, kept
-from qframework.functional.fake_quantize import _compute_dtype, sum_to
+from qframework.functional.fixed_range import compute_dtype, sum_to
 from qframework.functional.straight_through import tensor_clamp
 
 
@@ -29,7 +29,7 @@ class _Codebook(Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
-        v = x.to(_compute_dtype(x)) / scale
+        v = x.to(compute_dtype(x)) / scale
         entry = codebook[_nearest(v, codebook)]
         return (torch.where(v.isnan(), v, entry) * scale).to(x.dtype)
 
@@ -41,7 +41,7 @@ class _Codebook(Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, codebook = kept(ctx)
-        g = grad.to(_compute_dtype(x))
+        g = grad.to(compute_dtype(x))
         v = x.to(g.dtype) / scale
         index = _nearest(v, codebook)
         inside = (v >= codebook[0]) & (v <= codebook[-1])
@@ -76,7 +76,7 @@ def codebook_quantize(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
 
 def codebook_reference(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
     """:func:`codebook_quantize` composed of plain functions; the tests hold them equal."""
-    v = x.to(_compute_dtype(x)) / scale
+    v = x.to(compute_dtype(x)) / scale
     fixed = codebook.detach()
     entry = codebook[_nearest(v.detach(), fixed)]
     clamped: Tensor = tensor_clamp(v, fixed[0], fixed[-1])

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from qframework.functional import native
 from qframework.functional.autograd import apply, keep, kept
-from qframework.functional.fake_quantize import _FixedRange, can_rectify, range_gradients
+from qframework.functional.fixed_range import _FixedRange, can_rectify, range_gradients
 from qframework.functional.scale import _StoredScale, slope_of_stored
 
 
@@ -41,6 +42,11 @@ class _LearnedScaled(Function):
     def forward(
         x: Tensor, stored: Tensor, threshold: Tensor, how: LearnedScaled, rectify: bool
     ) -> tuple[Tensor, Tensor]:
+        if how.domain == "fp":
+            layout = native.serves(x, stored.shape, stored.dtype, how.rounding)
+            if layout is not None and stored.dtype == threshold.dtype and stored.is_contiguous():
+                settings = (threshold, how.scale_minimum, *how[:3], rectify)
+                return native.quantize_by_stored(layout, x, stored, *settings)
         scale = _StoredScale.forward(stored, threshold, *how[4:])
         return _FixedRange.forward(x, scale, None, *how[:4], rectify), scale
 
@@ -59,6 +65,16 @@ class _LearnedScaled(Function):
         grad_x = None
         if grad is not None:
             settings = (*how[:4], ctx.rectify)
+            if how.domain == "fp" and need[1]:
+                layout = native.serves(x, stored.shape, stored.dtype, how.rounding, grad)
+                if (
+                    layout is not None
+                    and stored.dtype == threshold.dtype
+                    and stored.is_contiguous()
+                ):
+                    operands: Any = (None, *settings, stored, threshold, grad_scale)
+                    found = native.gradients(layout, grad, x, ctx.scale, *operands)
+                    return *found[:2], None, None, None
             grad_x, of_range, _ = range_gradients(
                 grad, x, ctx.scale, None, *settings, need_scale=need[1], need_zero=False
             )

@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from qframework.functional.autograd import apply, is_fused, keep, kept
-from qframework.functional.fake_quantize import _compute_dtype, sum_to
+from qframework.functional.fixed_range import compute_dtype, sum_to
 from qframework.functional.straight_through import (
     ROUNDINGS,
     apply_step,
@@ -120,7 +120,7 @@ class _Minifloat(Function):
     def forward(
         x: Tensor, scale: Tensor | None, fmt: MinifloatFormat, rounding: str, masked: bool
     ) -> Tensor:
-        v = x.to(_compute_dtype(x))
+        v = x.to(compute_dtype(x))
         v = v if scale is None else v / scale
         q = _bounded(_rounded(v, fmt, rounding)[0], fmt)
         return (q if scale is None else q * scale).to(x.dtype)
@@ -135,7 +135,7 @@ class _Minifloat(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale = kept(ctx)
         fmt: MinifloatFormat = ctx.format
-        g = grad.to(_compute_dtype(x))
+        g = grad.to(compute_dtype(x))
         v = x.to(g.dtype)
         v = v if scale is None else v / scale
         q, power = _rounded(v, fmt, ctx.rounding)
@@ -217,7 +217,7 @@ def minifloat_reference(
         rounding: a straight-through rounding.
         clamp: the clamp, which decides on its gradient.
     """
-    v = x.to(_compute_dtype(x))
+    v = x.to(compute_dtype(x))
     v = v if scale is None else v / scale
     smallest = 2.0 ** (1 - exponent_bias)
     fixed = v.detach()

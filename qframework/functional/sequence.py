@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from qframework.functional.autograd import apply, transforms_active
-from qframework.functional.fake_quantize import range_derivatives, sum_to
+from qframework.functional.fixed_range import sum_to
 from qframework.functional.straight_through import ROUNDINGS
 
 
@@ -159,7 +159,7 @@ def differentiated(x: Tensor, found: Range | None, needed: bool) -> tuple[Tensor
     """The quantized values of all steps, and what they change by."""
     if found is None:
         return x, Derivatives(None, None)
-    value, *changes = range_derivatives(x, found.scale, *found.how, need_scale=needed)
+    value, *changes = _derivatives(x, found.scale, *found.how, need_scale=needed)
     return value, Derivatives(*changes)
 
 
@@ -224,3 +224,32 @@ def before(states: Tensor, first: Tensor, reverse: bool) -> Tensor:
 def weight_gradient(states: Tensor, grad: Tensor) -> Tensor:
     """The gradient of the weights ``(H, columns)`` that all steps multiply their state by."""
     return states.flatten(0, 1).t() @ grad.flatten(0, 1)
+
+
+def _derivatives(
+    x: Tensor,
+    scale: Tensor,
+    minimum: float | Tensor,
+    maximum: float | Tensor,
+    rounding: str,
+    masked: bool,
+    *,
+    need_scale: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``fake_quantize``, and what it changes by, element by element, for ``x`` (None is 1) and for the scale."""
+    # Memory is used again where it can be: new pages cost more than the arithmetic.
+    exact = x / scale
+    place = ROUNDINGS[rounding](exact)
+    by_x = None
+    if masked and not (isinstance(minimum, Tensor) or isinstance(maximum, Tensor)):
+        inside, bounds = torch.ops.aten.hardtanh_backward, (minimum - 0.5, maximum + 0.5)
+        by_x = inside(torch.ones_like(place), place, *bounds)
+        inside.grad_input(exact, place, *bounds, grad_input=exact)
+        q = place.clamp_(minimum, maximum)
+    else:
+        q = torch.clamp(place, minimum, maximum)  # type: ignore[arg-type]
+        if masked:
+            by_x = q.eq(place).to(place.dtype)
+            exact = torch.where(by_x > 0, exact, 0.0)
+    by_scale = torch.sub(q, exact, out=exact) if need_scale else None
+    return q.mul_(scale), by_x, by_scale

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from qframework.functional import native
 from qframework.functional.autograd import apply, keep, kept, transforms_active
-from qframework.functional.fake_quantize import _compute_dtype, _FixedRange, sum_to
+from qframework.functional.fixed_range import _FixedRange, compute_dtype, sum_to
 from qframework.functional.scale import _StatisticScale
 from qframework.functional.statistics import _rows
 from qframework.functional.straight_through import ROUNDINGS
@@ -38,7 +38,7 @@ class _SpanScaled(Function):
         x: Tensor, threshold: Tensor, how: LargestScaled
     ) -> tuple[Tensor, Tensor, Tensor, Any]:
         high, low, where = _extremes(x, how)
-        high, low = high.to(_compute_dtype(x)), low.to(_compute_dtype(x))
+        high, low = high.to(compute_dtype(x)), low.to(compute_dtype(x))
         zero = torch.zeros_like(low)
         offset = -torch.where(low <= 0, low, zero)
         span = torch.where(high >= 0, high, zero) + offset
@@ -72,7 +72,7 @@ class _SpanScaled(Function):
         high, low, where = ctx.ends
         g = torch.zeros_like(x) if grad is None else grad
         # The zero point moves values by a step there and back: it gets nothing from them.
-        layout = native.serves(x, scale, how.rounding, shift, g)
+        layout = native.serves(x, scale.shape, scale.dtype, how.rounding, g)
         if layout is not None:
             fixed = (how.minimum, how.maximum, how.rounding, False, False)
             whole = native.gradients(layout, g, x, scale, shift, *fixed)[1]
@@ -102,7 +102,7 @@ class _SpanScaled(Function):
             return g, None, None
         if layout is not None:
             values, parts = torch.stack((high, low)), torch.stack(shares)
-            return native.spread(g, x, values, parts, magnitude=False), None, None
+            return native.spread(g, x, values, parts), None, None
         return _spread(g, x, zip(shares, (high, low), strict=True), error), None, None
 
 

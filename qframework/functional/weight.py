@@ -15,12 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from qframework.functional import compiled, native
 from qframework.functional.autograd import apply, keep, kept, transforms_active
-from qframework.functional.fake_quantize import (
-    _SLICE,
-    _compute_dtype,
+from qframework.functional.fixed_range import (
+    SLICE,
     _FixedRange,
-    _kernels,
-    _total,
+    compute_dtype,
+    kernels_of,
+    total,
 )
 from qframework.functional.scale import _StatisticScale
 from qframework.functional.statistics import _AbsMax, _rows
@@ -52,12 +52,24 @@ class LargestScaled(NamedTuple):
 class _LargestScaled(Function):
     @staticmethod
     def forward(x: Tensor, threshold: Tensor, how: LargestScaled) -> tuple[Tensor, Tensor, Any]:
+        layout = _native_layout(x, threshold, how)
+        if layout is not None and how.domain == "fp":
+            y, scale, *found = native.largest(
+                layout,
+                x,
+                how.scale_shape,
+                how.per_channel,
+                threshold,
+                how.scale_minimum,
+                *how[:3],
+            )
+            return y, scale, tuple(found)
         where = None
         if how.per_channel:
             top, where = _rows(x, how.order).abs().max(dim=1)
         else:
             top = _AbsMax.forward(x)
-        top = top.to(_compute_dtype(x))
+        top = top.to(compute_dtype(x))
         settings = (how.domain, how.exponent_rounding, how.scale_minimum)
         scale = _StatisticScale.forward(top, threshold, *settings).reshape(how.scale_shape)
         fixed = (how.minimum, how.maximum, how.rounding, False, False)
@@ -68,7 +80,7 @@ class _LargestScaled(Function):
         x, threshold, ctx.how = inputs
         keep(ctx, x, threshold, always=True)
         ctx.top, ctx.where = output[2]
-        ctx.scale = output[1].detach().clone()
+        ctx.scale = output[1].detach()
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -79,34 +91,41 @@ class _LargestScaled(Function):
         g = torch.zeros_like(x) if grad is None else grad
         kernels = flat = None
         count: Any = None
-        layout = native.serves(x, scale, how.rounding, None, g)
-        if layout is None and compiled.wants_compiled(x, scale, g):
-            kernels = _kernels(x, scale, how.minimum, how.maximum, how.rounding)
+        layout = _native_layout(x, threshold, how, g)
         if layout is not None:
-            fixed: Any = (None, how.minimum, how.maximum, how.rounding, False, False)
-            whole = native.gradients(layout, g, x, scale, *fixed)[1]
-        elif kernels is not None and how.per_channel:
+            slope = None if how.domain == "fp" else slope_of(top, threshold, how)
+            operands: Any = (grad_scale, slope, threshold, how.scale_minimum, *how[:3])
+            grad_x = native.largest_gradients(layout, g, x, scale, top, ctx.where, *operands)
+            return grad_x, None, None
+        if compiled.wants_compiled(x, scale, g):
+            kernels = kernels_of(x, scale, how.minimum, how.maximum, how.rounding)
+        if kernels is not None and how.per_channel:
             whole = kernels.scale_gradient(g, x, scale)
         elif kernels is not None:
             whole, count = kernels.largest_gradient(g, x, scale, top)
         else:
             rows, flat = _sliced(x, g, scale, how)
             sums = [_scale_error(piece, s, upstream, how) for piece, upstream, s in rows]
-            whole = torch.cat(sums) if how.per_channel else _total(sums)
+            whole = torch.cat(sums) if how.per_channel else total(sums)
             whole = whole.reshape(scale.shape).to(scale.dtype)
         whole = whole if grad_scale is None else whole + grad_scale
         grad_top = whole.reshape(top.shape) * slope_of(top, threshold, how)
         if how.per_channel:
             signs = _rows(x, how.order).gather(1, ctx.where.unsqueeze(1)).sign()
             grad_x = spread_rows(g, grad_top.reshape(-1, 1) * signs, ctx.where, how.order)
-        elif layout is not None:
-            share = torch.where(top > 0, grad_top, 0.0)
-            grad_x = native.spread(g, x, top, share, magnitude=True)
         elif kernels is not None:
             grad_x = kernels.spread(g, x, top, torch.where(top > 0, grad_top / count, 0.0))
         else:
             grad_x = _spread_evenly(x, g, grad_top, top, flat)
         return grad_x, None, None
+
+
+def _native_layout(
+    x: Tensor, threshold: Tensor, how: LargestScaled, g: Tensor | None = None
+) -> native.Layout | None:
+    if how.order is not None:
+        return None
+    return native.serves(x, how.scale_shape, threshold.dtype, how.rounding, g)
 
 
 def slope_of(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
@@ -121,7 +140,7 @@ def slope_of(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
 
 def _scale_error(x: Tensor, scale: Tensor, g: Tensor, how: LargestScaled) -> Tensor:
     """The scale's gradient, ``sum g (q - x / scale)``: 0-dim, or one number per channel."""
-    exact = x.to(_compute_dtype(x)) / scale
+    exact = x.to(compute_dtype(x)) / scale
     error = ROUNDINGS[how.rounding](exact).clamp_(how.minimum, how.maximum).sub_(exact)
     error = error * g if transforms_active(g) else error.mul_(g)
     return _rows(error, how.order).sum(1) if how.per_channel else error.sum()
@@ -130,12 +149,12 @@ def _scale_error(x: Tensor, scale: Tensor, g: Tensor, how: LargestScaled) -> Ten
 def _sliced(x: Tensor, g: Tensor, scale: Tensor, how: LargestScaled) -> tuple[Any, Any]:
     """Slices that stay in the cache of a CPU core, with their scales; the flat tensors where there are any."""
     whole = [(x, g, scale)]
-    if x.device.type != "cpu" or x.numel() < 2 * _SLICE or transforms_active(g):
+    if x.device.type != "cpu" or x.numel() < 2 * SLICE or transforms_active(g):
         return whole, None
     if how.per_channel:
         if how.order is not None:
             return whole, None
-        count = max(1, _SLICE // x[0].numel())
+        count = max(1, SLICE // x[0].numel())
         return zip(x.split(count), g.split(count), scale.split(count), strict=True), None
     if not (x.is_contiguous() and g.is_contiguous()):
         return whole, None
@@ -144,7 +163,7 @@ def _sliced(x: Tensor, g: Tensor, scale: Tensor, how: LargestScaled) -> tuple[An
 
 
 def _with_scale(flat: tuple[Tensor, Tensor], scale: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    for x, g in zip(flat[0].split(_SLICE), flat[1].split(_SLICE), strict=True):
+    for x, g in zip(flat[0].split(SLICE), flat[1].split(SLICE), strict=True):
         yield x, g, scale
 
 
@@ -157,7 +176,7 @@ def _spread_evenly(x: Tensor, g: Tensor, grad_top: Tensor, top: Tensor, flat: An
         largest = largest.mul_(x)
         return g + largest * share if transforms_active(g) else largest.mul_(share).add_(g)
     out = torch.empty_like(x)
-    pieces = [(*p, o) for p, o in zip(_pairs(flat), out.view(-1).split(_SLICE), strict=True)]
+    pieces = [(*p, o) for p, o in zip(_pairs(flat), out.view(-1).split(SLICE), strict=True)]
     top = top.to(x.dtype)
     counts = [torch.abs(x, out=o).eq_(top).sum(dtype=grad_top.dtype) for x, _, o in pieces]
     share = torch.where(top > 0, grad_top / (torch.stack(counts).sum() * top), 0.0)
@@ -167,7 +186,7 @@ def _spread_evenly(x: Tensor, g: Tensor, grad_top: Tensor, top: Tensor, flat: An
 
 
 def _pairs(flat: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(flat[0].split(_SLICE), flat[1].split(_SLICE), strict=True)
+    return zip(flat[0].split(SLICE), flat[1].split(SLICE), strict=True)
 
 
 def spread_rows(g: Tensor, shares: Tensor, where: Tensor, order: tuple[int, ...] | None) -> Tensor:

@@ -14,6 +14,7 @@ from qframework.inject.injector import InjectorType
 from qframework.inject.plan import remember, replayed
 from qframework.inject.resolver import Resolver
 from qframework.proxy.memory import Memory
+from qframework.quant_tensor import QuantTensor
 
 
 class ScaleSource:
@@ -206,8 +207,9 @@ class QuantProxy(CompactModule):
         """Whether a call would return its input, so that it can be left out."""
         if self._forward_hooks or self._forward_pre_hooks:
             return False
-        idle = self.disable_quant or self.tensor_quant is None
-        return idle and getattr(self, "activation_impl", None) is None
+        parts = self._modules  # looked at directly, since a module's attributes take long
+        idle = self.disable_quant or parts.get("tensor_quant") is None
+        return idle and parts.get("activation_impl") is None
 
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""
@@ -299,4 +301,4 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
 
 def plain(x: Any) -> Tensor:
     """The values of a quantized tensor, or the tensor itself."""
-    return x.value if hasattr(x, "zero_point") else x  # type: ignore[no-any-return]
+    return x.value if isinstance(x, QuantTensor) else x  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ doesn't, and isn't seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
@@ -17,44 +18,46 @@ from torch.autograd.function import once_differentiable
 
 from qframework.configuration import settings
 from qframework.core.base import parts, structure
-from qframework.functional.autograd import version_of
 
 _Place = tuple[dict[str, Any], str]
 
-
-class _Watched(NamedTuple):
-    place: dict[str, Any]
-    name: str
-    tensor: Tensor | None
-    state: _State | None
+#: Read off many tensors at once, since each call of Python costs more than what it asks for.
+_version, _gradient = attrgetter("_version"), attrgetter("requires_grad")
+_is_grad_enabled, _is_inference_mode = torch.is_grad_enabled, torch.is_inference_mode_enabled
+_pointer, _is_inference = Tensor.data_ptr, Tensor.is_inference
 
 
-class _State(NamedTuple):
-    version: int
-    pointer: int
-    requires_grad: bool
-    storage: Any  # held, so that its address can't come again
+class _States:
+    """What some tensors were like.
 
-    def holds(self, tensor: Tensor) -> bool:
-        return (
-            version_of(tensor) == self.version
-            and tensor.requires_grad == self.requires_grad
-            and tensor.data_ptr() == self.pointer
-        )
+    Args:
+        movable: those that may get other memory while they stay the same objects.
+        others: those that may not.
+    """
+
+    def __init__(self, movable: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> None:
+        counted = (*movable, *others)
+        if any(map(_is_inference, counted)):  # which don't count their changes
+            counted = tuple(t for t in counted if not t.is_inference())
+        self.counted, self.movable = counted, movable
+        self.versions = tuple(map(_version, counted))
+        self.pointers = tuple(map(_pointer, self.movable))
+        self.gradients = tuple(map(_gradient, self.movable))
+        #: held, so that their addresses can't come again
+        self.storages = tuple(map(Tensor.untyped_storage, movable))
 
 
 class _Entry(NamedTuple):
     quantizer: nn.Module
     mode: tuple[Any, ...]
     inputs: tuple[Any, ...]
-    states: tuple[_State, ...]
-    watched: tuple[_Watched, ...]
+    watched: list[tuple[dict[str, Any], str, Tensor | None]]
+    states: _States
     result: Any
-    made: tuple[tuple[Tensor, int], ...]
 
 
 def _mode(training: bool) -> tuple[Any, ...]:
-    return structure(), training, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return structure(), training, _is_grad_enabled(), _is_inference_mode()
 
 
 class Memory:
@@ -66,6 +69,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
+        #: where the quantizer's own tensors stand, but for its constants, which are told by :func:`structure`
         self._places: tuple[_Place, ...] = ()
         self._known: tuple[Any, ...] | None = None
         self._repeatable = False
@@ -85,22 +89,29 @@ class Memory:
 
     def recall(self, key: int, quantizer: nn.Module, training: bool, *inputs: Any) -> Any:
         """The result of a quantizer for these inputs, None where there is none that still holds."""
+        # In one frame: between two convolutions each call of Python takes several times as long as alone.
         entry = self._entries.get(key)
-        if entry is None or not settings.cache or entry.mode != _mode(training):
+        if (
+            entry is None
+            or entry.quantizer is not quantizer
+            or not settings.cache
+            or entry.mode != _mode(training)
+            or quantizer._forward_hooks
+            or quantizer._forward_pre_hooks
+            or quantizer._backward_hooks
+            or not all(map(is_, inputs, entry.inputs))
+        ):
             return None
-        if entry.quantizer is not quantizer or is_watched(quantizer):
+        for place, name, held in entry.watched:
+            if place.get(name) is not held:
+                return None
+        states = entry.states
+        if (
+            tuple(map(_version, states.counted)) != states.versions
+            or tuple(map(_pointer, states.movable)) != states.pointers
+            or tuple(map(_gradient, states.movable)) != states.gradients
+        ):
             return None
-        for given, tensor, state in zip(inputs, entry.inputs, entry.states, strict=True):
-            if given is not tensor or not state.holds(given):
-                return None
-        for place, name, watched, before in entry.watched:
-            if place.get(name) is not watched:
-                return None
-            if watched is not None and before is not None and not before.holds(watched):
-                return None
-        for tensor, version in entry.made:
-            if version_of(tensor) != version:
-                return None
         return entry.result
 
     def keep(
@@ -129,24 +140,13 @@ class Memory:
         if not torch.is_grad_enabled() and _is_distributed():
             return  # broadcasts and sharded parameters write without moving a counter
         layers = tuple(layers)
-        places = (*layers, *self._places)
-        watched = []
-        for place, name in places:
-            tensor = place.get(name)
-            if tensor is not None and tensor.is_inference():
-                return
-            watched.append(
-                _Watched(place, name, tensor, None if tensor is None else _state(tensor))
-            )
-        self._entries[key] = _Entry(
-            quantizer,
-            _mode(training),
-            inputs,
-            tuple(_state(t) for t in inputs),
-            tuple(watched),
-            result,
-            tuple((t, version_of(t)) for t in made),
-        )
+        watched = [(place, name, place.get(name)) for place, name in (*layers, *self._places)]
+        found = [held for _, _, held in watched if held is not None]
+        if any(map(_is_inference, found)):
+            return
+        others = [t for t in found if all(t is not given for given in inputs)]
+        states = _States((*inputs, *others), tuple(made))
+        self._entries[key] = _Entry(quantizer, _mode(training), inputs, watched, states, result)
         while len(self._entries) > max(1, len(layers)):  # of parameters that were replaced
             del self._entries[next(iter(self._entries))]
 
@@ -169,19 +169,16 @@ def is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-def _state(tensor: Tensor) -> _State:
-    storage = tensor.untyped_storage()
-    return _State(version_of(tensor), tensor.data_ptr(), tensor.requires_grad, storage)
-
-
 def _is_distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _places(module: nn.Module) -> Iterable[_Place]:
+    unread = getattr(module, "unread", ())
     for place in (module._parameters, module._buffers):
         for name in place:
-            yield place, name
+            if name not in unread:
+                yield place, name
     for name, held in vars(module).items():
         if isinstance(held, Tensor):
             yield vars(module), name
@@ -193,7 +190,6 @@ def _places(module: nn.Module) -> Iterable[_Place]:
 #: Nodes that save nothing, whose backward can run any number of times.
 _FREE = frozenset(
     {
-        "torch::autograd::AccumulateGrad",
         "ViewBackward0",
         "UnsafeViewBackward0",
         "ReshapeAliasBackward0",
@@ -202,13 +198,16 @@ _FREE = frozenset(
 )
 
 
+_Leaf: Any = torch._C._functions.AccumulateGrad  # type: ignore[attr-defined]
+
+
 def can_run_again(tensors: Iterable[Tensor]) -> bool:
     """Whether the backward pass through the graphs of ``tensors`` frees nothing, so that it can run again."""
-    pending = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    pending = list({t.grad_fn for t in tensors if t.grad_fn is not None})
     seen = set()
     while pending:
         node = pending.pop()
-        if node in seen:
+        if type(node) is _Leaf or node in seen:
             continue
         seen.add(node)
         if node.name() not in _FREE and getattr(node, "held", None) is None:

@@ -136,7 +136,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
             output = self._replayed(parameter)
         else:
             output = self._outputs(parameter, *scales)
-            grows = any(t.requires_grad for t in output)
+            grows = grows and any(t.requires_grad for t in output)
             if grows and not can_run_again(output):
                 if scales or not memory.is_repeatable(quantizer, training):
                     return self._wrap(output, source, parameter)
@@ -145,7 +145,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         result = self._wrap(output, source, parameter)
         layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
         inputs = (parameter, *scales)
-        self._memory.keep(id(parameter), quantizer, training, layers, result, output, *inputs)
+        self._memory.keep(id(parameter), quantizer, training, layers, result, output[:2], *inputs)
         if grows and torch.distributed.is_available() and torch.distributed.is_initialized():
             # Sharded parameters are gathered into place without a trace in their version counters.
             for tensor in output:

@@ -66,14 +66,15 @@ class ActQuantProxyFromInjector(QuantProxy):
             :class:`~qframework.quant_tensor.IntQuantTensor`. With quantization off, the activation function of
             ``x``, which keeps a quantized ``x`` quantized where the function does.
         """
-        quantizer: Any = self.tensor_quant
+        parts = self._modules  # looked at directly, since a module's attributes take long
+        quantizer: Any = parts.get("tensor_quant")
         if quantizer is None or self.disable_quant:
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
         eager = not torch.compiler.is_compiling()
-        activation, rectify = self.activation_impl, False
-        if activation is not None and (self.observer_only or not self.drops_activation):
+        activation, rectify = parts.get("activation_impl"), False
+        if activation is not None and (not self.drops_activation or self.observer_only):
             rectify = eager and self._rectifies and not _has_hooks(activation)
             x = x if rectify else activation(x)
         training = self.training
@@ -121,10 +122,8 @@ class ActQuantProxyFromInjector(QuantProxy):
 
         None where they depend on the input, or hooks on the quantizer have to see each call.
         """
-        if is_watched(quantizer):
-            return None
         known = self._memory.recall(0, quantizer, False)
-        if known is None and not quantizer.looks_at_input:
+        if known is None and not (is_watched(quantizer) or quantizer.looks_at_input):
             found = quantizer.parameters_for(x)
             known = *found, quantizer.step(*found)
             self._memory.keep(0, quantizer, False, (), known, found)

@@ -74,8 +74,9 @@ class IntQuantTensor(Record):
     ) -> IntQuantTensor:
         """Make one without any check, for layers and rules; arguments as for the class, all tensors."""
         self = object.__new__(cls)
-        fields = (value, scale, zero_point, bit_width, signed, training, source, symmetric)
-        fill(self, (*fields, symmetric if has_zero is None else has_zero))
+        has_zero = symmetric if has_zero is None else has_zero
+        tensors = (value, scale, zero_point, bit_width)
+        fill(self, (*tensors, signed, training, source, symmetric, has_zero))
         return self
 
     # ------------------------------------------------------------ the record

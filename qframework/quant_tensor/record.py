@@ -103,7 +103,11 @@ class Record(QuantTensor):
 
 def fill(record: Record, fields: tuple[Any, ...]) -> None:
     """Set all fields of a record that is being made."""
-    for name, content in zip(record.tensor_names + record.static_names, fields, strict=True):
+    named = zip(record.tensor_names + record.static_names, fields, strict=True)
+    if not torch.compiler.is_compiling():
+        record.__dict__.update(named)
+        return
+    for name, content in named:
         object.__setattr__(record, name, content)
 
 

@@ -13,6 +13,7 @@ from qframework.functional import (
     LearnedScaled,
     abs_max,
     fake_quantize,
+    native,
     order_statistic,
     quantize_by_largest,
     quantize_by_stored,
@@ -20,13 +21,23 @@ from qframework.functional import (
     stored_scale,
 )
 
+KERNELS = {"now": "fused"}
+
+
+@pytest.fixture(autouse=True, params=["fused", "auto"])
+def kernels(request, monkeypatch) -> None:
+    """Everything holds for the C++ functions too, where there is a compiler."""
+    monkeypatch.setitem(KERNELS, "now", request.param)
+    monkeypatch.setattr(native, "SMALLEST", 1)
+
+
 LARGE = (9, 37, 1021)  # taken in slices on a CPU, with a ragged end
 
 
 def both(function, *tensors: torch.Tensor) -> tuple[list, list]:
     """Results and gradients of the fused function, and of the composed one in float64 (values in the same dtype)."""
     found = []
-    for kernels in ("fused", "reference"):
+    for kernels in (KERNELS["now"], "reference"):
         with qframework.settings.use(kernels=kernels):
             leaves = [t.clone().requires_grad_() for t in tensors]
             out = function(*leaves)
@@ -252,7 +263,8 @@ def test_one_tensor_is_kept_for_an_activation_and_none_for_a_weight() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_kernels_give_the_same() -> None:
+def test_inductor_gives_the_same(monkeypatch) -> None:
+    monkeypatch.setattr(native, "serves", lambda *operands: None)
     how = LearnedScaled(0.0, 15.0, "round", True, "fp", "round", None)
     weight = LargestScaled(-7.0, 7.0, "round", "fp", "round", None, (), None, False)
     rows = LargestScaled(-7.0, 7.0, "round", "fp", "round", None, (64, 1), None, True)

@@ -7,6 +7,7 @@ They take and return tensors outside of autograd; the functions of :mod:`qframew
 from __future__ import annotations
 
 import ctypes
+import math
 import warnings
 from functools import cache
 from typing import Any
@@ -17,21 +18,33 @@ from torch import Tensor
 from qframework.configuration import settings
 from qframework.functional.native.build import Call, compiler, library
 
-#: Below as many elements the ordinary functions are as fast.
-SMALLEST = 1 << 14
+#: Below as many elements there is little to gain, and nothing that were worth the build.
+SMALLEST = 1 << 13
+#: Rows that are too short to be worth a call each.
+_SHORTEST = 16
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+#: The dtypes of tensors: their number in kernels.cpp, and the dtype of scales beside them.
+_DTYPES = {
+    torch.float32: (0, torch.float32),
+    torch.float64: (1, torch.float64),
+    torch.bfloat16: (2, torch.float32),
+}
 _ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3}
+_SETTINGS = ("auto", "compiled")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-class Layout:
-    """How scales lie over a tensor that C++ functions take: row ``r`` of ``inner`` elements has scale ``r % channels``."""
+# Named here, because to look them up in torch each time takes long where nothing is in a cache.
+_is_compiling = torch.compiler.is_compiling
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_threads, _empty_like = torch.get_num_threads, torch.empty_like
 
-    __slots__ = ("channels", "inner")
+#: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
+Layout = tuple[int, int]
 
-    def __init__(self, channels: int, inner: int) -> None:
-        self.channels, self.inner = channels, inner
+_QUANTIZE, _GRADIENTS, _LARGEST, _LARGEST_GRADIENTS = range(4)
 
 
 @cache
@@ -52,36 +65,48 @@ def available() -> bool:
 
 
 def serves(
-    x: Tensor, scale: Tensor, rounding: str, zero_point: Tensor | None = None, g: Tensor | None = None
+    x: Tensor,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    rounding: str,
+    g: Tensor | None = None,
 ) -> Layout | None:
     """How C++ functions take a tensor; None where the ordinary functions have to.
 
     Args:
         x: the tensor.
-        scale: of one element, or one for each index of an axis.
+        shape: of the scale, and of a zero point: one element, or one for each index of an axis.
+        dtype: of them.
         rounding: a name of :data:`~qframework.functional.ROUNDINGS`.
-        zero_point: of the scale's shape.
         g: the gradient that comes from behind, laid out as ``x``.
 
     Raises:
         RuntimeError: ``settings.kernels`` is ``'compiled'``, and there is no compiler, or it fails.
     """
-    count = x.numel()
-    if count < SMALLEST or settings.kernels not in ("auto", "compiled") or x.device.type != "cpu":
+    count, dtype_of_x = x.numel(), x.dtype
+    if (
+        _is_compiling()
+        or count < SMALLEST
+        or settings.kernels not in _SETTINGS
+        or not x.is_cpu
+        or dtype_of_x not in _DTYPES
+        or rounding not in _ROUNDINGS
+        or type(x) not in _PLAIN
+        or dtype is not _DTYPES[dtype_of_x][1]
+        or x.is_neg()
+        # what records operators would miss what isn't one
+        or _tracing_state() is not None
+        or _dispatch_modes() > 0
+        or _transforms_active()
+    ):
         return None
-    dtype = x.dtype
-    if dtype not in _DTYPES or rounding not in _ROUNDINGS or type(x) not in _PLAIN:
-        return None
-    small = torch.float64 if dtype == torch.float64 else torch.float32
-    if scale.dtype != small or x.is_neg() or _is_watched():
-        return None
-    if zero_point is not None and (zero_point.dtype != small or zero_point.shape != scale.shape):
-        return None
-    if scale.numel() == 1:
-        layout = Layout(1, count) if _is_dense(x) else None
+    if max(shape, default=1) == 1:
+        layout = (1, count) if x.is_contiguous() or _is_channels_last(x) else None
     else:
-        layout = _by_axis(x, scale)
-    if layout is None or (g is not None and not (g.dtype == dtype and g.stride() == x.stride())):
+        layout = _by_axis(x, shape)
+    if layout is None or (
+        g is not None and not (g.dtype == dtype_of_x and g.stride() == x.stride())
+    ):
         return None
     if settings.kernels == "compiled":
         library()
@@ -89,31 +114,35 @@ def serves(
     return layout if available() else None
 
 
-def _is_watched() -> bool:
-    """Whether something records operators, which would miss what isn't one."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-    )
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (
-        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-def _by_axis(x: Tensor, scale: Tensor) -> Layout | None:
-    if scale.dim() != x.dim() or not (x.is_contiguous() and scale.is_contiguous()):
-        return None
-    axis = next(i for i, n in enumerate(scale.shape) if n > 1)
-    channels = scale.shape[axis]
-    if channels != scale.numel() or channels != x.shape[axis]:
+def _by_axis(x: Tensor, shape: tuple[int, ...]) -> Layout | None:
+    channels = max(shape)
+    axis = shape.index(channels)
+    if len(shape) != x.dim() or not x.is_contiguous() or math.prod(shape) != channels:
         return None
     inner = x.stride(axis)
-    return Layout(channels, inner) if inner >= 16 else None
+    return (channels, inner) if inner >= _SHORTEST and x.shape[axis] == channels else None
+
+
+def _run(function: int, layout: Layout, x: Tensor, rounding: str, **operands: Any) -> None:
+    call = Call(
+        x=x.data_ptr(),
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
+        **operands,
+    )
+    library().qframework_run(
+        function, _DTYPES[x.dtype][0], _ROUNDINGS[rounding], ctypes.byref(call)
+    )
+
+
+def _at(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
 
 
 def quantize(
@@ -127,26 +156,41 @@ def quantize(
     rectify: bool,
 ) -> Tensor:
     """``(clamp(round(x / scale + zero_point)) - zero_point) * scale``; arguments as for ``fake_quantize``."""
-    y = torch.empty_like(x)
-    call = Call(
-        None,
-        x.data_ptr(),
-        y.data_ptr(),
-        scale.data_ptr(),
-        None if zero_point is None else zero_point.data_ptr(),
-        None,
-        None,
-        x.numel(),
-        layout.channels,
-        layout.inner,
-        minimum,
-        maximum,
-        0,
-        rectify,
-        torch.get_num_threads(),
-    )
-    library().qframework_quantize(_DTYPES[x.dtype], _ROUNDINGS[rounding], ctypes.byref(call))
+    y = _empty_like(x)
+    operands = {"out": y.data_ptr(), "scale": scale.data_ptr(), "zero": _at(zero_point)}
+    bounds = {"low": minimum, "high": maximum, "rectify": rectify}
+    _run(_QUANTIZE, layout, x, rounding, **operands, **bounds)
     return y
+
+
+def quantize_by_stored(
+    layout: Layout,
+    x: Tensor,
+    stored: Tensor,
+    threshold: Tensor,
+    smallest: float | None,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+    rectify: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`quantize` by ``scale = max(|stored|, smallest) / threshold``, and that scale."""
+    y, scale = _empty_like(x), _empty_like(stored)
+    _run(
+        _QUANTIZE,
+        layout,
+        x,
+        rounding,
+        out=y.data_ptr(),
+        scale=scale.data_ptr(),
+        stored=stored.data_ptr(),
+        threshold=threshold.data_ptr(),
+        smallest=smallest or 0.0,
+        low=minimum,
+        high=maximum,
+        rectify=rectify,
+    )
+    return y, scale
 
 
 def gradients(
@@ -160,49 +204,132 @@ def gradients(
     rounding: str,
     masked: bool,
     rectify: bool,
+    stored: Tensor | None = None,
+    threshold: Tensor | None = None,
+    grad_of_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of ``x``, scale and zero point for ``g``, that of the result."""
-    grad_x = torch.empty_like(x) if masked else g
-    grad_scale = torch.empty_like(scale)
-    grad_zero = None if zero_point is None else torch.empty_like(zero_point)
-    call = Call(
-        g.data_ptr(),
-        x.data_ptr(),
-        grad_x.data_ptr() if masked else None,
-        scale.data_ptr(),
-        None if zero_point is None else zero_point.data_ptr(),
-        grad_scale.data_ptr(),
-        None if grad_zero is None else grad_zero.data_ptr(),
-        x.numel(),
-        layout.channels,
-        layout.inner,
-        minimum,
-        maximum,
-        masked,
-        rectify,
-        torch.get_num_threads(),
+    """The gradients of values, scale and zero point for ``g``, that of the result.
+
+    With ``stored`` and ``threshold`` that of what is stored instead of the scale's, for which ``grad_of_scale`` may come in
+    from elsewhere.
+    """
+    grad_x = _empty_like(x) if masked else g
+    grad_scale = _empty_like(scale)
+    grad_zero = None if zero_point is None else _empty_like(zero_point)
+    _run(
+        _GRADIENTS,
+        layout,
+        x,
+        rounding,
+        g=g.data_ptr(),
+        out=grad_x.data_ptr() if masked else None,
+        scale=scale.data_ptr(),
+        zero=_at(zero_point),
+        stored=_at(stored),
+        threshold=_at(threshold),
+        grad_of_scale=_at(grad_of_scale),
+        grad_scale=grad_scale.data_ptr(),
+        grad_zero=_at(grad_zero),
+        low=minimum,
+        high=maximum,
+        masked=masked,
+        rectify=rectify,
     )
-    library().qframework_gradients(_DTYPES[x.dtype], _ROUNDINGS[rounding], ctypes.byref(call))
     return grad_x, grad_scale, grad_zero
 
 
-def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor, magnitude: bool) -> Tensor:
+def largest(
+    layout: Layout,
+    x: Tensor,
+    shape: tuple[int, ...],
+    per_channel: bool,
+    threshold: Tensor,
+    smallest: float | None,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Quantize by ``scale = max(largest magnitude, smallest) / threshold``.
+
+    Returns:
+        Values, scale (of ``shape``), magnitudes and, with ``per_channel``, where they are in their channels.
+    """
+    y, scale = _empty_like(x), threshold.new_empty(shape)
+    top = threshold.new_empty((layout[0],) if per_channel else ())
+    where = torch.empty(layout[0], dtype=torch.int64, device=x.device) if per_channel else None
+    _run(
+        _LARGEST,
+        layout,
+        x,
+        rounding,
+        out=y.data_ptr(),
+        scale=scale.data_ptr(),
+        threshold=threshold.data_ptr(),
+        top=top.data_ptr(),
+        where=_at(where),
+        smallest=smallest or 0.0,
+        low=minimum,
+        high=maximum,
+    )
+    return y, scale, top, where
+
+
+def largest_gradients(
+    layout: Layout,
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    top: Tensor,
+    where: Tensor | None,
+    grad_of_scale: Tensor | None,
+    slope: Tensor | None,
+    threshold: Tensor,
+    smallest: float | None,
+    minimum: float,
+    maximum: float,
+    rounding: str,
+) -> Tensor:
+    """The gradient of ``x`` for that of :func:`largest`.
+
+    ``slope`` is that of the scale by the magnitude, None for that of ``largest`` itself; ``grad_of_scale`` comes in through
+    the scale.
+    """
+    grad_x = _empty_like(x)
+    _run(
+        _LARGEST_GRADIENTS,
+        layout,
+        x,
+        rounding,
+        g=g.data_ptr(),
+        out=grad_x.data_ptr(),
+        scale=scale.data_ptr(),
+        slope=_at(slope),
+        threshold=threshold.data_ptr(),
+        grad_of_scale=_at(grad_of_scale),
+        top=top.data_ptr(),
+        where=_at(where),
+        smallest=smallest or 0.0,
+        low=minimum,
+        high=maximum,
+    )
+    return grad_x
+
+
+def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
     """``g``, and each share divided among the elements of ``x`` that equal the value at its index.
 
-    Args:
-        g, x: of one shape and layout.
-        values, shares: of one or two elements, in the dtype that ``x`` is computed in.
-        magnitude: look at ``|x|``; shares then have the sign of the element.
+    ``values`` and ``shares`` have one or two elements, in the dtype of scales.
     """
-    out = torch.empty_like(x)
-    operands: Any = (g.data_ptr(), x.data_ptr(), out.data_ptr(), x.numel())
+    out = _empty_like(x)
     library().qframework_spread(
-        _DTYPES[x.dtype],
-        *operands,
+        _DTYPES[x.dtype][0],
+        g.data_ptr(),
+        x.data_ptr(),
+        out.data_ptr(),
+        x.numel(),
         values.data_ptr(),
         shares.data_ptr(),
         values.numel(),
-        magnitude,
-        torch.get_num_threads(),
+        _threads(),
     )
     return out

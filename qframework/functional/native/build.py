@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-_FLAGS = ["-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
+_FLAGS = ["-O2", "-ftree-vectorize", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
 #: Values as torch has them: no contraction to fused multiply-adds; loops that become vectors.
 _FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _VECTORS = {
@@ -30,13 +30,14 @@ _VECTORS = {
 
 
 class Call(Structure):
-    """The operands of a quantization or its gradients, as ``Call`` in kernels.cpp has them."""
+    """The operands of a function, as ``Call`` in kernels.cpp has them."""
 
     _fields_ = [
-        *((name, c_void_p) for name in ("g", "x", "out", "scale", "zero")),
-        *((name, c_void_p) for name in ("grad_scale", "grad_zero")),
+        *((name, c_void_p) for name in ("g", "x", "out", "scale", "zero", "stored", "threshold")),
+        *((name, c_void_p) for name in ("slope", "grad_of_scale", "grad_scale", "grad_zero")),
+        *((name, c_void_p) for name in ("top", "where")),
         *((name, c_int64) for name in ("n", "channels", "inner")),
-        *((name, c_double) for name in ("low", "high")),
+        *((name, c_double) for name in ("low", "high", "smallest")),
         *((name, c_int32) for name in ("masked", "rectify", "threads")),
     ]
 
@@ -66,19 +67,21 @@ def library() -> ctypes.CDLL:
         )
     source = Path(__file__).with_name("kernels.cpp")
     flags = [*_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    parts = (source.read_bytes(), command.encode(), platform.machine().encode(), *map(str.encode, flags))
+    parts = (
+        source.read_bytes(),
+        command.encode(),
+        platform.machine().encode(),
+        *map(str.encode, flags),
+    )
     name = f"kernels-{hashlib.sha256(b' '.join(parts)).hexdigest()[:16]}.so"
     path = _folder() / name
     if not path.exists():
         _compile([command, *flags, str(source)], path)
     loaded = ctypes.CDLL(str(path))
-    for function in (loaded.qframework_quantize, loaded.qframework_gradients):
-        function.argtypes, function.restype = [c_int, c_int, POINTER(Call)], None
-    spread = loaded.qframework_spread
-    spread.argtypes, spread.restype = (
-        [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, *[c_int] * 3],
-        None,
-    )
+    run, spread = loaded.qframework_run, loaded.qframework_spread
+    run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
+    spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]
+    spread.restype = None
     return loaded
 
 

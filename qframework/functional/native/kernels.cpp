@@ -55,6 +55,19 @@ inline C only_if(bool wanted, C v) {
 }
 
 template <class C>
+inline Bits<C> magnitude_bits(C v) {
+  Bits<C> bits;
+  v = std::abs(v);
+  std::memcpy(&bits, &v, sizeof v);
+  return bits;
+}
+
+template <class C>
+inline C sign(C v) {
+  return C((v > 0) - (v < 0));
+}
+
+template <class C>
 inline C between(C v, C low, C high) {  // NaN stays NaN
   v = v < low ? low : v;
   return v > high ? high : v;
@@ -103,33 +116,24 @@ struct Sums {
 // The scale's summand is, inside of the range, q - x / scale, the difference itself, since the sum of each part is large;
 // outside it is the clipped integer.
 template <int R, class T, class C>
-Sums gradient_piece(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Grid<C> grid,
-                    bool masked, bool rectify) {
+Sums masked_piece(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Grid<C> grid,
+                  bool rectify) {
   Sums sums;
   const C floor = rectify ? C(0) : -INFINITY;
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t end = std::min(start + kBlock, n);
     C of_scale = 0, of_zero = 0;
-    if (masked) {
 #pragma omp simd reduction(+ : of_scale, of_zero)
-      for (int64_t i = start; i < end; i++) {
-        C v = wide(x[i]), upstream = wide(g[i]);
-        bool active = !(rectify & (v <= 0));
-        v = v < floor ? floor : v;
-        C exact = v / grid.scale, place = rounded<R>(exact + grid.zero);
-        bool inside = !((place < grid.low) | (place > grid.high));
-        C q = between(place, grid.low, grid.high);
-        of_scale += (q - grid.zero - only_if(inside, exact)) * upstream;
-        of_zero -= only_if(!inside, upstream);
-        put(grad_x[i], only_if(inside & active, upstream));
-      }
-    } else {
-#pragma omp simd reduction(+ : of_scale)
-      for (int64_t i = start; i < end; i++) {
-        C exact = wide(x[i]) / grid.scale;
-        C q = between(rounded<R>(exact + grid.zero), grid.low, grid.high);
-        of_scale += (q - grid.zero - exact) * wide(g[i]);
-      }
+    for (int64_t i = start; i < end; i++) {
+      C v = wide(x[i]), upstream = wide(g[i]);
+      bool active = !(rectify & (v <= 0));
+      v = v < floor ? floor : v;
+      C exact = v / grid.scale, place = rounded<R>(exact + grid.zero);
+      bool inside = !((place < grid.low) | (place > grid.high));
+      C q = between(place, grid.low, grid.high);
+      of_scale += (q - grid.zero - only_if(inside, exact)) * upstream;
+      of_zero -= only_if(!inside, upstream);
+      put(grad_x[i], only_if(inside & active, upstream));
     }
     sums.scale += of_scale;
     sums.zero += of_zero;
@@ -137,23 +141,42 @@ Sums gradient_piece(const T* __restrict g, const T* __restrict x, T* __restrict 
   return sums;
 }
 
-template <class T>
-double spread_count(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Wide<T> value,
-                    bool magnitude, bool first) {
-  using C = Wide<T>;
-  int64_t count = 0;
-#pragma omp simd reduction(+ : count)
-  for (int64_t i = 0; i < n; i++) {
-    C v = wide(x[i]);
-    count += (magnitude ? std::abs(v) : v) == value;
+// The same where the gradient passes everywhere; with `grad_x` it is copied there, and elements of magnitude `top` counted.
+template <int R, class T, class C>
+Sums passing_piece(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Grid<C> grid, C top) {
+  Sums sums;
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t end = std::min(start + kBlock, n);
+    C of_scale = 0;
+    int32_t count = 0;
+    if (grad_x) std::memcpy(grad_x + start, g + start, (end - start) * sizeof(T));
+#pragma omp simd reduction(+ : of_scale, count)
+    for (int64_t i = start; i < end; i++) {
+      C v = wide(x[i]), exact = v / grid.scale;
+      C q = between(rounded<R>(exact + grid.zero), grid.low, grid.high);
+      of_scale += (q - grid.zero - exact) * wide(g[i]);
+      count += std::abs(v) == top;
+    }
+    sums.scale += of_scale;
+    sums.zero += count;
   }
-  if (first) std::memcpy(grad_x, g, n * sizeof(T));
-  return double(count);
+  return sums;
 }
+
+template <class T>
+int64_t copy_and_count(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Wide<T> value) {
+  int32_t count = 0;
+  if (g) std::memcpy(grad_x, g, n * sizeof(T));
+#pragma omp simd reduction(+ : count)
+  for (int64_t i = 0; i < n; i++) count += wide(x[i]) == value;
+  return count;
+}
+
+inline int64_t pieces_of(int64_t row) { return (row + kPiece - 1) / kPiece; }
 
 template <class F>
 void for_pieces(int64_t n, int64_t inner, int threads, F work) {
-  const int64_t per_row = (inner + kPiece - 1) / kPiece, pieces = n / inner * per_row;
+  const int64_t per_row = pieces_of(inner), pieces = n / inner * per_row;
 #pragma omp parallel for schedule(static) num_threads(threads) if (n >= kParallel && threads > 1)
   for (int64_t piece = 0; piece < pieces; piece++) {
     const int64_t row = piece / per_row, start = piece % per_row * kPiece;
@@ -161,14 +184,37 @@ void for_pieces(int64_t n, int64_t inner, int threads, F work) {
   }
 }
 
-// Everything that the functions below share, as build.py lays it out.
+// g, and each share divided among the elements that equal the value at its index.
+template <class T>
+void spread(const T* g, const T* x, T* grad_x, int64_t n, const Wide<T>* values, const Wide<T>* shares, int ends,
+            int threads) {
+  std::vector<int64_t> counts(pieces_of(n));
+  for (int end = 0; end < ends; end++) {
+    const Wide<T> value = values[end];
+    for_pieces(n, n, threads, [&](int64_t piece, int64_t, int64_t at, int64_t size) {
+      counts[piece] = copy_and_count(end == 0 ? g + at : nullptr, x + at, grad_x + at, size, value);
+    });
+    int64_t count = 0;
+    for (int64_t c : counts) count += c;
+    const Wide<T> share = Wide<T>(double(shares[end]) / double(count));
+    for (int64_t piece = 0; piece < pieces_of(n); piece++) {
+      if (!counts[piece]) continue;
+      for (int64_t i = piece * kPiece; i < std::min(n, (piece + 1) * kPiece); i++)
+        if (wide(x[i]) == value) put(grad_x[i], wide(grad_x[i]) + share);
+    }
+  }
+}
+
+// The operands of all functions, as build.py lays them out; null where a function takes none.
 struct Call {
-  const void *g, *x;
-  void* out;
-  const void *scale, *zero;
-  void *grad_scale, *grad_zero;
+  const void *g, *x;  // the gradient of the result, the values
+  void* out;          // the result, or the gradient of the values
+  void* scale;        // a number for each channel; written where it is made of `stored` or `top`
+  const void *zero, *stored, *threshold, *slope, *grad_of_scale;
+  void *grad_scale, *grad_zero, *top;
+  int64_t* where;
   int64_t n, channels, inner;
-  double low, high;
+  double low, high, smallest;
   int32_t masked, rectify, threads;
 };
 
@@ -179,100 +225,172 @@ Grid<C> grid_of(const Call& call, int64_t row) {
   return {static_cast<const C*>(call.scale)[at], zero ? zero[at] : C(0), C(call.low), C(call.high)};
 }
 
+// scale = max(|magnitude|, smallest) / threshold
+template <class C>
+void make_scale(const Call& call, const void* magnitudes) {
+  const C* from = static_cast<const C*>(magnitudes);
+  C* scale = static_cast<C*>(call.scale);
+  for (int64_t c = 0; c < call.channels; c++) {
+    C magnitude = std::abs(from[c]);
+    if (magnitude < C(call.smallest)) magnitude = C(call.smallest);
+    scale[c] = magnitude / *static_cast<const C*>(call.threshold);
+  }
+}
+
 template <int R, class T>
 void quantize(const Call& call) {
   const T* x = static_cast<const T*>(call.x);
   T* y = static_cast<T*>(call.out);
+  if (call.stored) make_scale<Wide<T>>(call, call.stored);
   for_pieces(call.n, call.inner, call.threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
     quantize_piece<R>(x + at, y + at, n, grid_of<Wide<T>>(call, row), call.rectify);
   });
 }
 
+// The sums over the elements of each piece.
 template <int R, class T>
-void gradients(const Call& call) {
+std::vector<Sums> summed(const Call& call) {
   using C = Wide<T>;
   const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
   T* grad_x = static_cast<T*>(call.out);
-  const int64_t per_row = (call.inner + kPiece - 1) / kPiece, rows = call.n / call.inner;
-  std::vector<Sums> sums(rows * per_row), totals(call.channels);
+  const C top = call.top && !call.where ? *static_cast<const C*>(call.top) : C(-1);
+  std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
   for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
-    T* place = grad_x ? grad_x + at : nullptr;
-    sums[piece] = gradient_piece<R>(g + at, x + at, place, n, grid_of<C>(call, row), call.masked, call.rectify);
+    const auto grid = grid_of<C>(call, row);
+    if (!call.masked)
+      sums[piece] = passing_piece<R>(g + at, x + at, grad_x ? grad_x + at : nullptr, n, grid, top);
+    else
+      sums[piece] = masked_piece<R>(g + at, x + at, grad_x + at, n, grid, call.rectify);
   });
-  for (int64_t piece = 0; piece < rows * per_row; piece++) {
-    Sums& total = totals[piece / per_row % call.channels];
+  return sums;
+}
+
+// The sums over the elements of each channel, and what comes in through the scale.
+template <class C>
+std::vector<Sums> by_channel(const Call& call, const std::vector<Sums>& sums) {
+  std::vector<Sums> totals(call.channels);
+  for (size_t piece = 0; piece < sums.size(); piece++) {
+    Sums& total = totals[int64_t(piece) / pieces_of(call.inner) % call.channels];
     total.scale += sums[piece].scale;
     total.zero += sums[piece].zero;
   }
+  if (call.grad_of_scale)
+    for (int64_t c = 0; c < call.channels; c++) totals[c].scale += static_cast<const C*>(call.grad_of_scale)[c];
+  return totals;
+}
+
+template <int R, class T>
+void gradients(const Call& call) {
+  using C = Wide<T>;
+  const std::vector<Sums> totals = by_channel<C>(call, summed<R, T>(call));
+  const C *stored = static_cast<const C*>(call.stored), *scale = static_cast<const C*>(call.scale);
   C *of_scale = static_cast<C*>(call.grad_scale), *of_zero = static_cast<C*>(call.grad_zero);
   for (int64_t c = 0; c < call.channels; c++) {
-    if (of_scale) of_scale[c] = C(totals[c].scale);
-    if (of_zero) of_zero[c] = C(totals[c].zero * double(static_cast<const C*>(call.scale)[c]));
+    double total = totals[c].scale;
+    if (stored) total *= (stored[c] >= 0 ? 1 : -1) / double(*static_cast<const C*>(call.threshold));
+    if (of_scale) of_scale[c] = C(total);
+    if (of_zero) of_zero[c] = C(totals[c].zero * double(scale[c]));
   }
 }
 
-template <class T>
-void spread(const T* g, const T* x, T* grad_x, int64_t n, const Wide<T>* values, const Wide<T>* shares, int ends,
-            bool magnitude, int threads) {
+// The largest magnitude of each channel, and where it is first; magnitudes are compared as integers, so that NaN is the
+// largest. With a threshold the scale, too, and all that is quantized by it.
+template <int R, class T>
+void largest(const Call& call) {
   using C = Wide<T>;
-  const int64_t pieces = (n + kPiece - 1) / kPiece;
-  std::vector<double> counts(pieces);
-  for (int end = 0; end < ends; end++) {
-    for_pieces(n, n, threads, [&](int64_t piece, int64_t, int64_t at, int64_t size) {
-      counts[piece] = spread_count(g + at, x + at, grad_x + at, size, values[end], magnitude, end == 0);
-    });
-    double count = 0;
-    for (double c : counts) count += c;
-    const C share = C(double(shares[end]) / count);
-    for (int64_t piece = 0; piece < pieces; piece++) {
-      if (counts[piece] == 0) continue;
-      for (int64_t i = piece * kPiece; i < std::min(n, (piece + 1) * kPiece); i++) {
-        C v = wide(x[i]);
-        if ((magnitude ? std::abs(v) : v) != values[end]) continue;
-        C sign = !magnitude ? C(1) : C((v > 0) - (v < 0));
-        put(grad_x[i], wide(grad_x[i]) + share * sign);
+  const T* x = static_cast<const T*>(call.x);
+  const int64_t per_row = pieces_of(call.inner);
+  std::vector<Bits<C>> tops(call.n / call.inner * per_row);
+  for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
+    Bits<C> top = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = at; i < at + n; i++) top = std::max(top, magnitude_bits(wide(x[i])));
+    tops[piece] = top;
+  });
+  for (int64_t c = 0; c < call.channels; c++) {
+    const Bits<C> top = *std::max_element(&tops[c * per_row], &tops[c * per_row] + per_row);
+    std::memcpy(static_cast<C*>(call.top) + c, &top, sizeof top);
+    if (!call.where) continue;
+    int64_t at = c * call.inner;
+    while (magnitude_bits(wide(x[at])) != top) at++;
+    call.where[c] = at - c * call.inner;
+  }
+  if (!call.threshold) return;
+  make_scale<C>(call, call.top);
+  quantize<R, T>(call);
+}
+
+// The gradient of a weight that is quantized by its largest magnitudes: that of the result, and, through the scale, a
+// share for the elements of that magnitude; for the one at `where`, if that is given.
+template <int R, class T>
+void largest_gradients(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  const C *top = static_cast<const C*>(call.top), *slope = static_cast<const C*>(call.slope);
+  const std::vector<Sums> sums = summed<R, T>(call), totals = by_channel<C>(call, sums);
+  for (int64_t c = 0; c < call.channels; c++) {
+    double share = totals[c].scale;
+    if (slope)
+      share *= slope[c];
+    else
+      share *= (call.smallest > 0 || top[c] > 0) / double(*static_cast<const C*>(call.threshold));
+    if (call.where) {
+      const int64_t at = c * call.inner + call.where[c];
+      put(out[at], wide(out[at]) + C(share) * sign(wide(x[at])));
+    } else if (*top > 0) {
+      share /= totals[0].zero;
+      for (int64_t piece = 0; piece < pieces_of(call.n); piece++) {
+        if (sums[piece].zero == 0) continue;
+        for (int64_t i = piece * kPiece; i < std::min(call.n, (piece + 1) * kPiece); i++)
+          if (std::abs(wide(x[i])) == *top) put(out[i], wide(out[i]) + C(share) * sign(wide(x[i])));
       }
     }
   }
 }
 
-template <class T>
-void rounded_by(bool gradient, int rounding, const Call& call) {
-  switch (rounding) {
-    case kRound: return gradient ? gradients<kRound, T>(call) : quantize<kRound, T>(call);
-    case kCeil: return gradient ? gradients<kCeil, T>(call) : quantize<kCeil, T>(call);
-    case kFloor: return gradient ? gradients<kFloor, T>(call) : quantize<kFloor, T>(call);
-    default: return gradient ? gradients<kTruncate, T>(call) : quantize<kTruncate, T>(call);
+enum Function { kQuantize, kGradients, kLargest, kLargestGradients };
+
+template <int R, class T>
+void run(int function, const Call& call) {
+  switch (function) {
+    case kQuantize: return quantize<R, T>(call);
+    case kGradients: return gradients<R, T>(call);
+    case kLargest: return largest<R, T>(call);
+    default: return largest_gradients<R, T>(call);
   }
 }
 
-void dispatch(bool gradient, int dtype, int rounding, const Call& call) {
-  if (dtype == 0) return rounded_by<float>(gradient, rounding, call);
-  if (dtype == 1) return rounded_by<double>(gradient, rounding, call);
-  rounded_by<Brain>(gradient, rounding, call);
+template <class T>
+void run_rounded(int function, int rounding, const Call& call) {
+  switch (rounding) {
+    case kRound: return run<kRound, T>(function, call);
+    case kCeil: return run<kCeil, T>(function, call);
+    case kFloor: return run<kFloor, T>(function, call);
+    default: return run<kTruncate, T>(function, call);
+  }
 }
 
 template <class T>
 void spread_any(const void* g, const void* x, void* out, int64_t n, const void* values, const void* shares, int ends,
-                bool magnitude, int threads) {
+                int threads) {
   spread(static_cast<const T*>(g), static_cast<const T*>(x), static_cast<T*>(out), n,
-         static_cast<const Wide<T>*>(values), static_cast<const Wide<T>*>(shares), ends, magnitude, threads);
+         static_cast<const Wide<T>*>(values), static_cast<const Wide<T>*>(shares), ends, threads);
 }
 
 }  // namespace
 
 extern "C" {
 
-// out = (q - zero) * scale,  q = clamp(round(x / scale + zero), low, high); of max(x, 0) where rectify.
-void qframework_quantize(int dtype, int rounding, const Call* call) { dispatch(false, dtype, rounding, *call); }
+void qframework_run(int function, int dtype, int rounding, const Call* call) {
+  if (dtype == 0) return run_rounded<float>(function, rounding, *call);
+  if (dtype == 1) return run_rounded<double>(function, rounding, *call);
+  run_rounded<Brain>(function, rounding, *call);
+}
 
-// The gradients of x (into out, where masked), scale and zero point for that of the result, g.
-void qframework_gradients(int dtype, int rounding, const Call* call) { dispatch(true, dtype, rounding, *call); }
-
-// out = g, and each share divided among the elements of x, or of |x|, that equal the value at the same index.
 void qframework_spread(int dtype, const void* g, const void* x, void* out, int64_t n, const void* values,
-                       const void* shares, int ends, int magnitude, int threads) {
+                       const void* shares, int ends, int threads) {
   auto* run = dtype == 0 ? spread_any<float> : dtype == 1 ? spread_any<double> : spread_any<Brain>;
-  run(g, x, out, n, values, shares, ends, magnitude, threads);
+  run(g, x, out, n, values, shares, ends, threads);
 }
 }

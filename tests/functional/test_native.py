@@ -1,0 +1,267 @@
+"""The C++ functions against the ordinary ones: values bit for bit; gradients, and when they are used at all."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import qframework
+from qframework.functional import ROUNDINGS, fake_quantize, native
+from qframework.functional.native import build
+from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantReLU
+from qframework.quantizers import (
+    Int8ActPerTensorFloat,
+    Int8WeightPerChannelFixedPoint,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFixedPoint,
+    Int8WeightPerTensorFloat,
+    ShiftedUint8ActPerTensorFloat,
+    ShiftedUint8WeightPerChannelFloat,
+    ShiftedUint8WeightPerTensorFloat,
+    Uint8ActPerTensorFixedPoint,
+    Uint8ActPerTensorFloat,
+)
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="there is no C++ compiler")
+
+WEIGHTS = [
+    Int8WeightPerTensorFloat,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerTensorFixedPoint,
+    Int8WeightPerChannelFixedPoint,
+    ShiftedUint8WeightPerTensorFloat,
+    ShiftedUint8WeightPerChannelFloat,
+]
+ACTS = [
+    Int8ActPerTensorFloat,
+    Uint8ActPerTensorFloat,
+    Uint8ActPerTensorFixedPoint,
+    ShiftedUint8ActPerTensorFloat,
+]
+
+
+@pytest.fixture(autouse=True)
+def everything(monkeypatch) -> None:
+    monkeypatch.setattr(native, "SMALLEST", 1)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list:
+    """The numbers of the functions that were called."""
+    seen, run = [], native._run
+    monkeypatch.setattr(native, "_run", lambda f, *a, **k: (seen.append(f), run(f, *a, **k)))
+    return seen
+
+
+def results(layer: nn.Module, x: torch.Tensor, kernels: str) -> tuple[torch.Tensor, list]:
+    with qframework.settings.use(kernels=kernels):
+        x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = layer(x)
+        generator = torch.Generator().manual_seed(0)
+        upstream = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y.dtype)
+        wanted = [x, *layer.parameters()]
+        return y.detach(), list(torch.autograd.grad((y * upstream).sum(), wanted))
+
+
+def check(layer: nn.Module, x: torch.Tensor, tolerance: float) -> None:
+    mine, theirs = results(layer, x, "auto"), results(layer, x, "fused")
+    assert torch.equal(mine[0], theirs[0])
+    for one, other in zip(mine[1], theirs[1], strict=True):
+        scale = max(other.double().norm().item(), 1.0)
+        assert (one.double() - other.double()).norm() <= tolerance * scale
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13), (torch.bfloat16, 1e-2)]
+)
+@pytest.mark.parametrize("kind", [QuantConv2d, QuantConvTranspose2d])
+def test_weights(weight, dtype, tolerance, kind, calls) -> None:
+    torch.manual_seed(0)
+    layer = kind(5, 6, (5, 7), weight_quant=weight, bias=False, dtype=dtype)
+    layer.weight_quant.tensor_quant.double() if dtype == torch.float64 else None
+    check(layer, torch.randn(2, 5, 9, 9).to(dtype), tolerance)
+    assert calls
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13), (torch.bfloat16, 1e-2)]
+)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [QuantReLU, QuantIdentity])
+def test_activations(act, dtype, tolerance, order, kind, calls) -> None:
+    torch.manual_seed(0)
+    layer = kind(act_quant=act, bit_width=5, collect_stats_steps=1)
+    layer = layer.double() if dtype == torch.float64 else layer
+    x = torch.randn(3, 4, 33, 31).to(dtype).to(memory_format=order)
+    layer(x), layer(x)
+    check(layer, 1.3 * x, tolerance)
+    assert calls
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("zero", [None, 3.0])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("masked", [True, False])
+def test_scales_along_any_axis(axis, zero, rounding, masked) -> None:
+    torch.manual_seed(axis)
+    x, shape = torch.randn(5, 6, 7, 40), [1, 1, 1, 1]
+    shape[axis] = x.shape[axis]
+    scale = torch.rand(shape) / 8 + 0.01
+    shift = None if zero is None else torch.full(shape, zero)
+    found = []
+    for kernels in ("auto", "fused"):
+        leaves = [t.clone().requires_grad_() for t in (x, scale, shift) if t is not None]
+        operands = (*leaves, None)[:3]
+        with qframework.settings.use(kernels=kernels):
+            y = fake_quantize(*operands, -8.0, 7.0, rounding, masked)
+            grads = torch.autograd.grad((y * y.detach().cos()).sum(), leaves, allow_unused=True)
+        found.append((y, grads))
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    st.lists(st.floats(width=32), min_size=1, max_size=70),
+    st.floats(2.0**-40, 2.0**40, width=32),
+    st.sampled_from([None, 0.0, 3.0, 128.0]),
+    st.sampled_from([(-128.0, 127.0), (0.0, 255.0), (-7.0, 7.0), (-(2.0**23), 2.0**23)]),
+    st.booleans(),
+)
+def test_any_numbers_and_scales(numbers, scale, zero, bounds, rectify) -> None:
+    x, s = torch.tensor(numbers), torch.tensor(scale)
+    z = None if zero is None else torch.tensor(zero)
+    y = native.quantize((1, x.numel()), x, s, z, *bounds, "round", rectify)
+    shift = 0.0 if zero is None else zero
+    v = torch.relu(x) if rectify else x
+    expected = (torch.clamp(torch.round(v / s + shift), *bounds) - shift) * s
+    assert torch.equal(y.nan_to_num(7e30), expected.nan_to_num(7e30))
+
+
+@pytest.mark.parametrize("weight", WEIGHTS[:2])
+def test_not_a_number_shows_in_scale_and_values(weight) -> None:
+    layer = QuantConv2d(3, 4, 5, weight_quant=weight)
+    with torch.no_grad():
+        layer.weight[1, 2, 0, 0] = torch.nan
+        w = layer.quant_weight()
+    whole = w.scale.numel() == 1
+    assert w.scale.reshape(-1)[0 if whole else 1].isnan()
+    assert w.value[1].isnan().all() and w.value[0].isnan().any() == whole
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    layer = QuantReLU(collect_stats_steps=1)
+    x = torch.randn(1 << 19)
+    layer(x), layer(x)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(results(layer, x, "auto")[1])
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_small_tensors_and_traced_ones_take_the_ordinary_way(monkeypatch, calls) -> None:
+    layer, x = QuantReLU(collect_stats_steps=1), torch.randn(2, 50)
+    layer(x), layer(x)
+    assert calls
+    calls.clear()
+    layer.eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(layer, (x,), check_trace=False)
+        exported = torch.export.export(layer, (x,)).module()
+    for captured in (traced, exported):
+        torch.testing.assert_close(captured(2 * x), layer(2 * x))
+    calls.clear()
+    with FlopCounterMode(display=False):
+        layer(x)
+    monkeypatch.setattr(native, "SMALLEST", 101)
+    layer(x)
+    assert not calls
+
+
+def test_an_upstream_gradient_of_another_layout_is_right() -> None:
+    layer = QuantReLU(collect_stats_steps=1)
+    x = torch.randn(3, 4, 33, 31)
+    layer(x), layer(x)
+    for change in (lambda t: t.permute(0, 2, 3, 1), lambda t: t.sum((2, 3), keepdim=True)):
+        found = []
+        for kernels in ("auto", "fused"):
+            with qframework.settings.use(kernels=kernels):
+                leaf = x.clone().requires_grad_()
+                found.append(torch.autograd.grad(change(layer(leaf)).sin().sum(), leaf)[0])
+        torch.testing.assert_close(*found)
+
+
+# ------------------------------------------------------------ building
+
+SCRIPT = """
+import warnings, torch, qframework
+from qframework.layers import QuantReLU
+qframework.settings.kernels = {kernels!r}
+layer = QuantReLU(collect_stats_steps=1)
+x = torch.randn({size})
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    layer(x), layer(x)
+print([type(w.message).__name__ for w in caught])
+"""
+
+
+def run(folder, kernels: str, size: int, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(kernels=kernels, size=size)],
+        env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def libraries(folder) -> list:
+    return sorted(folder.glob("qframework/*"))
+
+
+@pytest.mark.slow
+def test_they_are_built_once_when_a_large_tensor_comes(tmp_path) -> None:
+    assert run(tmp_path, "auto", 4096).stdout == "[]\n"
+    assert not libraries(tmp_path)
+    assert run(tmp_path, "auto", 1 << 14).stdout == "[]\n"
+    (built,) = libraries(tmp_path)
+    made = built.stat().st_mtime_ns
+    assert run(tmp_path, "compiled", 1 << 14, CXX="g++").stdout == "[]\n"
+    assert built.stat().st_mtime_ns == made
+    assert libraries(tmp_path) == [built]
+
+
+def test_without_a_compiler_the_ordinary_functions_compute(tmp_path) -> None:
+    assert run(tmp_path, "auto", 1 << 14, CXX="no-such-compiler").stdout == "[]\n"
+    failed = run(tmp_path, "compiled", 1 << 14, CXX="no-such-compiler")
+    assert "RuntimeError: no C++ compiler was found" in failed.stderr
+
+
+def test_a_compiler_that_fails_is_told(tmp_path) -> None:
+    assert run(tmp_path, "auto", 1 << 14, CXX="false").stdout == "['RuntimeWarning']\n"
+    failed = run(tmp_path, "compiled", 1 << 14, CXX="false")
+    assert "RuntimeError: the C++ compiler failed" in failed.stderr
+    assert not libraries(tmp_path)
+
+
+def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch) -> None:
+    place = tmp_path / "file"
+    place.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    assert build._folder().is_dir()
