@@ -24,6 +24,8 @@ from qframework.functional import (
     quantize_by_largest,
     quantize_by_span,
     quantize_by_stored,
+    takes_operators,
+    traced_largest,
 )
 
 Output = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -99,6 +101,32 @@ class OneStep:
             threshold = self.restriction.threshold(self.quantizer.int_scaling_impl(width))
             self._threshold = known = (width, threshold)
         return known
+
+
+def traced_weight(quantizer: Any, x: Tensor) -> Output | None:
+    """A weight in a graph that is being traced, by an operator of its own; None where there is none.
+
+    Args:
+        quantizer: the tensor quantizer.
+        x: the weight.
+    """
+    scaling = quantizer.scaling_impl
+    if (
+        type(scaling) is not StatsFromParameterScaling
+        or type(quantizer.zero_point_impl) is not ZeroZeroPoint
+        or len(scaling.tracked_parameter_list) != 1
+        or not takes_operators(x)
+    ):
+        return None
+    fixed = _fixed_range(quantizer)
+    how = None if fixed is None else _largest(scaling, fixed, AbsMax)
+    if how is None or how.order is not None:
+        return None
+    width = quantizer.msb_clamp_bit_width_impl()
+    restriction: Any = scaling.stats_scaling_impl.restriction
+    threshold = restriction.threshold(quantizer.int_scaling_impl(width))
+    y, scale = traced_largest(x, threshold, how)
+    return y, scale, quantizer.zero_point_impl.zero, width
 
 
 def _fixed_range(quantizer: Any) -> tuple[float, float, str, bool] | None:

@@ -18,7 +18,7 @@ from qframework.core.function_wrapper import (
     TensorClamp,
     TensorClampSte,
 )
-from qframework.core.one_step import OneStep
+from qframework.core.one_step import OneStep, traced_weight
 from qframework.core.zero_point import ZeroZeroPoint
 from qframework.functional import FixedStep, check_range, fake_quantize, is_fused, max_int, min_int
 from qframework.functional.autograd import transforms_active
@@ -240,8 +240,10 @@ class RescalingIntQuant(CoreModule):
 
     def _in_one_step(self, x: Tensor, rectify: bool) -> QuantOutput | None:
         """All of it in one step, where there is one; None for others."""
-        if torch.compiler.is_compiling() or self.observer_only or not is_fused():
+        if self.observer_only or not is_fused():
             return None
+        if torch.compiler.is_compiling():
+            return None if rectify else traced_weight(self, x)
         step = self._one_step
         if step is None or step.structure != structure() or step.quantizer is not self:
             step = OneStep(self)

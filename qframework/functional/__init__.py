@@ -47,6 +47,7 @@ from qframework.functional.straight_through import (
     tensor_clamp_ste,
     ternary_sign_ste,
 )
+from qframework.functional.traced_quantize import forget, takes_operators, traced_largest
 from qframework.functional.traced_statistics import order_statistic_if
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
@@ -75,6 +76,7 @@ __all__ = [
     "dpu_round_ste",
     "fake_quantize",
     "fake_quantize_reference",
+    "forget",
     "floor_ste",
     "grouped_shape",
     "is_fused",
@@ -103,5 +105,7 @@ __all__ = [
     "takes_sequences",
     "tensor_clamp",
     "tensor_clamp_ste",
+    "takes_operators",
     "ternary_sign_ste",
+    "traced_largest",
 ]

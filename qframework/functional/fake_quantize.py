@@ -20,6 +20,7 @@ from qframework.functional.straight_through import (
     tensor_clamp,
     tensor_clamp_ste,
 )
+from qframework.functional.traced_quantize import takes_operators, traced_range
 
 
 class _FakeQuantize(Function):
@@ -77,6 +78,9 @@ class _FakeQuantize(Function):
         return grad_x, grad_scale, grad_zero, grad_min, grad_max, None, None
 
 
+_is_compiling = torch.compiler.is_compiling
+
+
 def fake_quantize(
     x: Tensor,
     scale: Tensor,
@@ -110,6 +114,8 @@ def fake_quantize(
     if rectify and not (fixed and can_rectify(zero_point, minimum, rounding, masked)):
         x, rectify = torch.relu(x), False
     if fixed and is_fused():
+        if _is_compiling() and takes_operators(x):
+            return traced_range(x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
         operands: Any = (x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
         return apply(_FixedRange, *operands)  # type: ignore[no-any-return]
     zero_point = torch.zeros_like(scale) if zero_point is None else zero_point

@@ -87,37 +87,48 @@ class _LargestScaled(Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
         x, threshold = kept(ctx)
-        how, scale, top = ctx.how, ctx.scale, ctx.top
         g = torch.zeros_like(x) if grad is None else grad
-        kernels = flat = None
-        count: Any = None
-        layout = _native_layout(x, threshold, how, g)
-        if layout is not None:
-            slope = None if how.domain == "fp" else slope_of(top, threshold, how)
-            operands: Any = (grad_scale, slope, threshold, how.scale_minimum, *how[:3])
-            grad_x = native.largest_gradients(layout, g, x, scale, top, ctx.where, *operands)
-            return grad_x, None, None
-        if compiled.wants_compiled(x, scale, g):
-            kernels = kernels_of(x, scale, how.minimum, how.maximum, how.rounding)
-        if kernels is not None and how.per_channel:
-            whole = kernels.scale_gradient(g, x, scale)
-        elif kernels is not None:
-            whole, count = kernels.largest_gradient(g, x, scale, top)
-        else:
-            rows, flat = _sliced(x, g, scale, how)
-            sums = [_scale_error(piece, s, upstream, how) for piece, upstream, s in rows]
-            whole = torch.cat(sums) if how.per_channel else total(sums)
-            whole = whole.reshape(scale.shape).to(scale.dtype)
-        whole = whole if grad_scale is None else whole + grad_scale
-        grad_top = whole.reshape(top.shape) * slope_of(top, threshold, how)
-        if how.per_channel:
-            signs = _rows(x, how.order).gather(1, ctx.where.unsqueeze(1)).sign()
-            grad_x = spread_rows(g, grad_top.reshape(-1, 1) * signs, ctx.where, how.order)
-        elif kernels is not None:
-            grad_x = kernels.spread(g, x, top, torch.where(top > 0, grad_top / count, 0.0))
-        else:
-            grad_x = _spread_evenly(x, g, grad_top, top, flat)
-        return grad_x, None, None
+        found = (ctx.scale, ctx.top, ctx.where)
+        return largest_gradient(g, grad_scale, x, threshold, *found, ctx.how), None, None
+
+
+def largest_gradient(
+    g: Tensor,
+    grad_scale: Tensor | None,
+    x: Tensor,
+    threshold: Tensor,
+    scale: Tensor,
+    top: Tensor,
+    where: Tensor | None,
+    how: LargestScaled,
+) -> Tensor:
+    """The gradient of a weight for those of its quantized values and of the scale; ``top`` and ``where`` as found forwards."""
+    kernels = flat = None
+    count: Any = None
+    layout = _native_layout(x, threshold, how, g)
+    if layout is not None:
+        slope = None if how.domain == "fp" else slope_of(top, threshold, how)
+        operands: Any = (grad_scale, slope, threshold, how.scale_minimum, *how[:3])
+        return native.largest_gradients(layout, g, x, scale, top, where, *operands)
+    if compiled.wants_compiled(x, scale, g):
+        kernels = kernels_of(x, scale, how.minimum, how.maximum, how.rounding)
+    if kernels is not None and how.per_channel:
+        whole = kernels.scale_gradient(g, x, scale)
+    elif kernels is not None:
+        whole, count = kernels.largest_gradient(g, x, scale, top)
+    else:
+        rows, flat = _sliced(x, g, scale, how)
+        sums = [_scale_error(piece, s, upstream, how) for piece, upstream, s in rows]
+        whole = torch.cat(sums) if how.per_channel else total(sums)
+        whole = whole.reshape(scale.shape).to(scale.dtype)
+    whole = whole if grad_scale is None else whole + grad_scale
+    grad_top = whole.reshape(top.shape) * slope_of(top, threshold, how)
+    if where is not None:
+        signs = _rows(x, how.order).gather(1, where.unsqueeze(1)).sign()
+        return spread_rows(g, grad_top.reshape(-1, 1) * signs, where, how.order)
+    if kernels is not None:
+        return kernels.spread(g, x, top, torch.where(top > 0, grad_top / count, 0.0))
+    return _spread_evenly(x, g, grad_top, top, flat)
 
 
 def _native_layout(
