@@ -15,16 +15,25 @@ from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from qframework.configuration import settings
-from qframework.functional import native
 from qframework.functional.fixed_range import _FixedRange, range_gradients
 from qframework.functional.weight import LargestScaled, _LargestScaled, largest_gradient
 
 _LIBRARY = torch.library.Library("qframework", "FRAGMENT")
-_TAGS = (torch.Tag.flexible_layout,)
+#: Activations are taken in the memory format that inductor has chosen for the layers around; weights in their own.
+_ANY = (torch.Tag.flexible_layout,)
+_OWN = (torch.Tag.needs_exact_strides,)
 _RANGE = "float minimum, float maximum, str rounding"
 _HOW = (
     f"{_RANGE}, str domain, str exponent_rounding, float? smallest, int[] shape, bool per_channel"
 )
+
+
+def _laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """``y`` in the layout of ``torch.empty_like(x)``, as graphs were told."""
+    if y.stride() == x.stride():
+        return y
+    out = torch.empty_like(x)
+    return y if y.stride() == out.stride() else out.copy_(y)
 
 
 def takes_operators(x: Tensor) -> bool:
@@ -33,7 +42,6 @@ def takes_operators(x: Tensor) -> bool:
         settings.kernels in ("auto", "compiled")
         and x.device.type == "cpu"
         and not torch.compiler.is_exporting()
-        and x.numel() >= native.SMALLEST
     )
 
 
@@ -42,55 +50,58 @@ def takes_operators(x: Tensor) -> bool:
 
 _LIBRARY.define(
     f"fixed_range(Tensor x, Tensor scale, Tensor? zero_point, {_RANGE}, bool rectify) -> Tensor",
-    tags=_TAGS,
+    tags=_ANY,
 )
 
 
-@torch.library.impl(_LIBRARY, "fixed_range", "CPU")
-def _(x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any) -> Tensor:
+def _fixed_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any) -> Tensor:
     *bounds, rectify = how
-    return _FixedRange.forward(x, scale, zero_point, *bounds, True, rectify)
+    y = _FixedRange.forward(x, scale, zero_point, *bounds, True, rectify)  # type: ignore[call-arg]
+    return _laid_out(y, x)
 
 
-@torch.library.register_fake("qframework::fixed_range", lib=_LIBRARY)
-def _(x: Tensor, *_: Any) -> Tensor:
+def _fake_fixed_range(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 _LIBRARY.define(
     f"fixed_range_gradients(Tensor g, Tensor x, Tensor scale, Tensor? zero_point, {_RANGE}, bool masked, bool rectify, "
     "bool need_scale, bool need_zero) -> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    tags=_ANY,
 )
 
 
-@torch.library.impl(_LIBRARY, "fixed_range_gradients", "CPU")
-def _(
+def _fixed_range_gradients(
     g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *settings, need_scale, need_zero = how
-    if g.stride() != x.stride():
-        g = torch.empty_like(x).copy_(g)
-    grads = range_gradients(
-        g, x, scale, zero_point, *settings, need_scale=need_scale, need_zero=need_zero
+    grad_x, *others = range_gradients(
+        _laid_out(g, x),
+        x,
+        scale,
+        zero_point,
+        *settings,
+        need_scale=need_scale,
+        need_zero=need_zero,
     )
     masked = settings[3]
+    grads = (_laid_out(grad_x, x), *others)
     return tuple(  # type: ignore[return-value]
         x.new_empty(0) if grad is None or not wanted else grad
         for grad, wanted in zip(grads, (masked, need_scale, need_zero), strict=True)
     )
 
 
-@torch.library.register_fake("qframework::fixed_range_gradients", lib=_LIBRARY)
-def _(
+def _fake_fixed_range_gradients(
     g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     masked, _, need_scale, need_zero = how[3:]
-    none = x.new_empty(0)
     return (
-        torch.empty_like(x) if masked else none,
-        torch.empty_like(scale) if need_scale else none,
-        torch.empty_like(scale) if need_zero and masked and zero_point is not None else none,
+        torch.empty_like(x) if masked else x.new_empty(0),
+        torch.empty_like(scale) if need_scale else x.new_empty(0),
+        torch.empty_like(scale)
+        if need_zero and masked and zero_point is not None
+        else x.new_empty(0),
     )
 
 
@@ -139,30 +150,37 @@ def traced_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any)
 _Found = tuple[Tensor, Tensor, Tensor, Tensor]
 _LIBRARY.define(
     f"largest(Tensor x, Tensor threshold, bool keep, {_HOW}) -> (Tensor, Tensor, Tensor, Tensor)",
-    tags=_TAGS,
+    tags=_OWN,
 )
 
 
 def _how(operands: tuple[Any, ...]) -> LargestScaled:
-    *fields, shape, per_channel = operands
-    return LargestScaled(*fields, tuple(shape), None, per_channel)
+    fields: Any = operands[:6]
+    return LargestScaled(*fields, tuple(operands[6]), None, operands[7])  # type: ignore[call-arg]
 
 
-@torch.library.impl(_LIBRARY, "largest", "CPU")
-def _(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found:
+def _largest(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found:
     operands = (*operands, threshold.item())
     found = _recall(x, operands) if keep else None
     if found is None:
         how = _how(operands[:-1])
         y, scale, (top, where) = _LargestScaled.forward(x, threshold, how)
-        found = (y, scale, top, x.new_empty(0, dtype=torch.int64) if where is None else where)
+        found = (
+            _laid_out(y, x),
+            scale,
+            top,
+            x.new_empty(0, dtype=torch.int64) if where is None else where,
+        )
         if keep:
             _keep(x, operands, found)
-    return tuple(t.clone() for t in found) if keep else found  # type: ignore[return-value]
+    if not keep:
+        return found
+    y, scale, *unread = found
+    copies: Any = (y.clone(), scale.clone(), *unread)  # a graph may write into what it is given
+    return copies  # type: ignore[no-any-return]
 
 
-@torch.library.register_fake("qframework::largest", lib=_LIBRARY)
-def _(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found:
+def _fake_largest(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found:
     how = _how(operands)
     count = how.scale_shape[0] if how.per_channel else 0
     scale = threshold.new_empty(how.scale_shape)
@@ -173,12 +191,11 @@ def _(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found:
 _LIBRARY.define(
     "largest_gradient(Tensor g, Tensor? grad_scale, Tensor x, Tensor threshold, Tensor scale, Tensor top, Tensor where, "
     f"{_HOW}) -> Tensor",
-    tags=_TAGS,
+    tags=_OWN,
 )
 
 
-@torch.library.impl(_LIBRARY, "largest_gradient", "CPU")
-def _(
+def _largest_gradient(
     g: Tensor,
     grad_scale: Tensor | None,
     x: Tensor,
@@ -189,14 +206,11 @@ def _(
     *operands: Any,
 ) -> Tensor:
     how = _how(operands)
-    if g.stride() != x.stride():
-        g = torch.empty_like(x).copy_(g)
-    found = where if how.per_channel else None
-    return largest_gradient(g, grad_scale, x, threshold, scale, top, found, how)
+    found = (scale, top, where if how.per_channel else None)
+    return _laid_out(largest_gradient(_laid_out(g, x), grad_scale, x, threshold, *found, how), x)
 
 
-@torch.library.register_fake("qframework::largest_gradient", lib=_LIBRARY)
-def _(g: Tensor, grad_scale: Tensor | None, x: Tensor, *_: Any) -> Tensor:
+def _fake_largest_gradient(g: Tensor, grad_scale: Tensor | None, x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -262,3 +276,13 @@ def forget(*weights: Tensor) -> None:
     places = {t.data_ptr() for t in weights}
     for key in [k for k in _kept if k[0] in places]:
         del _kept[key]
+
+
+for _name, _function, _fake in (
+    ("fixed_range", _fixed_range, _fake_fixed_range),
+    ("fixed_range_gradients", _fixed_range_gradients, _fake_fixed_range_gradients),
+    ("largest", _largest, _fake_largest),
+    ("largest_gradient", _largest_gradient, _fake_largest_gradient),
+):
+    _LIBRARY.impl(_name, _function, "CPU")
+    torch.library.register_fake(f"qframework::{_name}", _fake, lib=_LIBRARY)

@@ -186,12 +186,12 @@ class QuantProxy(CompactModule):
     def train(self, mode: bool = True) -> QuantProxy:
         """Set the mode; a change of it frees what is kept."""
         if mode != self.training:
-            self._memory.clear()
+            self.release()
         super().train(mode)
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantProxy:
-        self._memory.clear()
+        self.release()
         super()._apply(fn, recurse)
         return self
 

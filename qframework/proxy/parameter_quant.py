@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.tracked import TrackedParameters
+from qframework.functional import forget
 from qframework.functional.autograd import apply, transforms_active
 from qframework.inject.explanation import Rows
 from qframework.proxy.base import QuantProxy
@@ -98,6 +99,11 @@ class ParameterQuantProxyFromInjector(QuantProxy):
     def max_uint_value(self, bit_width: Tensor) -> Tensor:
         """Largest unsigned integer of a width: ``2^b - 1``, narrow ``2^b - 2``."""
         return 2.0**bit_width - (2 if self.is_narrow_range else 1)
+
+    def release(self) -> None:
+        """Free what is kept of earlier calls, in eager mode and for compiled graphs."""
+        super().release()
+        forget(*(p for p in self.tracked_parameter_list if p is not None))
 
     def _recall_or_compute(self, parameter: Tensor, *scales: Tensor, source: Any) -> Any:
         """The quantized parameter, computed once while it and its quantizer are unchanged.
