@@ -15,9 +15,11 @@ from qframework.core.base import Stateless, wide_dtype, widen
 from qframework.functional import (
     abs_max,
     can_order,
+    high_rank,
     is_fused,
+    low_rank,
     order_statistic,
-    order_statistic_if,
+    percentile_if,
 )
 
 #: Up to how many of the largest or smallest elements a selection beats a partial sort.
@@ -99,14 +101,6 @@ def _check_percentile(name: str, q: float) -> float:
     if not 0 <= q <= 100:
         raise ValueError(f"{name} is a percentage, 0 to 100; got {q!r}")
     return q
-
-
-def _high_rank(q: float, n: int) -> int:
-    return min(max(math.floor(0.01 * q * n + 0.5), 1), n)
-
-
-def _low_rank(q: float, n: int) -> int:
-    return min(max(math.ceil(0.01 * q * n), 1), n)
 
 
 def _at_most_zero(x: Tensor) -> Tensor:
@@ -201,14 +195,13 @@ class AbsPercentile(Statistic):
         self.q = _check_percentile("high_percentile_q", high_percentile_q)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._kth(x, _high_rank(self.q, self._length(x)), magnitude=True)
+        return self._kth(x, high_rank(self.q, self._length(x)), magnitude=True)
 
     def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
         """The statistic where ``wanted``, else any number; None where it has no such form."""
-        near = x.numel() - _high_rank(self.q, x.numel()) + 1
-        if self.stats_reduce_dim is not None or near > _FEW or not can_order(x, near):
+        if self.stats_reduce_dim is not None:
             return None
-        return widen(order_statistic_if(x, wanted, near, True, True))
+        return widen(percentile_if(x, wanted, self.q, magnitude=True))
 
 
 class NegativePercentileOrZero(Statistic):
@@ -226,7 +219,13 @@ class NegativePercentileOrZero(Statistic):
         self.q = _check_percentile("low_percentile_q", low_percentile_q)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _at_most_zero(self._kth(x, _low_rank(self.q, self._length(x))))
+        return _at_most_zero(self._kth(x, low_rank(self.q, self._length(x))))
+
+    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic where ``wanted``, else any number; None where it has no such form."""
+        if self.stats_reduce_dim is not None:
+            return None
+        return _at_most_zero(widen(percentile_if(x, wanted, self.q, low=True)))
 
 
 class PercentileInterval(Statistic):
@@ -254,7 +253,15 @@ class PercentileInterval(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         n = self._length(x)
-        low, high = self._kth(x, _low_rank(self.low_q, n)), self._kth(x, _high_rank(self.high_q, n))
+        low, high = self._kth(x, low_rank(self.low_q, n)), self._kth(x, high_rank(self.high_q, n))
+        return _at_least_zero(high) - _at_most_zero(low)
+
+    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic where ``wanted``, else any number; None where it has no such form."""
+        if self.stats_reduce_dim is not None:
+            return None
+        low = widen(percentile_if(x, wanted, self.low_q, low=True))
+        high = widen(percentile_if(x, wanted, self.high_q))
         return _at_least_zero(high) - _at_most_zero(low)
 
 

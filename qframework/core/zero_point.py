@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, wide_dtype
 from qframework.core.collector import CollectThenLearn
+from qframework.core.function_wrapper import OverTensorView
 from qframework.core.pristine import FollowsParameters, Pristine
 from qframework.core.scaling.affine import affine_or_none
+from qframework.core.stats import Statistic
 from qframework.core.tracked import tracked_view
 from qframework.functional import abs_binary_sign_grad
 
@@ -248,6 +250,13 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
     def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a viewed batch, in the shape of the zero point."""
         return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
+
+    def reduce_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
+        """The statistic of a batch where ``wanted``."""
+        if type(self.view) is not OverTensorView or not isinstance(self.stats, Statistic):
+            return None
+        statistic = self.stats.only_if(x, wanted)
+        return None if statistic is None else statistic.reshape(self.value.shape)
 
     def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
         """The magnitude of the statistic."""

@@ -30,6 +30,8 @@ from qframework.functional.statistics import (
     abs_max,
     abs_max_of_channels,
     can_order,
+    high_rank,
+    low_rank,
     order_statistic,
 )
 from qframework.functional.straight_through import (
@@ -48,7 +50,7 @@ from qframework.functional.straight_through import (
     ternary_sign_ste,
 )
 from qframework.functional.traced_quantize import forget, takes_operators, traced_largest
-from qframework.functional.traced_statistics import order_statistic_if
+from qframework.functional.traced_statistics import percentile_if
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
@@ -79,6 +81,8 @@ __all__ = [
     "forget",
     "floor_ste",
     "grouped_shape",
+    "high_rank",
+    "low_rank",
     "is_fused",
     "join_groups",
     "largest_available",
@@ -90,7 +94,7 @@ __all__ = [
     "minifloat_quantize",
     "minifloat_reference",
     "order_statistic",
-    "order_statistic_if",
+    "percentile_if",
     "power_below",
     "quantize_by_largest",
     "quantize_by_span",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -124,6 +125,16 @@ def abs_max_of_channels(x: Tensor, order: tuple[int, ...] | None = None) -> Tens
         order: of the axes that brings the channels first, None where they are.
     """
     return apply(_AbsMaxOfChannels, x, order)[0]  # type: ignore[no-any-return]
+
+
+def high_rank(q: float, n: int) -> int:
+    """The rank among ``n`` numbers, from the smallest, of a high percentile: ``floor(q n / 100 + 1 / 2)``."""
+    return min(max(math.floor(0.01 * q * n + 0.5), 1), n)
+
+
+def low_rank(q: float, n: int) -> int:
+    """The rank of a low percentile: ``ceil(q n / 100)``."""
+    return min(max(math.ceil(0.01 * q * n), 1), n)
 
 
 def can_order(x: Tensor, rank: int) -> bool:

@@ -1,7 +1,7 @@
-"""Order statistics for compiled graphs that need them in some calls only.
+"""Percentiles for compiled graphs that need them in some calls only.
 
-As an operator of its own the search is skipped while it isn't wanted, without a branch in the graph, and it takes its input
-in whatever memory format the compiler has chosen.
+As an operator of its own the search is skipped while it isn't wanted, without a branch in the graph; it takes its input
+in whatever memory format the compiler has chosen, and finds the rank itself, so that graphs hold for any batch.
 """
 
 from __future__ import annotations
@@ -13,39 +13,46 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.functional.statistics import _OrderStatistic
+from qframework.functional.statistics import _OrderStatistic, can_order, high_rank, low_rank
 
 _Found = tuple[Tensor, Tensor, Tensor]
 
 
 @torch.library.custom_op(
-    "qframework::order_statistic_if",
+    "qframework::percentile_if",
     mutates_args=(),
     tags=(torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe),
 )
-def _order_statistic_if(
-    x: Tensor, wanted: Tensor, rank: int, largest: bool, magnitude: bool
-) -> _Found:
+def _percentile_if(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
     """The element, its index in the flat tensor and the sign that ``magnitude`` took off; zeros when not wanted.
 
     ``wanted`` is a flag on the CPU, so that looking at it waits for nothing.
     """
     if not bool(wanted):
         return x.new_zeros(()), x.new_zeros(1, dtype=torch.int64), x.new_ones(())
-    value, where = _OrderStatistic.forward(x, rank, largest, magnitude)
-    slope = x.reshape(-1).gather(0, where).sign().reshape(())
+    n = x.numel()
+    rank = low_rank(q, n) if low else high_rank(q, n)
+    largest = n - rank + 1 <= rank
+    near = n - rank + 1 if largest else rank
+    flat = x.reshape(-1)
+    if can_order(x, near):
+        value, where = _OrderStatistic.forward(x, near, largest, magnitude)
+    else:
+        value, at = (flat.abs() if magnitude else flat).kthvalue(rank)
+        where = at.reshape(1)
+    slope = flat.gather(0, where).sign().reshape(())
     return value.clone(), where, slope if magnitude else torch.ones_like(slope)
 
 
-@_order_statistic_if.register_fake
-def _(x: Tensor, wanted: Tensor, rank: int, largest: bool, magnitude: bool) -> _Found:
+@_percentile_if.register_fake
+def _(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
     return x.new_empty(()), x.new_empty(1, dtype=torch.int64), x.new_empty(())
 
 
-class _OrderStatisticIf(Function):
+class _PercentileIf(Function):
     @staticmethod
-    def forward(x: Tensor, wanted: Tensor, rank: int, largest: bool, magnitude: bool) -> _Found:
-        found: _Found = torch.ops.qframework.order_statistic_if(x, wanted, rank, largest, magnitude)
+    def forward(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
+        found: _Found = torch.ops.qframework.percentile_if(x, wanted, q, low, magnitude)
         return found
 
     @staticmethod
@@ -64,17 +71,16 @@ class _OrderStatisticIf(Function):
         return torch.where(places == where, grad * slope, 0.0), None, None, None, None
 
 
-def order_statistic_if(
-    x: Tensor, wanted: Tensor, rank: int, largest: bool = True, magnitude: bool = False
+def percentile_if(
+    x: Tensor, wanted: Tensor, q: float, low: bool = False, magnitude: bool = False
 ) -> Tensor:
-    """:func:`~qframework.functional.order_statistic` where ``wanted``, else 0.
+    """A percentile of all elements where ``wanted``, else 0; 0-dim.
 
     Args:
-        x: tensor for which :func:`~qframework.functional.can_order` holds.
+        x: tensor of any shape.
         wanted: 0-dim bool tensor on the CPU.
-        rank: 1 for the extreme itself.
-        largest: count from the top, or from the bottom.
+        q: in percent, 0 to 100.
+        low: round the rank as for a low percentile, see :func:`~qframework.functional.statistics.low_rank`.
         magnitude: of ``|x|`` rather than of ``x``.
     """
-    found = _OrderStatisticIf.apply(x, wanted, rank, largest, magnitude)  # type: ignore[no-untyped-call]
-    return found[0]  # type: ignore[no-any-return]
+    return _PercentileIf.apply(x, wanted, q, low, magnitude)[0]  # type: ignore[no-any-return, no-untyped-call]
