@@ -146,8 +146,10 @@ def main() -> None:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="repetitions of each measure")
-    parser.add_argument("--kernels", default="fused,compiled", help="settings to measure")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too (minutes)")
+    parser.add_argument("--kernels", default="auto,fused", help="settings to measure")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile too, with the first setting (minutes)"
+    )
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
@@ -155,7 +157,7 @@ def main() -> None:
     for kernels in options.kernels.split(","):
         with qframework.settings.use(kernels=kernels):
             columns[f"kernels {kernels!r}"] = measure(
-                options.rounds, options.compile and kernels == "fused"
+                options.rounds, options.compile and kernels == options.kernels.split(",")[0]
             )
     if options.peer:
         found = _peer(options.peer, options.rounds)
