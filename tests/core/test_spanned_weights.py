@@ -82,18 +82,6 @@ def test_values_and_gradients_are_those_of_the_parts(quantizer, kind, make, call
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_several_gradients_at_once() -> None:
-    layer = QuantLinear(4, 3, weight_quant=ShiftedUint8WeightPerTensorFloat)
-    value = layer.quant_weight().value
-    batch = torch.randn(6, 3, 4)
-    (together,) = torch.autograd.grad(
-        value, layer.weight, batch, is_grads_batched=True, retain_graph=True
-    )
-    for one, upstream in zip(together, batch, strict=True):
-        (alone,) = torch.autograd.grad(value, layer.weight, upstream, retain_graph=True)
-        torch.testing.assert_close(one, alone)
-
-
 def test_all_calls_of_a_step_share_the_weight_and_its_graph(calls) -> None:
     layer = QuantLinear(4, 4, weight_quant=ShiftedUint8WeightPerTensorFloat, bias=False)
     calls.clear()

@@ -119,6 +119,7 @@ def test_batched_gradients() -> None:
         "Int8WeightPerTensorFloat",
         "Int8WeightPerChannelFloat",
         "Int8WeightPerTensorFixedPoint",
+        "ShiftedUint8WeightPerTensorFloat",
         "ShiftedUint8WeightPerChannelFloat",
         "Fp8e4m3WeightPerChannelFloat",
         "NF4WeightPerChannelFloat",
