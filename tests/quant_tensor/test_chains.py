@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from exact_tensors import make, per_channel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rules import make, per_channel
 from torch.nn import functional as F
 
 from qframework.quant_tensor import IntQuantTensor

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_rules import integers, make
+from exact_tensors import integers, make
 from torch.nn import functional as F
 
 from qframework.layers import QuantIdentity

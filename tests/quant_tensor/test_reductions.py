@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_rules import integers, make, per_channel
+from exact_tensors import integers, make, per_channel
 from torch.nn import functional as F
 
 from qframework.quant_tensor import IntQuantTensor
