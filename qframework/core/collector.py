@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, is_recomputing, wide_dtype
+from qframework.functional.autograd import transforms_active
 
 
 def running_update(running: Tensor, new: Tensor, used: Tensor, momentum: float | None) -> Tensor:
@@ -159,8 +160,18 @@ class CollectThenLearn(CoreModule):
         return True
 
     def hand_over_if_due(self) -> int:
-        """The first step of a call: hand over after the last call that collects; how many collected, -1 when learned."""
+        """The first step of a call: hand over after the last call that collects; how many collected, -1 when learned.
+
+        Raises:
+            RuntimeError: the call would collect inside a ``torch.func`` transform.
+        """
         steps = int(self.collected_steps)
+        if steps >= 0 and self.training and transforms_active():
+            raise RuntimeError(
+                "a quantizer that still collects statistics can't do so inside torch.func.grad, vmap or another "
+                "transform, where nothing may be written: run some batches first, in training mode or under "
+                "qframework.graph.calibration_mode, or call model.eval()"
+            )
         if self.training and steps >= self.collect_stats_steps and not is_recomputing():
             return _LEARNED if self.finish_collection() else 0
         return steps

@@ -138,3 +138,15 @@ def test_weights_take_several_gradients_at_once(quantizer, shared) -> None:
     for one, upstream in zip(together, many, strict=True):
         (alone,) = torch.autograd.grad(value, layer.weight, upstream, retain_graph=True)
         torch.testing.assert_close(one, alone)
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.jacrev])
+def test_collecting_inside_a_transform_is_refused_with_the_remedy(transform) -> None:
+    layer = QuantReLU(collect_stats_steps=2)
+    function = (lambda x: layer(x).sum()) if transform is torch.func.grad else layer
+    x = torch.randn(3, 4)
+    with pytest.raises(RuntimeError, match="calibration_mode, or call"):
+        transform(function)(x)
+    assert layer.act_quant.tensor_quant.scaling_impl.collected_steps == 0
+    layer(x), layer(x), layer(x)
+    transform(function)(x)
