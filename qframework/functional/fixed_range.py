@@ -70,8 +70,8 @@ class _FixedRange(Function):
         masked: bool,
         rectify: bool,
     ) -> Tensor:
-        layout = native.serves(x, scale.shape, scale.dtype, rounding)
-        if layout is not None and _is_alike(scale, zero_point):
+        layout = _native_layout(x, scale, zero_point, rounding)
+        if layout is not None:
             return native.quantize(
                 layout, x, scale, zero_point, minimum, maximum, rounding, rectify
             )
@@ -103,15 +103,12 @@ class _FixedRange(Function):
         return *grads, *((None,) * len(rest))
 
 
-def _is_alike(scale: Tensor, zero_point: Tensor | None) -> bool:
-    return scale.is_contiguous() and (
-        zero_point is None
-        or (
-            zero_point.dtype == scale.dtype
-            and zero_point.shape == scale.shape
-            and zero_point.is_contiguous()
-        )
-    )
+def _native_layout(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, rounding: str, g: Tensor | None = None
+) -> native.Layout | None:
+    if zero_point is not None and zero_point.shape != scale.shape:
+        return None
+    return native.serves(x, scale.shape, rounding, scale, zero_point, g=g)
 
 
 def range_gradients(
@@ -132,8 +129,8 @@ def range_gradients(
     if not (masked or need_scale):
         return grad, None, None
     settings: Any = (minimum, maximum, rounding, masked, rectify)
-    layout = native.serves(x, scale.shape, scale.dtype, rounding, grad)
-    if layout is not None and _is_alike(scale, zero_point):
+    layout = _native_layout(x, scale, zero_point, rounding, grad)
+    if layout is not None:
         return native.gradients(layout, grad, x, scale, zero_point, *settings)
     if zero_point is None and compiled.wants_compiled(x, scale, grad):
         kernels = kernels_of(x, scale, minimum, maximum, rounding, rectify)

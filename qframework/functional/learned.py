@@ -43,8 +43,8 @@ class _LearnedScaled(Function):
         x: Tensor, stored: Tensor, threshold: Tensor, how: LearnedScaled, rectify: bool
     ) -> tuple[Tensor, Tensor]:
         if how.domain == "fp":
-            layout = native.serves(x, stored.shape, stored.dtype, how.rounding)
-            if layout is not None and stored.dtype == threshold.dtype and stored.is_contiguous():
+            layout = native.serves(x, stored.shape, how.rounding, stored, threshold)
+            if layout is not None:
                 settings = (threshold, how.scale_minimum, *how[:3], rectify)
                 return native.quantize_by_stored(layout, x, stored, *settings)
         scale = _StoredScale.forward(stored, threshold, *how[4:])
@@ -66,12 +66,16 @@ class _LearnedScaled(Function):
         if grad is not None:
             settings = (*how[:4], ctx.rectify)
             if how.domain == "fp" and need[1]:
-                layout = native.serves(x, stored.shape, stored.dtype, how.rounding, grad)
-                if (
-                    layout is not None
-                    and stored.dtype == threshold.dtype
-                    and stored.is_contiguous()
-                ):
+                layout = native.serves(
+                    x,
+                    stored.shape,
+                    how.rounding,
+                    stored,
+                    threshold,
+                    g=grad,
+                    incoming=(grad_scale,),
+                )
+                if layout is not None:
                     operands: Any = (None, *settings, stored, threshold, grad_scale)
                     found = native.gradients(layout, grad, x, ctx.scale, *operands)
                     return *found[:2], None, None, None

@@ -72,7 +72,8 @@ class _SpanScaled(Function):
         high, low, where = ctx.ends
         g = torch.zeros_like(x) if grad is None else grad
         # The zero point moves values by a step there and back: it gets nothing from them.
-        layout = native.serves(x, scale.shape, scale.dtype, how.rounding, g)
+        incoming = (grad_scale, grad_shift)
+        layout = native.serves(x, scale.shape, how.rounding, scale, shift, g=g, incoming=incoming)
         if layout is not None:
             fixed = (how.minimum, how.maximum, how.rounding, False, False)
             whole = native.gradients(layout, g, x, scale, shift, *fixed)[1]

@@ -105,7 +105,7 @@ def largest_gradient(
     """The gradient of a weight for those of its quantized values and of the scale; ``top`` and ``where`` as found forwards."""
     kernels = flat = None
     count: Any = None
-    layout = _native_layout(x, threshold, how, g)
+    layout = _native_layout(x, threshold, how, g=g, incoming=(grad_scale,))
     if layout is not None:
         slope = None if how.domain == "fp" else slope_of(top, threshold, how)
         operands: Any = (grad_scale, slope, threshold, how.scale_minimum, *how[:3])
@@ -132,11 +132,11 @@ def largest_gradient(
 
 
 def _native_layout(
-    x: Tensor, threshold: Tensor, how: LargestScaled, g: Tensor | None = None
+    x: Tensor, threshold: Tensor, how: LargestScaled, **gradients: Any
 ) -> native.Layout | None:
     if how.order is not None:
         return None
-    return native.serves(x, how.scale_shape, threshold.dtype, how.rounding, g)
+    return native.serves(x, how.scale_shape, how.rounding, threshold, **gradients)
 
 
 def slope_of(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
@@ -203,12 +203,15 @@ def _pairs(flat: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
 def spread_rows(g: Tensor, shares: Tensor, where: Tensor, order: tuple[int, ...] | None) -> Tensor:
     """``g``, and for each channel what is added to one of its elements."""
     where, values = where.unsqueeze(1), shares.reshape(-1, 1).to(g.dtype)
-    if order is None:
+    if order is None and not transforms_active(g, shares):
         out = g.clone(memory_format=torch.contiguous_format)
         out.view(out.shape[0], -1).scatter_add_(1, where, values)
         return out
     rows = _rows(g, order)
-    spread = torch.zeros_like(rows).scatter_(1, where, values)
+    # Made of the shares, so that it is as many as they are.
+    spread = values.new_zeros(rows.shape).scatter_(1, where, values)
+    if order is None:
+        return g + spread.view(g.shape)
     back = [order.index(axis) for axis in range(g.dim())]
     return g + spread.view([g.shape[axis] for axis in order]).permute(back)
 

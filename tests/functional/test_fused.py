@@ -264,7 +264,7 @@ def test_one_tensor_is_kept_for_an_activation_and_none_for_a_weight() -> None:
 
 @pytest.mark.slow
 def test_inductor_gives_the_same(monkeypatch) -> None:
-    monkeypatch.setattr(native, "serves", lambda *operands: None)
+    monkeypatch.setattr(native, "serves", lambda *operands, **gradients: None)
     how = LearnedScaled(0.0, 15.0, "round", True, "fp", "round", None)
     weight = LargestScaled(-7.0, 7.0, "round", "fp", "round", None, (), None, False)
     rows = LargestScaled(-7.0, 7.0, "round", "fp", "round", None, (64, 1), None, True)

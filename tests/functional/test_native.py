@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -205,6 +206,55 @@ def test_an_upstream_gradient_of_another_layout_is_right() -> None:
                 leaf = x.clone().requires_grad_()
                 found.append(torch.autograd.grad(change(layer(leaf)).sin().sum(), leaf)[0])
         torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_several_gradients_at_once_and_gradients_of_scales(weight) -> None:
+    torch.manual_seed(0)
+    layer = QuantConv2d(3, 4, 5, weight_quant=weight)
+    with qframework.settings.use(cache=False):
+        q = layer.quant_weight()
+    many = torch.randn(3, *layer.weight.shape)
+    grads = partial(torch.autograd.grad, inputs=layer.weight, retain_graph=True)
+    together = grads(q.value, grad_outputs=many, is_grads_batched=True)[0]
+    for one, upstream in zip(together, many, strict=True):
+        torch.testing.assert_close(one, grads(q.value, grad_outputs=upstream)[0])
+    if q.zero_point.requires_grad:
+        many_shifts = torch.randn(3, *q.zero_point.shape)
+        together = grads(q.zero_point, grad_outputs=many_shifts, is_grads_batched=True)[0]
+        for one, upstream in zip(together, many_shifts, strict=True):
+            torch.testing.assert_close(one, grads(q.zero_point, grad_outputs=upstream)[0])
+    found = {}
+    for kernels in ("auto", "fused"):
+        with qframework.settings.use(kernels=kernels, cache=False):
+            q = layer.quant_weight()
+            loss = q.scale.sum() + (q.value * many[0]).sum()  # an expanded gradient of the scale
+            found[kernels] = torch.autograd.grad(loss, layer.weight)[0]
+    torch.testing.assert_close(found["auto"], found["fused"], rtol=1e-5, atol=1e-5)
+
+
+def test_activations_take_several_gradients_at_once_and_those_of_learned_scales() -> None:
+    layer = QuantReLU(collect_stats_steps=1, return_quant_tensor=True)
+    x = torch.randn(5, 40)
+    layer(x), layer(x)
+    leaf = x.clone().requires_grad_()
+    value, many = layer(leaf).value, torch.randn(3, 5, 40)
+    grads = partial(torch.autograd.grad, inputs=leaf, retain_graph=True)
+    together = grads(value, grad_outputs=many, is_grads_batched=True)[0]
+    for one, upstream in zip(together, many, strict=True):
+        torch.testing.assert_close(one, grads(value, grad_outputs=upstream)[0])
+    found = {}
+    for kernels in ("auto", "fused"):
+        with qframework.settings.use(kernels=kernels):
+            q = layer(leaf)
+            loss = 7 * q.scale.sum() + (q.value * many[0]).sum()
+            found[kernels] = torch.autograd.grad(loss, list(layer.parameters()))[0]
+    torch.testing.assert_close(found["auto"], found["fused"], rtol=1e-5, atol=1e-5)
+
+
+def test_scales_on_another_device_are_an_error_as_ever() -> None:
+    with pytest.raises(RuntimeError):
+        fake_quantize(torch.randn(50), torch.ones((), device="meta"), None, -8.0, 7.0).sum().item()
 
 
 # ------------------------------------------------------------ building

@@ -39,6 +39,8 @@ _is_compiling = torch.compiler.is_compiling
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
 
 #: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
@@ -67,32 +69,33 @@ def available() -> bool:
 def serves(
     x: Tensor,
     shape: tuple[int, ...],
-    dtype: torch.dtype,
     rounding: str,
+    *numbers: Tensor | None,
     g: Tensor | None = None,
+    incoming: tuple[Tensor | None, ...] = (),
 ) -> Layout | None:
     """How C++ functions take a tensor; None where the ordinary functions have to.
 
     Args:
         x: the tensor.
-        shape: of the scale, and of a zero point: one element, or one for each index of an axis.
-        dtype: of them.
+        shape: of the scale: one element, or one for each index of an axis.
         rounding: a name of :data:`~qframework.functional.ROUNDINGS`.
-        g: the gradient that comes from behind, laid out as ``x``.
+        *numbers: what they will read besides: scale, zero point, threshold.
+        g: the gradient that comes from behind.
+        incoming: gradients of the scale and the zero point that come in besides.
 
     Raises:
         RuntimeError: ``settings.kernels`` is ``'compiled'``, and there is no compiler, or it fails.
     """
-    count, dtype_of_x = x.numel(), x.dtype
+    count, dtype = x.numel(), x.dtype
     if (
         _is_compiling()
         or count < SMALLEST
         or settings.kernels not in _SETTINGS
         or not x.is_cpu
-        or dtype_of_x not in _DTYPES
+        or dtype not in _DTYPES
         or rounding not in _ROUNDINGS
         or type(x) not in _PLAIN
-        or dtype is not _DTYPES[dtype_of_x][1]
         or x.is_neg()
         # what records operators would miss what isn't one
         or _tracing_state() is not None
@@ -100,18 +103,32 @@ def serves(
         or _transforms_active()
     ):
         return None
+    small = _DTYPES[dtype][1]
+    for t in numbers:
+        if t is not None and not (t.dtype is small and t.is_cpu and t.is_contiguous()):
+            return None
+    if g is not None and not (
+        g.dtype is dtype and g.stride() == x.stride() and g.is_cpu and _is_one(g)
+    ):
+        return None
+    for t in incoming:
+        if t is not None and not (t.is_cpu and _is_one(t)):
+            return None
     if max(shape, default=1) == 1:
         layout = (1, count) if x.is_contiguous() or _is_channels_last(x) else None
     else:
         layout = _by_axis(x, shape)
-    if layout is None or (
-        g is not None and not (g.dtype == dtype_of_x and g.stride() == x.stride())
-    ):
+    if layout is None:
         return None
     if settings.kernels == "compiled":
         library()
         return layout
     return layout if available() else None
+
+
+def _is_one(g: Tensor) -> bool:
+    """Whether a gradient is one, rather than a batch of several that are taken at once."""
+    return not (_is_batched(g) or _is_legacy_batched(g) or g.is_neg())
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -139,6 +156,11 @@ def _run(function: int, layout: Layout, x: Tensor, rounding: str, **operands: An
     library().qframework_run(
         function, _DTYPES[x.dtype][0], _ROUNDINGS[rounding], ctypes.byref(call)
     )
+
+
+def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
+    """A gradient that comes in through a scale, as C++ reads it; autograd may have expanded it."""
+    return None if grad is None else grad.to(like.dtype).contiguous()
 
 
 def _at(t: Tensor | None) -> int | None:
@@ -215,6 +237,7 @@ def gradients(
     """
     grad_x = _empty_like(x) if masked else g
     grad_scale = _empty_like(scale)
+    grad_of_scale = _laid_out(grad_of_scale, scale)
     grad_zero = None if zero_point is None else _empty_like(zero_point)
     _run(
         _GRADIENTS,
@@ -294,7 +317,7 @@ def largest_gradients(
     ``slope`` is that of the scale by the magnitude, None for that of ``largest`` itself; ``grad_of_scale`` comes in through
     the scale.
     """
-    grad_x = _empty_like(x)
+    grad_x, grad_of_scale = _empty_like(x), _laid_out(grad_of_scale, scale)
     _run(
         _LARGEST_GRADIENTS,
         layout,
