@@ -1,7 +1,7 @@
 """Quantization in graphs of ``torch.compile`` on CPUs: operators of their own instead of what inductor makes of it.
 
-Inductor sums the gradients of scales in scalar code, and quantizes a weight at each call. The operators call the functions of
-eager mode, the C++ ones among them. Exported graphs hold torch's operators alone.
+Inductor takes several times as long for the gradients of scales, and quantizes a weight at each call. The operators call the
+functions of eager mode, the C++ ones among them. Exported graphs hold torch's operators alone.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ _LIBRARY.define(
 def _fixed_range_gradients(
     g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    *settings, need_scale, need_zero = how
+    *range_and_form, need_scale, need_zero = how
     grad_x, *others = range_gradients(
         _laid_out(g, x),
         x,
         scale,
         zero_point,
-        *settings,
+        *range_and_form,
         need_scale=need_scale,
         need_zero=need_zero,
     )
-    masked = settings[3]
+    masked = range_and_form[3]
     grads = (_laid_out(grad_x, x), *others)
     return tuple(  # type: ignore[return-value]
         x.new_empty(0) if grad is None or not wanted else grad
