@@ -51,6 +51,8 @@ ACTS = [
 @pytest.fixture(autouse=True)
 def everything(monkeypatch) -> None:
     monkeypatch.setattr(native, "SMALLEST", 1)
+    with qframework.settings.use(kernels="auto"):
+        yield
 
 
 @pytest.fixture
