@@ -151,7 +151,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         result = self._wrap(output, source, parameter)
         layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
         inputs = (parameter, *scales)
-        self._memory.keep(id(parameter), quantizer, training, layers, result, output[:2], *inputs)
+        self._memory.keep(id(parameter), quantizer, training, layers, result, output[:3], *inputs)
         if grows and torch.distributed.is_available() and torch.distributed.is_initialized():
             # Sharded parameters are gathered into place without a trace in their version counters.
             for tensor in output:

@@ -14,6 +14,7 @@ from qframework.quantizers import (
     Int8WeightPerChannelFloatMSE,
     Int8WeightPerTensorFloat,
     Int32Bias,
+    ShiftedUint8WeightPerTensorFloat,
 )
 
 
@@ -142,3 +143,32 @@ def test_forward_mode_is_refused_rather_than_zero(grad) -> None:
         pytest.raises(NotImplementedError, match="reverse mode"),
     ):
         layer(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+@torch.no_grad()
+def test_a_zero_point_that_is_written_to_is_made_anew() -> None:
+    layer = QuantLinear(4, 3, weight_quant=ShiftedUint8WeightPerTensorFloat).eval()
+    before = layer.quant_weight().zero_point.clone()
+    layer.quant_weight().zero_point.add_(1)
+    assert torch.equal(layer.quant_weight().zero_point, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["restart", "dtype", "value"])
+def test_a_learned_scale_that_changes_in_evaluation_is_seen(change) -> None:
+    layer, x = QuantReLU(collect_stats_steps=1), torch.rand(50)
+    layer(x), layer(x)
+    layer.eval()
+    before = layer(3 * x)
+    quantizer = layer.act_quant.tensor_quant
+    scaling = quantizer.scaling_impl
+    if change == "restart":
+        scaling.restart_collection()
+        scaling.running_stats.fill_(9)
+    elif change == "dtype":
+        quantizer.double()  # the scale, and with it what is divided by it
+        assert layer.act_quant(x).scale.dtype == torch.float64
+        return
+    else:
+        scaling.value.fill_(9)
+    assert not torch.equal(layer(3 * x), before)
