@@ -1,6 +1,7 @@
 """The fused functions as single passes over memory, compiled once and shared by all layers.
 
-Used with ``qframework.settings.kernels = 'compiled'`` in eager mode. torch's inductor compiles one version for each dtype, device,
+Used with ``qframework.settings.kernels = 'compiled'`` in eager mode, on other devices than CPUs and for what the C++ functions
+(:mod:`qframework.functional.native`) don't take. torch's inductor compiles one version for each dtype, device,
 granularity and rounding, whatever the sizes, and keeps it on disk. It is called directly, without the guards of
 ``torch.compile``, which take longer than a small kernel.
 """

@@ -160,11 +160,12 @@ def _how(operands: tuple[Any, ...]) -> LargestScaled:
 
 
 def _largest(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found:
-    operands = (*operands, threshold.item())
-    found = _recall(x, operands) if keep else None
+    key = (
+        _key(x, (*operands, threshold.item())) if keep else ()
+    )  # on the CPU, so that it waits for nothing
+    found = _recall(x, key) if keep else None
     if found is None:
-        how = _how(operands[:-1])
-        y, scale, (top, where) = _LargestScaled.forward(x, threshold, how)
+        y, scale, (top, where) = _LargestScaled.forward(x, threshold, _how(operands))
         found = (
             _laid_out(y, x),
             scale,
@@ -172,7 +173,7 @@ def _largest(x: Tensor, threshold: Tensor, keep: bool, *operands: Any) -> _Found
             x.new_empty(0, dtype=torch.int64) if where is None else where,
         )
         if keep:
-            _keep(x, operands, found)
+            _keep(x, key, found)
     if not keep:
         return found
     y, scale, *unread = found
@@ -236,9 +237,9 @@ class _TracedLargest(Function):
 
 def traced_largest(x: Tensor, threshold: Tensor, how: LargestScaled) -> tuple[Tensor, Tensor]:
     """``quantize_by_largest``; arguments as there, channels first."""
-    settings = (*how[:6], how.scale_shape, how.per_channel)
+    operands = (*how[:6], how.scale_shape, how.per_channel)
     keep = not torch.is_grad_enabled()
-    found = _TracedLargest.apply(x, threshold, keep, settings)  # type: ignore[no-untyped-call]
+    found = _TracedLargest.apply(x, threshold, keep, operands)  # type: ignore[no-untyped-call]
     return found[0], found[1]
 
 
@@ -252,23 +253,23 @@ def _key(x: Tensor, operands: tuple[Any, ...]) -> tuple[Any, ...]:
     return x.data_ptr(), x.shape, x.stride(), x.dtype, *lists
 
 
-def _recall(x: Tensor, operands: tuple[Any, ...]) -> _Found | None:
-    known = _kept.get(_key(x, operands))
+def _recall(x: Tensor, key: tuple[Any, ...]) -> _Found | None:
+    known = _kept.get(key)
     if known is None or not settings.cache or x.is_inference():
         return None
     storage, version, found = known
     return found if version == x._version and not storage.expired() else None
 
 
-def _keep(x: Tensor, operands: tuple[Any, ...], found: _Found) -> None:
+def _keep(x: Tensor, key: tuple[Any, ...], found: _Found) -> None:
     distributed = torch.distributed
     if not settings.cache or x.is_inference():
         return
     if distributed.is_available() and distributed.is_initialized():
         return  # broadcasts and sharded parameters write without moving a counter
-    for key in [k for k, (storage, *_) in _kept.items() if storage.expired()]:
-        del _kept[key]
-    _kept[_key(x, operands)] = (StorageWeakRef(x.untyped_storage()), x._version, found)
+    for dead in [k for k, (storage, *_) in _kept.items() if storage.expired()]:
+        del _kept[dead]
+    _kept[key] = (StorageWeakRef(x.untyped_storage()), x._version, found)
 
 
 def forget(*weights: Tensor) -> None:

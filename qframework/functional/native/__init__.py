@@ -18,7 +18,7 @@ from torch import Tensor
 from qframework.configuration import settings
 from qframework.functional.native.build import Call, compiler, library
 
-#: Below as many elements there is little to gain, and nothing that were worth the build.
+#: With fewer elements there is little to gain, and nothing is built for them.
 SMALLEST = 1 << 13
 #: Rows that are too short to be worth a call each.
 _SHORTEST = 16

@@ -294,7 +294,7 @@ void gradients(const Call& call) {
 }
 
 // The largest magnitude of each channel, and where it is first; magnitudes are compared as integers, so that NaN is the
-// largest. With a threshold the scale, too, and all that is quantized by it.
+// largest; the scale that they make, and all that is quantized by it.
 template <int R, class T>
 void largest(const Call& call) {
   using C = Wide<T>;
@@ -315,7 +315,6 @@ void largest(const Call& call) {
     while (magnitude_bits(wide(x[at])) != top) at++;
     call.where[c] = at - c * call.inner;
   }
-  if (!call.threshold) return;
   make_scale<C>(call, call.top);
   quantize<R, T>(call);
 }
