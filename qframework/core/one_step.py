@@ -24,7 +24,6 @@ from qframework.functional import (
     quantize_by_largest,
     quantize_by_span,
     quantize_by_stored,
-    takes_operators,
     traced_largest,
 )
 
@@ -115,7 +114,6 @@ def traced_weight(quantizer: Any, x: Tensor) -> Output | None:
         type(scaling) is not StatsFromParameterScaling
         or type(quantizer.zero_point_impl) is not ZeroZeroPoint
         or len(scaling.tracked_parameter_list) != 1
-        or not takes_operators(x)
     ):
         return None
     fixed = _fixed_range(quantizer)
@@ -124,9 +122,9 @@ def traced_weight(quantizer: Any, x: Tensor) -> Output | None:
         return None
     width = quantizer.msb_clamp_bit_width_impl()
     restriction: Any = scaling.stats_scaling_impl.restriction
-    threshold = restriction.threshold(quantizer.int_scaling_impl(width))
-    y, scale = traced_largest(x, threshold, how)
-    return y, scale, quantizer.zero_point_impl.zero, width
+    threshold = restriction.threshold(quantizer._threshold(width))
+    found = traced_largest(x, threshold, how)
+    return None if found is None else (*found, quantizer.zero_point_impl.zero, width)
 
 
 def _fixed_range(quantizer: Any) -> tuple[float, float, str, bool] | None:

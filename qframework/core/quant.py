@@ -222,12 +222,12 @@ class RescalingIntQuant(CoreModule):
 
     def _threshold(self, bit_width: Tensor) -> Tensor:
         """The integer threshold, computed once for a constant width."""
-        rule = self.int_scaling_impl
-        if (
-            torch.compiler.is_compiling()
-            or type(self.msb_clamp_bit_width_impl) is not BitWidthConst
-            or transforms_active()  # their tensors must not be kept
-        ):
+        rule, width = self.int_scaling_impl, self.msb_clamp_bit_width_impl
+        if type(width) is not BitWidthConst:
+            return rule(bit_width)  # type: ignore[no-any-return]
+        if torch.compiler.is_compiling():  # which computes it while it compiles
+            return rule(torch.full_like(bit_width, width.initial))  # type: ignore[no-any-return]
+        if transforms_active():  # whose tensors must not be kept
             return rule(bit_width)  # type: ignore[no-any-return]
         known = self._known_threshold
         if known is None or known[0] is not bit_width or known[1] is not rule:
@@ -275,9 +275,13 @@ class RescalingIntQuant(CoreModule):
         done = self._in_one_step(x, rectify)
         if done is not None:
             return done
-        if rectify and self._looks_at_input_now():
-            x, rectify = torch.relu(x), False
-        scale, zero_point, bit_width = self.parameters_for(x)
+        if rectify and torch.compiler.is_compiling():
+            # Where nothing looks at it, the compiler leaves it out.
+            scale, zero_point, bit_width = self.parameters_for(torch.relu(x))
+        else:
+            if rectify and self._looks_at_input_now():
+                x, rectify = torch.relu(x), False
+            scale, zero_point, bit_width = self.parameters_for(x)
         return self.quantize(x, scale, zero_point, bit_width, rectify), scale, zero_point, bit_width
 
     def quantize(

@@ -49,8 +49,8 @@ from qframework.functional.straight_through import (
     tensor_clamp_ste,
     ternary_sign_ste,
 )
-from qframework.functional.traced_quantize import forget, takes_operators, traced_largest
 from qframework.functional.traced_statistics import percentile_if
+from qframework.functional.traced_weight import forget, traced_largest
 from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
@@ -109,7 +109,6 @@ __all__ = [
     "takes_sequences",
     "tensor_clamp",
     "tensor_clamp_ste",
-    "takes_operators",
     "ternary_sign_ste",
     "traced_largest",
 ]

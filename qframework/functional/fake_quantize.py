@@ -20,7 +20,7 @@ from qframework.functional.straight_through import (
     tensor_clamp,
     tensor_clamp_ste,
 )
-from qframework.functional.traced_quantize import takes_operators, traced_range
+from qframework.functional.traced_range import traced_range
 
 
 class _FakeQuantize(Function):
@@ -114,7 +114,7 @@ def fake_quantize(
     if rectify and not (fixed and can_rectify(zero_point, minimum, rounding, masked)):
         x, rectify = torch.relu(x), False
     if fixed and is_fused():
-        if _is_compiling() and takes_operators(x):
+        if _is_compiling() and not torch.compiler.is_exporting():
             return traced_range(x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
         operands: Any = (x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
         return apply(_FixedRange, *operands)  # type: ignore[no-any-return]
@@ -146,7 +146,8 @@ class FixedStep:
 
     def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
         """Quantize ``x``."""
-        if torch.is_grad_enabled() or (rectify and not self._rectifies) or not is_fused():
+        composed = (rectify and not self._rectifies) or not is_fused()
+        if composed or torch.is_grad_enabled() or _is_compiling():
             return fake_quantize(x, *self._how, rectify)  # type: ignore[call-arg]
         return _FixedRange.forward(x, *self._how, rectify)  # type: ignore[call-arg]
 

@@ -6,7 +6,6 @@ q = clamp(round(x / scale + zero_point), minimum, maximum);   y = (q - zero_poin
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -34,20 +33,21 @@ def sum_to(grad: Tensor, like: Tensor) -> Tensor:
     axes = list(range(lead))
     axes += [i + lead for i, n in enumerate(like.shape) if n == 1 and grad.shape[i + lead] != 1]
     wide = grad.dtype if grad.device.type == "mps" else torch.float64
+    if len(axes) == grad.dim() > 2 and torch.compiler.is_compiling():
+        # By channel first: so a compiler sums in the pass over memory that sums for norms and biases, too.
+        channels = 1 if grad.dim() > 3 else grad.dim() - 1
+        axes = [i for i in axes if i != channels]
+        grad, axes = grad.sum(dim=axes, dtype=wide), [0]
     return grad.sum(dim=axes, dtype=wide).reshape(like.shape).to(like.dtype)
 
 
-@lru_cache(maxsize=1024)
 def _first_outside(maximum: float, dtype: torch.dtype) -> float:
     """The smallest number that rounds, half to even, to an integer above ``maximum``."""
     half = maximum + 0.5
-    if maximum % 2 == 1:
-        return half
-    if dtype == torch.float64:
-        return math.nextafter(half, math.inf)
-    return float(
-        torch.nextafter(torch.tensor(half, device="cpu"), torch.tensor(math.inf, device="cpu"))
-    )
+    step = 2.0 ** (math.frexp(half)[1] - (53 if dtype == torch.float64 else 24))
+    if step > 0.5:
+        return maximum + 1
+    return half if maximum % 2 == 1 else half + step
 
 
 class _FixedRange(Function):

@@ -67,8 +67,15 @@ class _PercentileIf(Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
         where, slope = ctx.saved_tensors
         # A comparison with the position is done in the pass that computes the rest of the gradient.
-        places = torch.arange(ctx.shape.numel(), device=grad.device).view(ctx.shape)
+        places = places_in(ctx.shape, grad.device)
         return torch.where(places == where, grad * slope, 0.0), None, None, None, None
+
+
+def places_in(shape: torch.Size, device: torch.device) -> Tensor:
+    """The index of each element in the flat tensor; of 32 bits where they suffice, since more of these fit into a register."""
+    count = shape.numel()
+    dtype = torch.int32 if count < 2**31 else torch.int64
+    return torch.arange(count, dtype=dtype, device=device).view(shape)
 
 
 def percentile_if(

@@ -75,7 +75,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         eager = not torch.compiler.is_compiling()
         activation, rectify = parts.get("activation_impl"), False
         if activation is not None and (not self.drops_activation or self.observer_only):
-            rectify = eager and self._rectifies and not _has_hooks(activation)
+            rectify = self._rectifies and not _has_hooks(activation)
             x = x if rectify else activation(x)
         training = self.training
         if not (self._eval_checked or training) and eager:

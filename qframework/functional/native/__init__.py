@@ -138,7 +138,9 @@ def _is_channels_last(x: Tensor) -> bool:
 def _by_axis(x: Tensor, shape: tuple[int, ...]) -> Layout | None:
     channels = max(shape)
     axis = shape.index(channels)
-    if len(shape) != x.dim() or not x.is_contiguous() or math.prod(shape) != channels:
+    if len(shape) != x.dim() or math.prod(shape) != channels:
+        return None
+    if not (x.is_contiguous() or (axis == 0 and _is_channels_last(x))):
         return None
     inner = x.stride(axis)
     return (channels, inner) if inner >= _SHORTEST and x.shape[axis] == channels else None
@@ -156,6 +158,11 @@ def _run(function: int, layout: Layout, x: Tensor, rounding: str, **operands: An
     library().qframework_run(
         function, _DTYPES[x.dtype][0], _ROUNDINGS[rounding], ctypes.byref(call)
     )
+
+
+def _taps(x: Tensor) -> int:
+    """How far apart the indices of neighbours in memory are: 1, or in channels-last format the taps of a kernel."""
+    return 1 if x.is_contiguous() else math.prod(x.shape[2:])
 
 
 def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
@@ -290,6 +297,7 @@ def largest(
         threshold=threshold.data_ptr(),
         top=top.data_ptr(),
         where=_at(where),
+        taps=_taps(x),
         smallest=smallest or 0.0,
         low=minimum,
         high=maximum,
@@ -331,6 +339,7 @@ def largest_gradients(
         grad_of_scale=_at(grad_of_scale),
         top=top.data_ptr(),
         where=_at(where),
+        taps=_taps(x),
         smallest=smallest or 0.0,
         low=minimum,
         high=maximum,

@@ -36,7 +36,7 @@ class Call(Structure):
         *((name, c_void_p) for name in ("g", "x", "out", "scale", "zero", "stored", "threshold")),
         *((name, c_void_p) for name in ("slope", "grad_of_scale", "grad_scale", "grad_zero")),
         *((name, c_void_p) for name in ("top", "where")),
-        *((name, c_int64) for name in ("n", "channels", "inner")),
+        *((name, c_int64) for name in ("n", "channels", "inner", "taps")),
         *((name, c_double) for name in ("low", "high", "smallest")),
         *((name, c_int32) for name in ("masked", "rectify", "threads")),
     ]

@@ -172,6 +172,18 @@ int64_t copy_and_count(const T* __restrict g, const T* __restrict x, T* __restri
   return count;
 }
 
+// The largest magnitude, as an integer.
+template <class T>
+Bits<Wide<T>> largest_bits(const T* x, int64_t n) {
+  Bits<Wide<T>> top = 0;
+#pragma omp simd reduction(max : top)
+  for (int64_t i = 0; i < n; i++) {
+    const Bits<Wide<T>> magnitude = magnitude_bits(wide(x[i]));
+    top = magnitude > top ? magnitude : top;
+  }
+  return top;
+}
+
 inline int64_t pieces_of(int64_t row) { return (row + kPiece - 1) / kPiece; }
 
 template <class F>
@@ -213,7 +225,7 @@ struct Call {
   const void *zero, *stored, *threshold, *slope, *grad_of_scale;
   void *grad_scale, *grad_zero, *top;
   int64_t* where;
-  int64_t n, channels, inner;
+  int64_t n, channels, inner, taps;
   double low, high, smallest;
   int32_t masked, rectify, threads;
 };
@@ -293,7 +305,17 @@ void gradients(const Call& call) {
   }
 }
 
-// The largest magnitude of each channel, and where it is first; magnitudes are compared as integers, so that NaN is the
+// A row of `inner` elements in channels-last format has `taps` groups of them, whose indices are `taps` apart.
+inline int64_t index_of(const Call& call, int64_t place) {
+  const int64_t groups = call.inner / call.taps;
+  return place % groups * call.taps + place / groups;
+}
+
+inline int64_t place_of(const Call& call, int64_t index) {
+  return index % call.taps * (call.inner / call.taps) + index / call.taps;
+}
+
+// The largest magnitude of each channel, and its first index; magnitudes are compared as integers, so that NaN is the
 // largest; the scale that they make, and all that is quantized by it.
 template <int R, class T>
 void largest(const Call& call) {
@@ -302,18 +324,19 @@ void largest(const Call& call) {
   const int64_t per_row = pieces_of(call.inner);
   std::vector<Bits<C>> tops(call.n / call.inner * per_row);
   for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
-    Bits<C> top = 0;
-#pragma omp simd reduction(max : top)
-    for (int64_t i = at; i < at + n; i++) top = std::max(top, magnitude_bits(wide(x[i])));
-    tops[piece] = top;
+    tops[piece] = largest_bits(x + at, n);
   });
   for (int64_t c = 0; c < call.channels; c++) {
     const Bits<C> top = *std::max_element(&tops[c * per_row], &tops[c * per_row] + per_row);
     std::memcpy(static_cast<C*>(call.top) + c, &top, sizeof top);
     if (!call.where) continue;
-    int64_t at = c * call.inner;
-    while (magnitude_bits(wide(x[at])) != top) at++;
-    call.where[c] = at - c * call.inner;
+    int64_t first = call.inner;
+    for (int64_t at = 0; at < call.inner; at++)
+      if (magnitude_bits(wide(x[c * call.inner + at])) == top) {
+        first = std::min(first, index_of(call, at));
+        if (call.taps == 1) break;
+      }
+    call.where[c] = first;
   }
   make_scale<C>(call, call.top);
   quantize<R, T>(call);
@@ -335,7 +358,7 @@ void largest_gradients(const Call& call) {
     else
       share *= (call.smallest > 0 || top[c] > 0) / double(*static_cast<const C*>(call.threshold));
     if (call.where) {
-      const int64_t at = c * call.inner + call.where[c];
+      const int64_t at = c * call.inner + place_of(call, call.where[c]);
       put(out[at], wide(out[at]) + C(share) * sign(wide(x[at])));
     } else if (*top > 0) {
       share /= totals[0].zero;

@@ -1,4 +1,4 @@
-"""The operators that graphs of torch.compile hold, and what is kept for graphs of evaluation."""
+"""Weights in graphs of torch.compile, and what is kept for graphs of evaluation."""
 
 import copy
 import gc
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import qframework
-from qframework.functional import traced_quantize
+from qframework.functional import traced_weight
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
@@ -26,32 +26,17 @@ HOW = (-127.0, 127.0, "round", "fp", "round", 2.0**-16)
 
 @pytest.fixture(autouse=True)
 def start() -> None:
-    traced_quantize._kept.clear()
+    traced_weight._kept.clear()
     with qframework.settings.use(kernels="auto"):
         yield
 
 
-@pytest.mark.parametrize("zero", [None, torch.tensor(3.0)])
-@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_the_operators_of_a_range_are_what_they_say(zero, order) -> None:
-    x = torch.randn(2, 3, 5, 7).to(memory_format=order)
-    g, how = torch.randn(2, 3, 5, 7), (0.0, 15.0, "round")
-    scale = torch.tensor(0.1)
-    torch.library.opcheck(OPERATORS.fixed_range.default, (x, scale, zero, *how, False))
-    for masked, need_scale in ((True, True), (True, False), (False, True)):
-        operands = (g, x, scale, zero, *how, masked, False, need_scale, zero is not None)
-        torch.library.opcheck(OPERATORS.fixed_range_gradients.default, operands)
-
-
 @pytest.mark.parametrize(("shape", "per_channel"), [((), False), ((4, 1, 1, 1), True)])
-def test_the_operators_of_a_weight_are_what_they_say(shape, per_channel) -> None:
+def test_the_operator_of_a_weight_is_what_it_says(shape, per_channel) -> None:
     for order in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(4, 3, 5, 7).to(memory_format=order)
-        threshold, how = torch.tensor(127.0), (*HOW, shape, per_channel)
-        torch.library.opcheck(OPERATORS.largest.default, (x, threshold, False, *how))
-        found = OPERATORS.largest(x, threshold, False, *how)[1:]
-        operands = (torch.randn(4, 3, 5, 7), None, x, threshold, *found, *how)
-        torch.library.opcheck(OPERATORS.largest_gradient.default, operands)
+        operands = (x, torch.tensor(127.0), *HOW, shape, per_channel)
+        torch.library.opcheck(OPERATORS.kept_largest.default, operands)
 
 
 def network(weight=Int8WeightPerTensorFloat, act=Uint8ActPerTensorFloat) -> nn.Module:
@@ -108,17 +93,18 @@ def operators_of(model: nn.Module, x: torch.Tensor) -> Counter:
     return found
 
 
-def test_operators_stand_for_weights_and_learned_ranges_and_nowhere_else() -> None:
+def test_graphs_of_evaluation_hold_an_operator_for_each_weight_and_others_none() -> None:
     model, x = network(), torch.randn(4, 3, 8, 8)
     for _ in range(3):
         model(x)
-    expected = {"largest": 3, "largest_gradient": 3, "fixed_range": 2, "fixed_range_gradients": 2}
-    assert operators_of(model, x) == expected
-    torch.compiler.reset()
-    with qframework.settings.use(kernels="fused"):
-        assert not operators_of(model, x)
+    assert not operators_of(model, x)
     model.eval()
-    exported = torch.export.export(model, (x,))
+    with torch.no_grad():
+        assert operators_of(model, x) == {"kept_largest": 3}
+        torch.compiler.reset()
+        with qframework.settings.use(kernels="fused"):
+            assert not operators_of(model, x)
+        exported = torch.export.export(model, (x,))
     assert "qframework" not in str(exported.graph)
 
 
@@ -130,9 +116,9 @@ def test_a_graph_of_evaluation_sees_every_change_of_a_weight(monkeypatch) -> Non
     model.eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(x)
-    made, forward = [], traced_quantize._LargestScaled.forward
+    made, forward = [], traced_weight._LargestScaled.forward
     monkeypatch.setattr(
-        traced_quantize._LargestScaled, "forward", lambda *a: (made.append(1), forward(*a))[1]
+        traced_weight._LargestScaled, "forward", lambda *a: (made.append(1), forward(*a))[1]
     )
     compiled(x)
     assert not made
@@ -161,10 +147,10 @@ def test_a_graph_of_evaluation_sees_every_change_of_a_weight(monkeypatch) -> Non
 @torch.no_grad()
 def test_what_a_graph_writes_into_its_weight_does_not_last() -> None:
     weight, threshold = torch.randn(4, 9), torch.tensor(127.0)
-    first = OPERATORS.largest(weight, threshold, True, *HOW, (), False)
+    first = OPERATORS.kept_largest(weight, threshold, *HOW, (), False)
     values = first[0].clone()
     first[0].zero_(), first[1].zero_()
-    assert torch.equal(OPERATORS.largest(weight, threshold, True, *HOW, (), False)[0], values)
+    assert torch.equal(OPERATORS.kept_largest(weight, threshold, *HOW, (), False)[0], values)
 
 
 def test_what_is_kept_goes_with_the_weight_and_on_demand() -> None:
@@ -172,12 +158,12 @@ def test_what_is_kept_goes_with_the_weight_and_on_demand() -> None:
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         compiled(x)
-    assert len(traced_quantize._kept) == 1
+    assert len(traced_weight._kept) == 1
     layer.weight_quant.release()
-    assert not traced_quantize._kept
+    assert not traced_weight._kept
     weight, threshold = torch.randn(4, 9), torch.tensor(127.0)
     for _ in range(3):
-        OPERATORS.largest(weight, threshold, True, *HOW, (), False)
+        OPERATORS.kept_largest(weight, threshold, *HOW, (), False)
         weight = torch.randn(4, 9)
         gc.collect()
-    assert len(traced_quantize._kept) <= 2
+    assert len(traced_weight._kept) <= 2
