@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from qframework.configuration import changes
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.proxy import (
     ActQuantProxyFromInjector,
     BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
+    QuantProxy,
     WeightQuantProxyFromInjector,
     build_proxy,
 )
@@ -30,6 +32,8 @@ class QuantWeightLayer(QuantLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
+        if isinstance(value, QuantProxy):
+            changes.note()
         if name in ("weight", "bias") and isinstance(value, nn.Parameter):
             proxy = self._modules.get(f"{name}_quant")
             if isinstance(proxy, ParameterQuantProxyFromInjector):
@@ -160,6 +164,10 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         """
         parts: Any = self._modules  # looked at directly, since a module's attributes take long
         input_quant, output_quant = parts["input_quant"], parts["output_quant"]
+        if not self.return_quant_tensor and self._quantizes_weight_alone():
+            weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
+            values = parts["weight_quant"].values(self.weight if weight is None else weight)
+            return self._compute(plain(input), values, self.bias if bias is None else bias, *how)
         quant_input = input if input_quant.is_idle else input_quant(input)
         quant_weight = self.quant_weight(quant_input)
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
@@ -175,6 +183,21 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         else:
             out = self._compute(plain(quant_input), plain(quant_weight), plain(quant_bias), *how)
         return self._pack(out if output_quant.is_idle else output_quant(out))
+
+    def _quantizes_weight_alone(self) -> bool:
+        """Whether nothing but the weight is quantized; looked up once for each state of the quantizers."""
+        if torch.compiler.is_compiling():  # to which the count would be one more thing to guard
+            return False
+        known: tuple[int, bool] | None = self.__dict__.get("_weight_alone")
+        if known is None or known[0] != changes.count:
+            idle = all(self._modules[f"{n}_quant"].is_idle for n in ("input", "bias", "output"))  # type: ignore[union-attr]
+            own = type(self).quant_weight is not QuantWeightLayer.quant_weight
+            known = (
+                changes.count,
+                idle and not own and not self.weight_quant.requires_quant_input,
+            )
+            self.__dict__["_weight_alone"] = known
+        return known[1]
 
     def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:
         lacking = [

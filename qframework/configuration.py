@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 _KERNELS = ("auto", "fused", "compiled", "reference")
+
+
+class Changes:
+    """Counts the changes that decide how something is computed: settings, and parts, settings and hooks of quantizers.
+
+    What was looked up for one count holds while it stays. It is read on every call, and so an attribute rather than a function.
+    """
+
+    __slots__ = ("_next", "count")
+
+    def __init__(self) -> None:
+        self._next = itertools.count(1)
+        self.count = 0
+
+    def note(self) -> None:
+        """Something has changed."""
+        self.count = next(self._next)
+
+
+changes = Changes()
 
 
 class Settings:
@@ -42,6 +63,7 @@ class Settings:
                 raise TypeError(f"cache={value!r} must be True or False")
         else:
             raise AttributeError(f"no setting {name!r}; there are 'kernels' and 'cache'")
+        changes.note()
         object.__setattr__(self, name, value)
 
     @contextmanager

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qframework.configuration import changes
+
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
-
-
-_changes = itertools.count(1)
-_structure = 0
-
-
-def structure() -> int:
-    """A number that grows whenever any module of any quantizer gets another part or setting."""
-    return _structure
-
-
-def _note_change(name: str) -> None:
-    global _structure
-    if name != "training":
-        _structure = next(_changes)
 
 
 _EMPTY = nn.Module().__dict__
@@ -43,6 +30,28 @@ class CompactModule(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(state)
+
+
+def _noting(name: str) -> Any:
+    """The method of a module that registers a hook, which then has to see each call."""
+    register = getattr(nn.Module, name)
+
+    @functools.wraps(register)
+    def note_and_register(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        changes.note()
+        return register(self, *args, **kwargs)
+
+    return note_and_register
+
+
+for _name in (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+    "register_backward_hook",
+):
+    setattr(CompactModule, _name, _noting(_name))
 
 
 _SETTINGS = (bool, int, float, str, tuple)
@@ -69,7 +78,8 @@ class Stateless(CompactModule):
     repeatable = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _note_change(name)
+        if name != "training":
+            changes.note()
         _set(self, name, value)
 
 
@@ -90,7 +100,8 @@ class CoreModule(CompactModule):
         self._constants: dict[str, Tensor] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        _note_change(name)
+        if name != "training":
+            changes.note()
         if isinstance(value, Stateless):
             object.__setattr__(self, name, value)
         else:
@@ -98,7 +109,7 @@ class CoreModule(CompactModule):
 
     @property
     def unread(self) -> Collection[str]:
-        """Names of own tensors that results don't depend on, or only in ways that :func:`structure` tells."""
+        """Names of own tensors that results don't depend on, or only in ways that are counted."""
         return self._constants
 
     def register_constant(
@@ -130,7 +141,7 @@ class CoreModule(CompactModule):
             return out
 
         super()._apply(keep_wide, recurse)
-        _note_change("constants")
+        changes.note()
         for name, master in self._constants.items():
             buffer = self._buffers[name]
             assert buffer is not None

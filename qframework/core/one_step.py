@@ -1,6 +1,6 @@
 """Which tensor quantizers are done in one step, and how.
 
-A step is made when a quantizer runs first and after any change of its parts; see :func:`~qframework.core.base.structure`.
+A step is made when a quantizer runs first and after any change of its parts; see :class:`~qframework.configuration.Changes`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.core.base import structure
+from qframework.configuration import changes
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.function_wrapper import Identity
 from qframework.core.scaling.from_parameter import StatsFromParameterScaling, largest_of
@@ -34,11 +34,11 @@ class OneStep:
     """One step for a quantizer with a constant width, and no zero point or that of a weight's own range.
 
     Attributes:
-        structure: the state of all quantizers' parts that it was made for.
+        count: of changes that it was made at.
     """
 
     def __init__(self, quantizer: Any) -> None:
-        self.structure = structure()
+        self.count = changes.count
         self.quantizer = quantizer
         self.scaling: Any = quantizer.scaling_impl
         self.largest: LargestScaled | None = None

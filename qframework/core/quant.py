@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, structure
+from qframework.configuration import changes
+from qframework.core.base import CoreModule
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import (
@@ -245,7 +246,7 @@ class RescalingIntQuant(CoreModule):
         if torch.compiler.is_compiling():
             return None if rectify else traced_weight(self, x)
         step = self._one_step
-        if step is None or step.structure != structure() or step.quantizer is not self:
+        if step is None or step.count != changes.count or step.quantizer is not self:
             step = OneStep(self)
             object.__setattr__(self, "_one_step", step)
         return step.run(x, rectify)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from qframework.functional import native
 from qframework.functional.autograd import apply, is_fused, keep, kept
 from qframework.functional.fixed_range import _FixedRange, can_rectify, compute_dtype, sum_to
 from qframework.functional.straight_through import (
@@ -143,12 +144,23 @@ class FixedStep:
     ) -> None:
         self._how: Any = (scale, zero_point, minimum, maximum, rounding, masked)
         self._rectifies = can_rectify(zero_point, minimum, rounding, masked)
+        self._prepared: native.Prepared | None = None
 
     def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
         """Quantize ``x``."""
-        composed = (rectify and not self._rectifies) or not is_fused()
-        if composed or torch.is_grad_enabled() or _is_compiling():
+        if (
+            torch.is_grad_enabled()
+            or (rectify and not self._rectifies)
+            or _is_compiling()
+            or not is_fused()
+        ):
             return fake_quantize(x, *self._how, rectify)  # type: ignore[call-arg]
+        if self._prepared is None:
+            self._prepared = native.Prepared.for_values(x, *self._how[:5])
+        if self._prepared is not None:
+            y = self._prepared(x, rectify)
+            if y is not None:
+                return y
         return _FixedRange.forward(x, *self._how, rectify)  # type: ignore[call-arg]
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
+from qframework.configuration import changes
 from qframework.core.base import CompactModule
 from qframework.inject.explanation import Explanation, Row, Rows
 from qframework.inject.injector import InjectorType
@@ -67,6 +69,17 @@ class QuantProxy(CompactModule):
         self._absent_prefix: str | None = None
         self.register_load_state_dict_post_hook(_after_load)
         self.init_tensor_quant()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "_values" not in own and ("forward" in own or "_wrap" in own):
+            cls._values = QuantProxy._values  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "training":
+            changes.note()
+        super().__setattr__(name, value)
 
     # ------------------------------------------------------------ resolution
 
@@ -176,6 +189,24 @@ class QuantProxy(CompactModule):
             parameter = self.tensor_quant.get_parameter(name)  # type: ignore[union-attr]
             if parameter.shape == values.shape:
                 parameter.copy_(values)
+
+    # ------------------------------------------------------------ values alone
+
+    def values(self, x: Any) -> Any:
+        """The values of what a call gives, without the record around them; for layers that return plain tensors."""
+        if (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+            or _has_any_global_hook()
+        ):
+            return plain(self(x))
+        return self._values(x)
+
+    def _values(self, x: Any) -> Any:
+        """For subclasses that know a shorter way; one that has its own ``forward`` or ``_wrap`` and no such goes this way."""
+        return plain(self.forward(x))
 
     # ------------------------------------------------------------ what is kept
 

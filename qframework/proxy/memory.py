@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.configuration import settings
-from qframework.core.base import parts, structure
+from qframework.configuration import changes, settings
+from qframework.core.base import parts
 
 _Place = tuple[dict[str, Any], str]
 
@@ -49,15 +49,14 @@ class _States:
 
 class _Entry(NamedTuple):
     quantizer: nn.Module
-    mode: tuple[Any, ...]
+    changes: int
+    training: bool
+    grows: bool
+    inference: bool
     inputs: tuple[Any, ...]
     watched: list[tuple[dict[str, Any], str, Tensor | None]]
     states: _States
     result: Any
-
-
-def _mode(training: bool) -> tuple[Any, ...]:
-    return structure(), training, _is_grad_enabled(), _is_inference_mode()
 
 
 class Memory:
@@ -69,7 +68,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
-        #: where the quantizer's own tensors stand, but for its constants, which are told by :func:`structure`
+        #: where the quantizer's own tensors stand, but for its constants, changes of which are counted
         self._places: tuple[_Place, ...] = ()
         self._known: tuple[Any, ...] | None = None
         self._repeatable = False
@@ -93,12 +92,11 @@ class Memory:
         entry = self._entries.get(key)
         if (
             entry is None
+            or entry.changes != changes.count
             or entry.quantizer is not quantizer
-            or not settings.cache
-            or entry.mode != _mode(training)
-            or quantizer._forward_hooks
-            or quantizer._forward_pre_hooks
-            or quantizer._backward_hooks
+            or entry.training is not training
+            or entry.grows is not _is_grad_enabled()
+            or entry.inference is not _is_inference_mode()
             or not all(map(is_, inputs, entry.inputs))
         ):
             return None
@@ -146,13 +144,14 @@ class Memory:
             return
         others = [t for t in found if all(t is not given for given in inputs)]
         states = _States((*inputs, *others), tuple(made))
-        self._entries[key] = _Entry(quantizer, _mode(training), inputs, watched, states, result)
+        mode = (changes.count, training, _is_grad_enabled(), _is_inference_mode())
+        self._entries[key] = _Entry(quantizer, *mode, inputs, watched, states, result)
         while len(self._entries) > max(1, len(layers)):  # of parameters that were replaced
             del self._entries[next(iter(self._entries))]
 
     def is_repeatable(self, quantizer: nn.Module, training: bool) -> bool:
         """Whether equal calls of the quantizer give equal results in this mode."""
-        known = (structure(), training, id(quantizer))
+        known = (changes.count, training, id(quantizer))
         if known != self._known:
             found = list(parts(quantizer))
             self._repeatable = all(

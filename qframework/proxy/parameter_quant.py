@@ -11,7 +11,7 @@ from qframework.core.tracked import TrackedParameters
 from qframework.functional import forget
 from qframework.functional.autograd import apply, transforms_active
 from qframework.inject.explanation import Rows
-from qframework.proxy.base import QuantProxy
+from qframework.proxy.base import QuantProxy, plain
 from qframework.proxy.memory import Replay, can_run_again, hooks_active
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, product_source
@@ -208,6 +208,11 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if self.tensor_quant is None or self.disable_quant:
             return x
         return self._recall_or_compute(x, source=self.source)
+
+    def _values(self, x: Tensor) -> Tensor:
+        if self._modules.get("tensor_quant") is None or self.disable_quant:
+            return x
+        return plain(self._recall_or_compute(x, source=self.source))
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.quant import RescalingIntQuant
-from qframework.proxy.base import QuantProxy
+from qframework.proxy.base import QuantProxy, plain
 from qframework.proxy.memory import is_watched
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
@@ -66,12 +66,21 @@ class ActQuantProxyFromInjector(QuantProxy):
             :class:`~qframework.quant_tensor.IntQuantTensor`. With quantization off, the activation function of
             ``x``, which keeps a quantized ``x`` quantized where the function does.
         """
-        parts = self._modules  # looked at directly, since a module's attributes take long
-        quantizer: Any = parts.get("tensor_quant")
-        if quantizer is None or self.disable_quant:
+        if self._modules.get("tensor_quant") is None or self.disable_quant:
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
+        return self._wrap(self._output(x), x)
+
+    def _values(self, x: Any) -> Any:
+        if self._modules.get("tensor_quant") is None or self.disable_quant:
+            return plain(x if self.activation_impl is None else self.activation_impl(x))
+        return self._output(plain(x))[0]
+
+    def _output(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What the quantizer gives for ``x``: values, scale, zero point and bit width."""
+        parts = self._modules  # looked at directly, since a module's attributes take long
+        quantizer: Any = parts["tensor_quant"]
         eager = not torch.compiler.is_compiling()
         activation, rectify = parts.get("activation_impl"), False
         if activation is not None and (not self.drops_activation or self.observer_only):
@@ -80,17 +89,12 @@ class ActQuantProxyFromInjector(QuantProxy):
         training = self.training
         if not (self._eval_checked or training) and eager:
             self._check_statistics()
-        kept = None
         if self._keeps_scales and eager and not (training or torch.is_grad_enabled()):
             kept = self._kept_scales(quantizer, x)
-        if kept is not None:
-            scale, zero_point, bit_width, step = kept
-            output = step(x, rectify), scale, zero_point, bit_width
-        elif rectify:
-            output = quantizer(x, True)
-        else:
-            output = quantizer(x)
-        return self._wrap(output, x)
+            if kept is not None:
+                scale, zero_point, bit_width, step = kept
+                return step(x, rectify), scale, zero_point, bit_width
+        return quantizer(x, True) if rectify else quantizer(x)  # type: ignore[no-any-return]
 
     def _wrap(self, output: Any, x: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for ``x``."""

@@ -192,6 +192,58 @@ def quantize(
     return y
 
 
+class Prepared:
+    """:func:`quantize` for one scale and range: what doesn't depend on the values is laid out once."""
+
+    __slots__ = ("_call", "_dtype", "_held", "_how", "_run")
+
+    def __init__(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        minimum: float,
+        maximum: float,
+        rounding: str,
+    ) -> None:
+        numbers = {"scale": scale.data_ptr(), "zero": _at(zero_point)}
+        self._held = (scale, zero_point)
+        self._call = Call(low=minimum, high=maximum, **numbers)
+        self._dtype = x.dtype
+        self._how = (_DTYPES[x.dtype][0], _ROUNDINGS[rounding], ctypes.byref(self._call))
+        self._run = library().qframework_quantize
+
+    @classmethod
+    def for_values(
+        cls, x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any
+    ) -> Prepared | None:
+        """One for values such as ``x``; None where C++ functions don't take them."""
+        if scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
+            return None
+        if serves(x, scale.shape, how[2], scale, zero_point) is None:
+            return None
+        return cls(x, scale, zero_point, *how)
+
+    def __call__(self, x: Tensor, rectify: bool) -> Tensor | None:
+        """The quantized values; None where the ordinary function has to."""
+        # As in serves, in one frame: see Memory.recall.
+        if (
+            type(x) is not Tensor
+            or x.dtype is not self._dtype
+            or x.numel() < SMALLEST
+            or not (x.is_contiguous() or _is_channels_last(x))
+            or not x.is_cpu
+            or x.is_neg()
+            or _tracing_state() is not None
+            or _dispatch_modes() > 0
+            or _transforms_active()
+        ):
+            return None
+        y = _empty_like(x)
+        self._run(*self._how, x.data_ptr(), y.data_ptr(), x.numel(), rectify, _threads())
+        return y
+
+
 def quantize_by_stored(
     layout: Layout,
     x: Tensor,

@@ -78,8 +78,12 @@ def library() -> ctypes.CDLL:
     if not path.exists():
         _compile([command, *flags, str(source)], path)
     loaded = ctypes.CDLL(str(path))
-    run, spread = loaded.qframework_run, loaded.qframework_spread
+    run, quantize, spread = (
+        getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
+    )
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
+    quantize.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
+    quantize.restype = None
     spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]
     spread.restype = None
     return loaded

@@ -410,6 +410,19 @@ void qframework_run(int function, int dtype, int rounding, const Call* call) {
   run_rounded<Brain>(function, rounding, *call);
 }
 
+// As kQuantize, for values and a result that `call` doesn't name.
+void qframework_quantize(int dtype, int rounding, const Call* call, const void* x, void* out, int64_t n, int rectify,
+                         int threads) {
+  Call of_these = *call;
+  of_these.x = x;
+  of_these.out = out;
+  of_these.n = of_these.inner = n;
+  of_these.channels = 1;
+  of_these.rectify = rectify;
+  of_these.threads = threads;
+  qframework_run(kQuantize, dtype, rounding, &of_these);
+}
+
 void qframework_spread(int dtype, const void* g, const void* x, void* out, int64_t n, const void* values,
                        const void* shares, int ends, int threads) {
   auto* run = dtype == 0 ? spread_any<float> : dtype == 1 ? spread_any<double> : spread_any<Brain>;
