@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from qframework.functional import convolution
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
+from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -23,6 +25,7 @@ class _QuantConv(QuantWeightBiasInputOutputLayer):
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+    padding: Any
     in_channels: int
     is_same_padded_strided: bool
 
@@ -55,7 +58,9 @@ class _QuantConv(QuantWeightBiasInputOutputLayer):
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
         if self.is_same_padded_strided:
             x = self._same_padding(x)
-        return self._conv_forward(x, weight, bias)  # type: ignore[operator]
+        if isinstance(x, QuantTensor) or self.padding_mode != "zeros":  # type: ignore[has-type]
+            return self._conv_forward(x, weight, bias)  # type: ignore[operator]
+        return convolution(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class QuantConv1d(_QuantConv, nn.Conv1d):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 _KERNELS = ("auto", "fused", "compiled", "reference")
+_RECOMPUTE = ("auto", "always", "never")
 
 
 class Changes:
@@ -45,24 +46,32 @@ class Settings:
             The environment variable ``QFRAMEWORK_KERNELS`` sets the start.
         cache: keep quantized weights and biases, and the scales of activations in evaluation, while what they are
             computed from is unchanged.
+        recompute: whether layers make their quantized input anew in the backward pass from the quantizer's input, which is
+            kept anyway, instead of keeping it, too. ``'auto'``, the default: where C++ functions do it in one pass over memory.
+            ``'always'``: on other devices too. ``'never'``.
     """
 
     kernels: str
     cache: bool
+    recompute: str
 
     def __init__(self) -> None:
         self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "auto")
         self.cache = True
+        self.recompute = "auto"
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "kernels":
-            if value not in _KERNELS:
-                raise ValueError(f"kernels={value!r}; allowed: {', '.join(map(repr, _KERNELS))}")
+        if name in ("kernels", "recompute"):
+            allowed = _KERNELS if name == "kernels" else _RECOMPUTE
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
         elif name == "cache":
             if not isinstance(value, bool):
                 raise TypeError(f"cache={value!r} must be True or False")
         else:
-            raise AttributeError(f"no setting {name!r}; there are 'kernels' and 'cache'")
+            raise AttributeError(
+                f"no setting {name!r}; there are 'kernels', 'cache' and 'recompute'"
+            )
         changes.note()
         object.__setattr__(self, name, value)
 
@@ -87,7 +96,9 @@ class Settings:
                 setattr(self, name, value)
 
     def __repr__(self) -> str:
-        return f"Settings(kernels={self.kernels!r}, cache={self.cache})"
+        return (
+            f"Settings(kernels={self.kernels!r}, cache={self.cache}, recompute={self.recompute!r})"
+        )
 
 
 #: The settings in effect.

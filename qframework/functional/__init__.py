@@ -22,6 +22,7 @@ from qframework.functional.minifloat import (
     minifloat_reference,
     power_below,
 )
+from qframework.functional.products import convolution, linear, transposed_convolution
 from qframework.functional.rnn_sequence import RNNRanges, rnn_sequence
 from qframework.functional.scale import statistic_scale, stored_scale
 from qframework.functional.sequence import Range, takes_sequences
@@ -75,6 +76,7 @@ __all__ = [
     "check_range",
     "codebook_quantize",
     "codebook_reference",
+    "convolution",
     "dpu_round_ste",
     "fake_quantize",
     "fake_quantize_reference",
@@ -82,6 +84,7 @@ __all__ = [
     "floor_ste",
     "grouped_shape",
     "high_rank",
+    "linear",
     "low_rank",
     "is_fused",
     "join_groups",
@@ -111,4 +114,5 @@ __all__ = [
     "tensor_clamp_ste",
     "ternary_sign_ste",
     "traced_largest",
+    "transposed_convolution",
 ]

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from qframework.functional import native
 from qframework.functional.autograd import apply, is_fused, keep, kept
 from qframework.functional.fixed_range import _FixedRange, can_rectify, compute_dtype, sum_to
+from qframework.functional.origin import note
 from qframework.functional.straight_through import (
     ROUNDINGS,
     apply_step,
@@ -117,8 +118,10 @@ def fake_quantize(
     if fixed and is_fused():
         if _is_compiling() and not torch.compiler.is_exporting():
             return traced_range(x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
-        operands: Any = (x, scale, zero_point, minimum, maximum, rounding, masked, rectify)
-        return apply(_FixedRange, *operands)  # type: ignore[no-any-return]
+        how = (minimum, maximum, rounding, masked, rectify)
+        y: Tensor = apply(_FixedRange, x, scale, zero_point, *how)
+        note(y, x, scale, zero_point, how)
+        return y
     zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
     minimum, maximum = (
         b if isinstance(b, Tensor) else torch.as_tensor(b, dtype=scale.dtype, device=scale.device)

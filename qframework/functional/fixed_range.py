@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from qframework.functional import compiled, native
 from qframework.functional.autograd import keep, kept, transforms_active
+from qframework.functional.origin import forget_origin
 from qframework.functional.straight_through import ROUNDINGS
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -95,6 +96,7 @@ class _FixedRange(Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         _, need_scale, need_zero, *rest = ctx.needs_input_grad
+        forget_origin(ctx)
         x, scale, zero_point = kept(ctx)
         settings: Any = ctx.settings
         grads = range_gradients(

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from qframework.functional import native
 from qframework.functional.autograd import apply, keep, kept
 from qframework.functional.fixed_range import _FixedRange, can_rectify, range_gradients
+from qframework.functional.origin import forget_origin, note
 from qframework.functional.scale import _StoredScale, slope_of_stored
 
 
@@ -60,6 +61,7 @@ class _LearnedScaled(Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
+        forget_origin(ctx)
         x, stored, threshold = kept(ctx)
         how, need = ctx.how, ctx.needs_input_grad
         grad_x = None
@@ -107,4 +109,7 @@ def quantize_by_stored(
     """
     if rectify and not can_rectify(None, how.minimum, how.rounding, how.masked):
         x, rectify = torch.relu(x), False
-    return apply(_LearnedScaled, x, stored, threshold, how, rectify)  # type: ignore[no-any-return]
+    y, scale = apply(_LearnedScaled, x, stored, threshold, how, rectify)
+    if not torch.compiler.is_compiling():
+        note(y, x, scale, None, (*how[:4], rectify))
+    return y, scale

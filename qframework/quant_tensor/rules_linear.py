@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qframework.functional import convolution, linear, transposed_convolution
 from qframework.quant_tensor.algebra import bits_of_codes, wide
 from qframework.quant_tensor.registry import rule
 from qframework.quant_tensor.source import can_read, product_source, scale_only
@@ -137,15 +138,13 @@ def _on_scale(bias: Any, scale: Tensor, source: Any, axis: int, ndim: int, chann
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     if not (_is_plain_int(x) and _is_plain_int(weight)):
         return NotImplemented
-    value = F.linear(x.value, weight.value, _value(bias))
+    value = linear(x.value, weight.value, _value(bias))
     if weight.value.dim() != 2:
         return value
     return _products(value, x, weight, bias, weight.value.shape[1], -1, 0)
 
 
 def _conv_rule(spatial: int) -> None:
-    function = getattr(F, f"conv{spatial}d")
-
     def apply(
         x: Any,
         weight: Any,
@@ -158,7 +157,7 @@ def _conv_rule(spatial: int) -> None:
         if not (_is_plain_int(x) and _is_plain_int(weight)):
             return NotImplemented
         w = weight.value
-        value = function(x.value, w, _value(bias), stride, padding, dilation, groups)
+        value = convolution(x.value, w, _value(bias), stride, padding, dilation, groups)
         depthwise = w.shape[0] // groups if w.shape[1] == 1 else None
         axis = value.dim() - spatial - 1
         return _products(value, x, weight, bias, math.prod(w.shape[1:]), axis, 0, depthwise)
@@ -167,8 +166,6 @@ def _conv_rule(spatial: int) -> None:
 
 
 def _conv_transpose_rule(spatial: int) -> None:
-    function = getattr(F, f"conv_transpose{spatial}d")
-
     def apply(
         x: Any,
         weight: Any,
@@ -182,7 +179,7 @@ def _conv_transpose_rule(spatial: int) -> None:
         if not (_is_plain_int(x) and _is_plain_int(weight)):
             return NotImplemented
         w = weight.value
-        value = function(
+        value = transposed_convolution(
             x.value, w, _value(bias), stride, padding, output_padding, groups, dilation
         )
         if groups != 1 and weight.scale.numel() > 1:

@@ -30,7 +30,8 @@ _DTYPES = {
     torch.bfloat16: (2, torch.float32),
 }
 _ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3}
-_SETTINGS = ("auto", "compiled")
+#: The settings under which they compute.
+SETTINGS = ("auto", "compiled")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -91,7 +92,7 @@ def serves(
     if (
         _is_compiling()
         or count < SMALLEST
-        or settings.kernels not in _SETTINGS
+        or settings.kernels not in SETTINGS
         or not x.is_cpu
         or dtype not in _DTYPES
         or rounding not in _ROUNDINGS

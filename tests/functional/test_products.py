@@ -1,0 +1,319 @@
+"""Layers keep what their input was quantized from; gradients are those of layers that keep the input itself."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import qframework
+from qframework.functional import (
+    convolution,
+    fake_quantize,
+    linear,
+    native,
+    origin,
+    transposed_convolution,
+)
+from qframework.layers import (
+    QuantConv1d,
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose2d,
+    QuantIdentity,
+    QuantLinear,
+    QuantReLU,
+)
+from qframework.quantizers import Int8ActPerTensorFloat, ShiftedUint8ActPerTensorFloat
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """Whatever the size, where there is a compiler or not."""
+    monkeypatch.setattr(native, "SMALLEST", 1)
+    origin._noted.clear()
+    with qframework.settings.use(recompute="always"):
+        yield
+
+
+def gradients(function, *leaves: torch.Tensor) -> list[torch.Tensor]:
+    out = function(*leaves)
+    out = out if isinstance(out, torch.Tensor) else out.value
+    generator = torch.Generator().manual_seed(5)
+    upstream = torch.randn(out.shape, generator=generator)
+    return [out.detach(), *torch.autograd.grad(out, leaves, upstream.to(out.dtype))]
+
+
+def both(function, *leaves: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    made_anew = gradients(function, *leaves)
+    with qframework.settings.use(recompute="never"):
+        return made_anew, gradients(function, *leaves)
+
+
+def leaf(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape).requires_grad_()
+
+
+PRODUCTS = {
+    "linear": (lambda x, w, b: linear(x, w, b), (5, 8), (4, 8)),
+    "linear of sequences": (lambda x, w, b: linear(x, w, b), (3, 5, 8), (4, 8)),
+    "conv1d": (lambda x, w, b: convolution(x, w, b, 2, 1), (2, 6, 9), (4, 6, 3)),
+    "conv2d": (lambda x, w, b: convolution(x, w, b, (1, 2), 1, 2, 2), (2, 6, 9, 8), (4, 3, 3, 3)),
+    "conv3d": (lambda x, w, b: convolution(x, w, b), (2, 3, 4, 5, 4), (4, 3, 2, 2, 2)),
+    "transposed": (
+        lambda x, w, b: transposed_convolution(x, w, b, 2, 1, (1, 0), 2),
+        (2, 6, 5, 4),
+        (6, 2, 3, 3),
+    ),
+    "same padding": (lambda x, w, b: convolution(x, w, b, 1, "same"), (2, 3, 6), (4, 3, 3)),
+    "one image": (lambda x, w, b: convolution(x, w, b), (3, 6, 6), (4, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kernels", ["auto", "fused"])
+@pytest.mark.parametrize("rectify", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", PRODUCTS)
+def test_products_have_the_gradients_of_torch(kind, bias, rectify, kernels) -> None:
+    torch.manual_seed(0)
+    product, x_shape, w_shape = PRODUCTS[kind]
+
+    def function(x, scale, w, *b):
+        y = fake_quantize(x, scale, None, 0.0, 15.0, rectify=rectify)
+        return product(y, w * 1.0, b[0] if b else None)
+
+    leaves = [leaf(*x_shape), torch.tensor(0.2, requires_grad=True), leaf(*w_shape)]
+    leaves += [leaf(4)] if bias else []
+    with qframework.settings.use(kernels=kernels):
+        for a, b in zip(*both(function, *leaves), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+LAYERS = {
+    "linear": lambda: (QuantLinear(8, 4), (5, 8)),
+    "conv1d": lambda: (QuantConv1d(6, 4, 3, padding=1), (2, 6, 9)),
+    "conv2d": lambda: (QuantConv2d(6, 4, 3, groups=2, padding_mode="reflect", padding=1), (2, 6, 9, 9)),
+    "conv3d": lambda: (QuantConv3d(2, 4, 2), (2, 2, 4, 4, 4)),
+    "transposed": lambda: (QuantConvTranspose2d(6, 4, 3, stride=2), (2, 6, 5, 5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("act", [Int8ActPerTensorFloat, ShiftedUint8ActPerTensorFloat])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_have_the_gradients_of_torch(kind, act, quantized) -> None:
+    torch.manual_seed(0)
+    layer, shape = LAYERS[kind]()
+    layer.return_quant_tensor = quantized and act is Int8ActPerTensorFloat
+    quant = QuantIdentity(act_quant=act, return_quant_tensor=quantized, collect_stats_steps=2)
+    parameters = [*layer.parameters(), *quant.parameters()]
+
+    def function(x, *_):
+        return layer(quant(x))
+
+    for _ in range(4):
+        x = leaf(*shape)
+        for module in (layer, quant):
+            module.train()
+        function(x)
+    for a, b in zip(*both(function, x, *parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        QuantConv2d(3, 8, 3, padding=1),
+        QuantReLU(collect_stats_steps=1),
+        QuantConv2d(8, 8, 3, padding=1),
+        QuantReLU(collect_stats_steps=1),
+        nn.Flatten(),
+        QuantLinear(8 * 36, 4),
+    )
+    for _ in range(3):
+        model(torch.randn(2, 3, 6, 6))
+    return model
+
+
+def bytes_kept(model: nn.Module, x: torch.Tensor) -> int:
+    kept: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = model(x)
+    out.sum().backward()
+    return sum(kept.values())
+
+
+def test_the_quantized_input_is_not_kept() -> None:
+    model, x = network(), torch.randn(64, 3, 6, 6)
+    activations = 64 * 8 * 36 * 4
+    saved = bytes_kept(model, x)
+    with qframework.settings.use(recompute="never"):
+        more = bytes_kept(model, x) - saved
+    assert activations - 64 <= more <= activations  # the other goes through a flatten
+
+    alive = []
+    model[1].register_forward_hook(lambda m, i, out: alive.append(weakref.ref(out)))
+    out = model(x)
+    assert alive[0]() is None
+    out.sum().backward()
+
+
+def test_nothing_is_remembered_of_tensors_that_are_gone_or_differentiated() -> None:
+    model, x = network(), torch.randn(2, 3, 6, 6)
+    kept = []
+    model[1].register_forward_hook(lambda m, i, out: kept.append(out))
+    out = model(x)
+    assert origin._noted
+    out.sum().backward()
+    assert not origin._noted
+    kept.clear()
+    model(x)
+    kept.clear()
+    gc.collect()
+    assert not origin._noted
+    # kept by autograd alone
+    y = fake_quantize(leaf(3, 4), torch.tensor(0.1), None, 0.0, 15.0)
+    total = (y * y).sum()
+    del y
+    total.backward()
+    del total
+    gc.collect()
+    assert not origin._noted
+
+
+def quantized(x: torch.Tensor) -> torch.Tensor:
+    return fake_quantize(x, torch.tensor(0.2), None, -8.0, 7.0)
+
+
+def test_quantized_values_that_are_written_to_are_used_as_they_are() -> None:
+    def in_place(x, w):
+        y = quantized(x)
+        with torch.no_grad():
+            y.mul_(2)
+        return linear(y, w * 1)
+
+    def other_data(x, w):
+        y = quantized(x)
+        y.data = y.data * 3
+        return linear(y, w * 1)
+
+    for function in (in_place, other_data):
+        for a, b in zip(*both(function, leaf(5, 8), leaf(4, 8)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_quantized_values_may_be_written_to_afterwards() -> None:
+    def function(x, w, change=True):
+        y = quantized(x)
+        out = linear(y, w * 1)
+        if change:
+            with torch.no_grad():
+                y.zero_()
+        return out
+
+    x, w = leaf(5, 8), leaf(4, 8)
+    changed = gradients(function, x, w)
+    for a, b in zip(changed, gradients(lambda x, w: function(x, w, False), x, w), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_an_input_of_a_quantizer_that_is_written_to_is_an_error(early) -> None:
+    x, w = leaf(5, 8), leaf(4, 8)
+    before = x * 1
+    y = quantized(before)
+    if early:
+        before.data_ptr(), before.add_(1)
+    out = linear(y, w * 1)
+    if not early:
+        before.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_graphs_that_are_kept_run_again_and_weights_in_float_are_differentiated_twice() -> None:
+    x, w = leaf(5, 8), leaf(4, 8)
+    out = linear(quantized(x), w * 1).sin().sum()
+    first = torch.autograd.grad(out, (x, w), retain_graph=True)
+    second = torch.autograd.grad(out, (x, w))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    slope = torch.autograd.grad(linear(quantized(x), w).sin().sum(), w, create_graph=True)[0]
+    slope.sum().backward()
+    assert w.grad.abs().sum() > 0
+
+
+def test_gradients_of_the_quantized_values_can_be_looked_at() -> None:
+    y = quantized(leaf(5, 8))
+    y.retain_grad()
+    seen = []
+    y.register_hook(lambda g: seen.append(g))
+    linear(y, leaf(4, 8) * 1).sum().backward()
+    assert torch.equal(seen[0], y.grad)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same_and_keeps_as_little(reentrant) -> None:
+    model, x = network(), leaf(2, 3, 6, 6)
+    parameters = list(model.parameters())
+    plain = gradients(lambda x, *_: model(x), x, *parameters)
+    alive = []
+
+    def run(x):
+        h = model[0](x)
+        alive.append(weakref.ref(h))
+        return model[1:](h)
+
+    out = checkpoint(run, x, use_reentrant=reentrant)
+    assert alive[0]() is None
+    generator = torch.Generator().manual_seed(5)
+    upstream = torch.randn(out.shape, generator=generator)
+    out.backward(upstream)
+    found = [out.detach(), x.grad, *(p.grad for p in parameters)]
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_tensors_may_be_kept_elsewhere() -> None:
+    model, x = network(), leaf(2, 3, 6, 6)
+    parameters = list(model.parameters())
+    plain = gradients(lambda x, *_: model(x), x, *parameters)
+    with torch.autograd.graph.save_on_cpu():
+        elsewhere = gradients(lambda x, *_: model(x), x, *parameters)
+    assert all(torch.equal(a, b) for a, b in zip(plain, elsewhere, strict=True))
+
+
+def test_autocast_and_transforms_multiply_as_ever() -> None:
+    x, w = leaf(5, 8), leaf(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(quantized(x), w * 1).dtype == torch.bfloat16
+    y = quantized(x)
+    slope = torch.func.grad(lambda w: linear(y.detach(), w * 1).sum())(w.detach())
+    inside = torch.func.grad(lambda w: linear(y, w * 1).sum())(w.detach())
+    assert torch.equal(slope, inside)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "kernels", "size", "kept"),
+    [
+        ("auto", "auto", 1, 0),
+        ("auto", "auto", 1 << 13, 1),
+        ("auto", "fused", 1 << 13, 0),
+        ("always", "fused", 1, 1),
+        ("never", "auto", 1 << 13, 0),
+    ],
+)
+def test_a_setting_says_when(recompute, kernels, size, kept, monkeypatch) -> None:
+    monkeypatch.setattr(native, "SMALLEST", 1 << 13)
+    with qframework.settings.use(recompute=recompute, kernels=kernels):
+        y = quantized(leaf(size))
+        assert len(origin._noted) == kept
+        del y
+    with pytest.raises(ValueError, match="'auto', 'always', 'never'"):
+        qframework.settings.recompute = "sometimes"
