@@ -54,17 +54,22 @@ for _name in (
     setattr(CompactModule, _name, _noting(_name))
 
 
-_SETTINGS = (bool, int, float, str, tuple)
+_SETTINGS = (bool, int, float, str, tuple, list, dict, type(None))
 
 
-def _set(module: nn.Module, name: str, value: Any) -> None:
-    """Assign; a plain setting without the checks that a module makes for parameters, which take long."""
+def assign(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute; a plain setting without the checks that a module makes for parameters, which take long."""
     held = module.__dict__
-    if type(value) in _SETTINGS and "_modules" in held:
-        if all(name not in held[k] for k in ("_parameters", "_buffers", "_modules")):
-            object.__setattr__(module, name, value)
-            return
-    nn.Module.__setattr__(module, name, value)
+    if (
+        type(value) in _SETTINGS
+        and "_modules" in held
+        and name not in held["_parameters"]
+        and name not in held["_buffers"]
+        and name not in held["_modules"]
+    ):
+        object.__setattr__(module, name, value)
+    else:
+        nn.Module.__setattr__(module, name, value)
 
 
 class Stateless(CompactModule):
@@ -80,7 +85,7 @@ class Stateless(CompactModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "training":
             changes.note()
-        _set(self, name, value)
+        assign(self, name, value)
 
 
 class CoreModule(CompactModule):
@@ -105,7 +110,7 @@ class CoreModule(CompactModule):
         if isinstance(value, Stateless):
             object.__setattr__(self, name, value)
         else:
-            _set(self, name, value)
+            assign(self, name, value)
 
     @property
     def unread(self) -> Collection[str]:

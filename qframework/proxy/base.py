@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from qframework.configuration import changes
-from qframework.core.base import CompactModule
+from qframework.core.base import CompactModule, assign
 from qframework.inject.explanation import Explanation, Row, Rows
 from qframework.inject.injector import InjectorType
 from qframework.inject.plan import remember, replayed
@@ -79,7 +79,7 @@ class QuantProxy(CompactModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "training":
             changes.note()
-        super().__setattr__(name, value)
+        assign(self, name, value)
 
     # ------------------------------------------------------------ resolution
 
