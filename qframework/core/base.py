@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -14,11 +15,30 @@ from qframework.configuration import changes
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
+class _NoHooks(OrderedDict[int, Any]):
+    """The hooks of all modules that have none."""
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        raise RuntimeError("register hooks by a module's methods, such as register_forward_hook")
+
+
+_NO_HOOKS: Any = _NoHooks()
 _EMPTY = nn.Module().__dict__
+_HOOKS = tuple(n for n, held in _EMPTY.items() if type(held) is OrderedDict and not held)
+_OTHERS = {n: held for n, held in _EMPTY.items() if n not in _HOOKS}
 
 
 class CompactModule(nn.Module):
-    """A module that is copied and pickled without what every module starts with."""
+    """A module that is made, copied and pickled without what every module starts with.
+
+    Most of that are eleven dictionaries for hooks. It gets them when the first is registered, which counts as a change:
+    a hook has to see each call.
+    """
+
+    def __init__(self) -> None:
+        # In place of torch's own, which only fills the dictionary.
+        for name, held in _OTHERS.items():
+            self.__dict__[name] = type(held)() if isinstance(held, (dict, set)) else held
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -28,30 +48,28 @@ class CompactModule(nn.Module):
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        nn.Module.__init__(self)
+        CompactModule.__init__(self)
         self.__dict__.update(state)
 
 
-def _noting(name: str) -> Any:
-    """The method of a module that registers a hook, which then has to see each call."""
+def _registering(name: str) -> Any:
     register = getattr(nn.Module, name)
 
     @functools.wraps(register)
-    def note_and_register(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def make_room_and_register(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        for kind in _HOOKS:
+            self.__dict__.setdefault(kind, OrderedDict(getattr(self, kind)))
         changes.note()
         return register(self, *args, **kwargs)
 
-    return note_and_register
+    return make_room_and_register
 
 
-for _name in (
-    "register_forward_hook",
-    "register_forward_pre_hook",
-    "register_full_backward_hook",
-    "register_full_backward_pre_hook",
-    "register_backward_hook",
-):
-    setattr(CompactModule, _name, _noting(_name))
+for _name in _HOOKS:
+    setattr(CompactModule, _name, _NO_HOOKS)
+for _name in dir(nn.Module):
+    if "register" in _name and "hook" in _name:
+        setattr(CompactModule, _name, _registering(_name))
 
 
 _SETTINGS = (bool, int, float, str, tuple, list, dict, type(None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,6 @@ class QuantProxy(CompactModule):
         self.source = ScaleSource()
         self.tensor_quant = None
         self._absent_prefix: str | None = None
-        self.register_load_state_dict_post_hook(_after_load)
         self.init_tensor_quant()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -328,6 +328,10 @@ def _after_load(module: nn.Module, incompatible: Any) -> None:
     missing = incompatible.missing_keys
     missing[:] = [k for k in missing if not k.startswith(prefix)]
     module.reinitialize()
+
+
+#: Of all proxies; torch numbers those that are registered from 0.
+QuantProxy._load_state_dict_post_hooks = OrderedDict([(-1, _after_load)])
 
 
 def plain(x: Any) -> Tensor:
