@@ -34,7 +34,7 @@ def small(monkeypatch) -> None:
     """Whatever the size, where there is a compiler or not."""
     monkeypatch.setattr(native, "SMALLEST", 1)
     origin._noted.clear()
-    with qframework.settings.use(recompute="always"):
+    with qframework.settings.use(kernels="auto", recompute="always"):
         yield
 
 

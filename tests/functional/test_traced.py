@@ -19,6 +19,12 @@ from tests.functional.test_fused import values
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def auto() -> None:
+    with qframework.settings.use(kernels="auto"):
+        yield
+
+
 def compare(traced, composed, *tensors: torch.Tensor) -> str:
     """Compare a function that is compiled with a composed one; its gradients in float64 are what counts.
 
