@@ -165,9 +165,11 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         parts: Any = self._modules  # looked at directly, since a module's attributes take long
         input_quant, output_quant = parts["input_quant"], parts["output_quant"]
         if not self.return_quant_tensor and self._quantizes_weight_alone():
-            weight, bias = self._parameters.get("weight"), self._parameters.get("bias")
-            values = parts["weight_quant"].values(self.weight if weight is None else weight)
-            return self._compute(plain(input), values, self.bias if bias is None else bias, *how)
+            own = self._parameters  # unless a parametrization computes them
+            weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
+            bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
+            x = input.value if isinstance(input, QuantTensor) else input
+            return self._compute(x, parts["weight_quant"].values(weight), bias, *how)
         quant_input = input if input_quant.is_idle else input_quant(input)
         quant_weight = self.quant_weight(quant_input)
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
@@ -186,7 +188,9 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
 
     def _quantizes_weight_alone(self) -> bool:
         """Whether nothing but the weight is quantized; looked up once for each state of the quantizers."""
-        if torch.compiler.is_compiling():  # to which the count would be one more thing to guard
+        if (
+            torch.compiler.is_dynamo_compiling()
+        ):  # to which the count would be one more thing to guard
             return False
         known: tuple[int, bool] | None = self.__dict__.get("_weight_alone")
         if known is None or known[0] != changes.count:

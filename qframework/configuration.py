@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,13 +17,14 @@ class Changes:
     """Counts the changes that decide how something is computed: settings, and parts, settings and hooks of quantizers.
 
     What was looked up for one count holds while it stays. It is read on every call, and so an attribute rather than a function.
+    Counts start with the time, so that what was looked up in another process, and pickled, holds for none of this one.
     """
 
     __slots__ = ("_next", "count")
 
     def __init__(self) -> None:
-        self._next = itertools.count(1)
-        self.count = 0
+        self._next = itertools.count(time.time_ns())
+        self.count = next(self._next)
 
     def note(self) -> None:
         """Something has changed."""

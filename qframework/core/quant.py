@@ -226,9 +226,10 @@ class RescalingIntQuant(CoreModule):
         rule, width = self.int_scaling_impl, self.msb_clamp_bit_width_impl
         if type(width) is not BitWidthConst:
             return rule(bit_width)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling():  # which computes it while it compiles
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            # computed while it is compiled
             return rule(torch.full_like(bit_width, width.initial))  # type: ignore[no-any-return]
-        if transforms_active():  # whose tensors must not be kept
+        if torch.compiler.is_compiling() or transforms_active():  # whose tensors must not be kept
             return rule(bit_width)  # type: ignore[no-any-return]
         known = self._known_threshold
         if known is None or known[0] is not bit_width or known[1] is not rule:

@@ -151,19 +151,15 @@ class FixedStep:
 
     def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
         """Quantize ``x``."""
-        if (
-            torch.is_grad_enabled()
-            or (rectify and not self._rectifies)
-            or _is_compiling()
-            or not is_fused()
-        ):
-            return fake_quantize(x, *self._how, rectify)  # type: ignore[call-arg]
-        if self._prepared is None:
-            self._prepared = native.Prepared.for_values(x, *self._how[:5])
-        if self._prepared is not None:
-            y = self._prepared(x, rectify)
+        prepared, grows = self._prepared, torch.is_grad_enabled()
+        if prepared is not None and not grows and (self._rectifies or not rectify):
+            y = prepared(x, rectify)
             if y is not None:
                 return y
+        if grows or (rectify and not self._rectifies) or _is_compiling() or not is_fused():
+            return fake_quantize(x, *self._how, rectify)  # type: ignore[call-arg]
+        if prepared is None:
+            self._prepared = native.Prepared.for_values(x, *self._how[:5])
         return _FixedRange.forward(x, *self._how, rectify)  # type: ignore[call-arg]
 
 

@@ -70,7 +70,7 @@ def _origin(x: Tensor, weight: Tensor) -> Origin | None:
 
     A weight that is a parameter is multiplied as ever, because its gradient may be wanted twice.
     """
-    if torch.compiler.is_compiling() or weight.is_leaf or not weight.requires_grad:
+    if not weight.requires_grad or torch.compiler.is_compiling() or weight.is_leaf:
         return None
     return origin_of(x)
 

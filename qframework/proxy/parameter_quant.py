@@ -11,10 +11,12 @@ from qframework.core.tracked import TrackedParameters
 from qframework.functional import forget
 from qframework.functional.autograd import apply, transforms_active
 from qframework.inject.explanation import Rows
-from qframework.proxy.base import QuantProxy, plain
+from qframework.proxy.base import QuantProxy
 from qframework.proxy.memory import Replay, can_run_again, hooks_active
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, product_source
+
+_functorch_active = torch._C._are_functorch_transforms_active
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -111,11 +113,11 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         In evaluation that is between changes of the weights; in training all calls of one step share a result and its
         graph.
         """
-        quantizer: Any = self.tensor_quant
+        quantizer: Any = self._modules["tensor_quant"]
         if (
             type(parameter) is not nn.Parameter
             or torch.compiler.is_compiling()
-            or transforms_active()
+            or _functorch_active()
         ):
             return self._wrap(self._outputs(parameter, *scales), source, parameter)
         known = self._memory.recall(id(parameter), quantizer, self.training, parameter, *scales)
@@ -212,7 +214,7 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
     def _values(self, x: Tensor) -> Tensor:
         if self._modules.get("tensor_quant") is None or self.disable_quant:
             return x
-        return plain(self._recall_or_compute(x, source=self.source))
+        return self._recall_or_compute(x, source=self.source).value  # type: ignore[no-any-return]
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:

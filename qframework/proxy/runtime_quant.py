@@ -75,7 +75,7 @@ class ActQuantProxyFromInjector(QuantProxy):
     def _values(self, x: Any) -> Any:
         if self._modules.get("tensor_quant") is None or self.disable_quant:
             return plain(x if self.activation_impl is None else self.activation_impl(x))
-        return self._output(plain(x))[0]
+        return self._output(x.value if isinstance(x, QuantTensor) else x)[0]
 
     def _output(self, x: Tensor) -> tuple[Tensor, ...]:
         """What the quantizer gives for ``x``: values, scale, zero point and bit width."""
@@ -85,6 +85,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         activation, rectify = parts.get("activation_impl"), False
         if activation is not None and (not self.drops_activation or self.observer_only):
             rectify = self._rectifies and not _has_hooks(activation)
+            rectify = rectify and (eager or not torch.compiler.is_exporting())
             x = x if rectify else activation(x)
         training = self.training
         if not (self._eval_checked or training) and eager:

@@ -1,5 +1,6 @@
 """Layers that return plain tensors take short ways; nothing that a user changes or listens to is missed."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -170,3 +171,29 @@ def test_settings_that_change_are_followed(monkeypatch) -> None:
     with qframework.settings.use(kernels="fused"):
         assert torch.equal(layer(x), expected)
     assert called
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("make", "shape", "most"),
+    [
+        (lambda: QuantReLU(collect_stats_steps=1), LARGE, 16),
+        (lambda: QuantConv2d(4, 4, 3, bias=False), (2, 4, 8, 8), 16),
+        (lambda: QuantLinear(16, 16), (2, 16), 16),
+    ],
+)
+def test_a_settled_layer_takes_few_frames_of_python(make, shape, most) -> None:
+    with qframework.settings.use(kernels="auto"):
+        layer, x = settled(make(), *shape), torch.randn(*shape)
+        calls = []
+
+        def count(frame, event, _):
+            if event == "call":
+                calls.append(frame.f_code.co_qualname)
+
+        sys.setprofile(count)
+        try:
+            layer(x)
+        finally:
+            sys.setprofile(None)
+    assert len(calls) <= most, calls

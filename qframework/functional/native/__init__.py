@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qframework.configuration import settings
 from qframework.functional.native.build import Call, compiler, library
@@ -238,6 +239,7 @@ class Prepared:
             or _tracing_state() is not None
             or _dispatch_modes() > 0
             or _transforms_active()
+            or forward_ad._current_level >= 0
         ):
             return None
         y = _empty_like(x)
