@@ -7,7 +7,9 @@ alone.
 
 from __future__ import annotations
 
-from typing import Any
+import ast
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,9 +39,8 @@ def traced_largest(
         return found[0], found[1]
     if settings.kernels == "fused" or x.device.type != "cpu":
         return None
-    operands = (*how[:6], how.scale_shape, how.per_channel)
-    y, scale = torch.ops.qframework.kept_largest(x, threshold, *operands)
-    return y, scale
+    y, scale = torch.ops.qframework.kept_largest(x, threshold, str(tuple(how)))
+    return y.contiguous() if x.is_contiguous() else y, scale
 
 
 # ------------------------------------------------------------ in training
@@ -91,46 +92,70 @@ def _inner(x: Tensor) -> list[int]:
 
 # ------------------------------------------------------------ in evaluation: kept between calls of a graph
 
-_kept: dict[tuple[Any, ...], tuple[StorageWeakRef, int, tuple[Tensor, Tensor]]] = {}
+
+class _Kept(NamedTuple):
+    storage: StorageWeakRef
+    version: int
+    dtype: torch.dtype
+    shape: torch.Size
+    strides: tuple[int, ...]
+    values: Tensor
+    scale: Tensor
 
 
-def _kept_largest(x: Tensor, threshold: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
-    lists = (tuple(o) if isinstance(o, list) else o for o in operands)
-    # The threshold is read on the CPU, so that it waits for nothing.
-    key = (x.data_ptr(), x.shape, x.stride(), x.dtype, *lists, threshold.item())
-    found = _recall(x, key)
-    if found is None:
-        found = _LargestScaled.forward(x, threshold, _how(operands))[:2]
-        _keep(x, key, found)
-    return found[0].clone(), found[1].clone()  # a graph may write into what it is given
+#: By address, how it is quantized, and threshold.
+_kept: dict[tuple[int, str, float], _Kept] = {}
 
 
-def _fake_kept_largest(x: Tensor, threshold: Tensor, *operands: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), threshold.new_empty(_how(operands).scale_shape)
-
-
-def _how(operands: tuple[Any, ...]) -> LargestScaled:
-    fields: Any = operands[:6]
-    return LargestScaled(*fields, tuple(operands[6]), None, operands[7])  # type: ignore[call-arg]
-
-
-def _recall(x: Tensor, key: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+def _kept_largest(x: Tensor, threshold: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    # In one frame: see Memory.recall. The threshold is read on the CPU, so that it waits for nothing.
+    key = (x.data_ptr(), how, threshold.item())
     known = _kept.get(key)
-    if known is None or not settings.cache or x.is_inference():
-        return None
-    storage, version, found = known
-    return found if version == x._version and not storage.expired() else None
+    if (
+        known is None
+        or not settings.cache
+        or x.is_inference()
+        or known.version != x._version
+        or known.shape != x.shape
+        or known.strides != x.stride()
+        or known.dtype is not x.dtype
+        or known.storage.expired()
+    ):
+        y, scale, _ = _LargestScaled.forward(x, threshold, _decoded(how))
+        y = torch.empty_like(y, memory_format=_layout(x)).copy_(y)
+        _keep(x, key, y, scale)
+    else:
+        y, scale = known.values, known.scale
+    return y.clone(), scale.clone()  # a graph may write into what it is given
 
 
-def _keep(x: Tensor, key: tuple[Any, ...], found: tuple[Tensor, Tensor]) -> None:
+def _fake_kept_largest(x: Tensor, threshold: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x, memory_format=_layout(x))
+    return y, threshold.new_empty(_decoded(how).scale_shape)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """How a quantized weight is kept: as inductor wants it for a convolution on CPUs, so that it isn't laid out anew each time."""
+    wanted = torch.channels_last
+    other = x.dim() == 4 and x.is_contiguous() and not x.is_contiguous(memory_format=wanted)
+    return wanted if other else torch.preserve_format
+
+
+@cache
+def _decoded(how: str) -> LargestScaled:
+    return LargestScaled(*ast.literal_eval(how))
+
+
+def _keep(x: Tensor, key: tuple[int, str, float], values: Tensor, scale: Tensor) -> None:
     distributed = torch.distributed
     if not settings.cache or x.is_inference():
         return
     if distributed.is_available() and distributed.is_initialized():
         return  # broadcasts and sharded parameters write without moving a counter
-    for dead in [k for k, (storage, *_) in _kept.items() if storage.expired()]:
+    for dead in [k for k, known in _kept.items() if known.storage.expired()]:
         del _kept[dead]
-    _kept[key] = (StorageWeakRef(x.untyped_storage()), x._version, found)
+    storage = StorageWeakRef(x.untyped_storage())
+    _kept[key] = _Kept(storage, x._version, x.dtype, x.shape, x.stride(), values, scale)
 
 
 def forget(*weights: Tensor) -> None:
@@ -141,8 +166,7 @@ def forget(*weights: Tensor) -> None:
 
 
 _LIBRARY.define(
-    "kept_largest(Tensor x, Tensor threshold, float minimum, float maximum, str rounding, str domain, "
-    "str exponent_rounding, float? smallest, int[] shape, bool per_channel) -> (Tensor, Tensor)",
+    "kept_largest(Tensor x, Tensor threshold, str how) -> (Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),  # its own, since that is the tensor that stays
 )
 _LIBRARY.impl("kept_largest", _kept_largest, "CPU")

@@ -10,7 +10,14 @@ from torch import nn
 
 import qframework
 from qframework.functional import traced_weight
-from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
+from qframework.layers import (
+    QuantConv2d,
+    QuantConv3d,
+    QuantConvTranspose2d,
+    QuantIdentity,
+    QuantLinear,
+    QuantReLU,
+)
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
@@ -21,7 +28,10 @@ from qframework.quantizers import (
 )
 
 OPERATORS = torch.ops.qframework
-HOW = (-127.0, 127.0, "round", "fp", "round", 2.0**-16)
+
+
+def how(scale_shape=(), per_channel=False) -> str:
+    return str((-127.0, 127.0, "round", "fp", "round", 2.0**-16, scale_shape, None, per_channel))
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +45,7 @@ def start() -> None:
 def test_the_operator_of_a_weight_is_what_it_says(shape, per_channel) -> None:
     for order in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(4, 3, 5, 7).to(memory_format=order)
-        operands = (x, torch.tensor(127.0), *HOW, shape, per_channel)
+        operands = (x, torch.tensor(127.0), how(shape, per_channel))
         torch.library.opcheck(OPERATORS.kept_largest.default, operands)
 
 
@@ -145,12 +155,34 @@ def test_a_graph_of_evaluation_sees_every_change_of_a_weight(monkeypatch) -> Non
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: QuantConv2d(4, 6, 3),
+        lambda: QuantConv2d(4, 4, 3, groups=4),
+        lambda: QuantConv2d(4, 6, 1, weight_quant=Int8WeightPerChannelFloat),
+        lambda: QuantConv2d(4, 6, 3).to(memory_format=torch.channels_last),
+        lambda: QuantConvTranspose2d(4, 6, 3),
+        lambda: QuantConv3d(1, 6, (3, 3, 1)),
+    ],
+)
+def test_weights_are_kept_in_the_layout_of_graphs_and_results_have_that_of_eager_mode(make) -> None:
+    layer = make().eval()
+    x = torch.randn(2, layer.in_channels, 8, 8, *[8] * (layer.weight.dim() - 4))
+    out = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(out, layer(x), rtol=1e-6, atol=1e-6)
+    assert out.stride() == layer(x).stride()
+    (kept,) = [known.values for known in traced_weight._kept.values()]
+    assert kept.dim() != 4 or kept.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
 def test_what_a_graph_writes_into_its_weight_does_not_last() -> None:
     weight, threshold = torch.randn(4, 9), torch.tensor(127.0)
-    first = OPERATORS.kept_largest(weight, threshold, *HOW, (), False)
+    first = OPERATORS.kept_largest(weight, threshold, how())
     values = first[0].clone()
     first[0].zero_(), first[1].zero_()
-    assert torch.equal(OPERATORS.kept_largest(weight, threshold, *HOW, (), False)[0], values)
+    assert torch.equal(OPERATORS.kept_largest(weight, threshold, how())[0], values)
 
 
 def test_what_is_kept_goes_with_the_weight_and_on_demand() -> None:
@@ -163,7 +195,7 @@ def test_what_is_kept_goes_with_the_weight_and_on_demand() -> None:
     assert not traced_weight._kept
     weight, threshold = torch.randn(4, 9), torch.tensor(127.0)
     for _ in range(3):
-        OPERATORS.kept_largest(weight, threshold, *HOW, (), False)
+        OPERATORS.kept_largest(weight, threshold, how())
         weight = torch.randn(4, 9)
         gc.collect()
     assert len(traced_weight._kept) <= 2
