@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qframework.configuration import changes
+from qframework.changes import changes
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.proxy import (

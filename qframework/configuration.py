@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from qframework.changes import changes
+
 _KERNELS = ("auto", "fused", "compiled", "reference")
 _RECOMPUTE = ("auto", "always", "never")
-
-
-class Changes:
-    """Counts the changes that decide how something is computed: settings, and parts, settings and hooks of quantizers.
-
-    What was looked up for one count holds while it stays. It is read on every call, and so an attribute rather than a function.
-    Counts start with the time, so that what was looked up in another process, and pickled, holds for none of this one.
-    """
-
-    __slots__ = ("_next", "count")
-
-    def __init__(self) -> None:
-        self._next = itertools.count(time.time_ns())
-        self.count = next(self._next)
-
-    def note(self) -> None:
-        """Something has changed."""
-        self.count = next(self._next)
-
-
-changes = Changes()
 
 
 class Settings:
@@ -78,11 +57,11 @@ class Settings:
         object.__setattr__(self, name, value)
 
     @contextmanager
-    def use(self, **changes: Any) -> Iterator[Settings]:
+    def use(self, **values: Any) -> Iterator[Settings]:
         """Other settings inside a ``with`` block.
 
         Args:
-            **changes: settings by name.
+            **values: of settings, by name.
 
         Raises:
             AttributeError: there is no such setting.
@@ -90,7 +69,7 @@ class Settings:
         """
         before = dict(vars(self))
         try:
-            for name, value in changes.items():
+            for name, value in values.items():
                 setattr(self, name, value)
             yield self
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.configuration import changes
+from qframework.changes import changes
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 

@@ -1,6 +1,6 @@
 """Which tensor quantizers are done in one step, and how.
 
-A step is made when a quantizer runs first and after any change of its parts; see :class:`~qframework.configuration.Changes`.
+A step is made when a quantizer runs first and after any change of its parts; see :class:`~qframework.changes.Changes`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.configuration import changes
+from qframework.changes import changes
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.function_wrapper import Identity
 from qframework.core.scaling.from_parameter import StatsFromParameterScaling, largest_of

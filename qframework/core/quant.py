@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.configuration import changes
+from qframework.changes import changes
 from qframework.core.base import CoreModule
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper

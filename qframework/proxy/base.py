@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from qframework.configuration import changes
+from qframework.changes import changes
 from qframework.core.base import CompactModule, assign
 from qframework.inject.explanation import Explanation, Row, Rows
 from qframework.inject.injector import InjectorType

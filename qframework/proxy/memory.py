@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.configuration import changes, settings
+from qframework.changes import changes
+from qframework.configuration import settings
 from qframework.core.base import parts
 
 _Place = tuple[dict[str, Any], str]

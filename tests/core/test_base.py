@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qframework.configuration import changes
+from qframework.changes import changes
 from qframework.core.function_wrapper import RoundSte
 from qframework.layers import QuantLinear
 
