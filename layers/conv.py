@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from qframework.functional import convolution
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
-from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -58,7 +57,7 @@ class _QuantConv(QuantWeightBiasInputOutputLayer):
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
         if self.is_same_padded_strided:
             x = self._same_padding(x)
-        if isinstance(x, QuantTensor) or self.padding_mode != "zeros":  # type: ignore[has-type]
+        if self.padding_mode != "zeros":  # type: ignore[has-type]
             return self._conv_forward(x, weight, bias)  # type: ignore[operator]
         return convolution(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from qframework.functional import transposed_convolution
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
-from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -52,10 +50,9 @@ class _QuantConvTranspose(QuantWeightBiasInputOutputLayer):
         output_padding = self._output_padding(  # type: ignore[operator]
             x, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
         )
-        how = (self.stride, self.padding, output_padding, self.groups, self.dilation)
-        if isinstance(x, QuantTensor):
-            return getattr(F, f"conv_transpose{spatial}d")(x, weight, bias, *how)
-        return transposed_convolution(x, weight, bias, *how)
+        return transposed_convolution(
+            x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
 
     def forward(self, input: Any, output_size: Sequence[int] | None = None) -> Any:
         """Apply the layer.

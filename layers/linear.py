@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from qframework.functional import linear
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
-from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -59,4 +57,4 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         return False
 
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
-        return (F.linear if isinstance(x, QuantTensor) else linear)(x, weight, bias)
+        return linear(x, weight, bias)

@@ -65,56 +65,103 @@ class _Linear(Function):
         return rows.mm(weight).view(x.shape), grad_weight, grad_bias, None, None
 
 
-def _origin(x: Tensor, weight: Tensor) -> Origin | None:
+def _origin(x: Any, weight: Any) -> Origin | None:
     """What to keep instead of ``x``; None where that is ``x`` itself.
 
     A weight that is a parameter is multiplied as ever, because its gradient may be wanted twice.
     """
-    if not weight.requires_grad or torch.compiler.is_compiling() or weight.is_leaf:
+    if type(x) is not Tensor or not weight.requires_grad:
         return None
-    return origin_of(x)
+    return None if torch.compiler.is_compiling() or weight.is_leaf else origin_of(x)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``torch.nn.functional.linear``; of a quantized ``x`` what it was quantized from is kept for the backward pass."""
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    """``torch.nn.functional.linear``; of a quantized ``x`` what it was quantized from is kept for the backward pass.
+
+    Gradients can be taken once then.
+
+    Args:
+        x: floating-point values, shape ``(..., in)``, or a quantized tensor, whose own rules then hold.
+        weight: shape ``(out, in)``.
+        bias: shape ``(out,)``, or None.
+
+    Returns:
+        Values of shape ``(..., out)``; quantized ones where the rules of ``x`` say so.
+
+    Raises:
+        RuntimeError: shapes or dtypes don't fit, or, in the backward pass, the input of the quantizer was written to.
+    """
     origin = _origin(x, weight)
     if origin is None or x.dim() < 2 or weight.dim() != 2:
         return F.linear(x, weight, bias)
-    return super(Function, _Linear).apply(x, weight, bias, origin)  # type: ignore[misc, no-any-return]
+    return super(Function, _Linear).apply(x, weight, bias, origin)  # type: ignore[misc]
 
 
 def convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
     stride: Numbers = 1,
     padding: str | Numbers = 0,
     dilation: Numbers = 1,
     groups: int = 1,
-) -> Tensor:
-    """``torch.nn.functional.conv1d``, ``conv2d`` or ``conv3d``, by the axes of the weight; else as :func:`linear`."""
+) -> Any:
+    """``torch.nn.functional.conv1d``, ``conv2d`` or ``conv3d``, by the axes of the weight; else as :func:`linear`.
+
+    Args:
+        x: shape ``(N, in, *spatial)`` or ``(in, *spatial)``, else as there.
+        weight: shape ``(out, in / groups, *kernel)``.
+        bias: shape ``(out,)``, or None.
+        stride: steps between windows, in elements, one number or one for each spatial axis.
+        padding: zeros on both sides, likewise; or ``"valid"`` or ``"same"``.
+        dilation: steps between the elements of a window, likewise.
+        groups: number of groups of channels that see each other alone.
+
+    Returns:
+        Values of shape ``(N, out, *spatial)`` or ``(out, *spatial)``.
+
+    Raises:
+        RuntimeError: as :func:`linear`.
+    """
     origin = _origin(x, weight)
     if origin is None or x.dim() != weight.dim() or isinstance(padding, str):
         function: Any = getattr(F, f"conv{weight.dim() - 2}d")
-        return function(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+        return function(x, weight, bias, stride, padding, dilation, groups)
     return _convolution(x, weight, bias, origin, stride, padding, dilation, False, 0, groups)
 
 
 def transposed_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
     stride: Numbers = 1,
     padding: Numbers = 0,
     output_padding: Numbers = 0,
     groups: int = 1,
     dilation: Numbers = 1,
-) -> Tensor:
-    """``torch.nn.functional.conv_transpose1d``, ``2d`` or ``3d``, by the axes of the weight; else as :func:`linear`."""
+) -> Any:
+    """``torch.nn.functional.conv_transpose1d``, ``2d`` or ``3d``, by the axes of the weight; else as :func:`linear`.
+
+    Args:
+        x: as for :func:`convolution`.
+        weight: shape ``(in, out / groups, *kernel)``.
+        bias: shape ``(out,)``, or None.
+        stride: as for :func:`convolution`, of the result.
+        padding: elements that are left out on both sides of the result.
+        output_padding: elements that are added on one side of the result.
+        groups: as for :func:`convolution`.
+        dilation: as for :func:`convolution`.
+
+    Returns:
+        As :func:`convolution`.
+
+    Raises:
+        RuntimeError: as :func:`linear`.
+    """
     origin = _origin(x, weight)
     if origin is None or x.dim() != weight.dim():
         function: Any = getattr(F, f"conv_transpose{weight.dim() - 2}d")
-        return function(x, weight, bias, stride, padding, output_padding, groups, dilation)  # type: ignore[no-any-return]
+        return function(x, weight, bias, stride, padding, output_padding, groups, dilation)
     return _convolution(
         x, weight, bias, origin, stride, padding, dilation, True, output_padding, groups
     )
