@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from qframework.functional import native
 from qframework.functional.autograd import apply, is_fused, keep, kept
 from qframework.functional.fixed_range import _FixedRange, can_rectify, compute_dtype, sum_to
+from qframework.functional.native.prepared import Prepared
 from qframework.functional.origin import note
 from qframework.functional.straight_through import (
     ROUNDINGS,
@@ -147,7 +147,7 @@ class FixedStep:
     ) -> None:
         self._how: Any = (scale, zero_point, minimum, maximum, rounding, masked)
         self._rectifies = can_rectify(zero_point, minimum, rounding, masked)
-        self._prepared: native.Prepared | None = None
+        self._prepared: Prepared | None = None
 
     def __call__(self, x: Tensor, rectify: bool = False) -> Tensor:
         """Quantize ``x``."""
@@ -159,7 +159,7 @@ class FixedStep:
         if grows or (rectify and not self._rectifies) or _is_compiling() or not is_fused():
             return fake_quantize(x, *self._how, rectify)  # type: ignore[call-arg]
         if prepared is None:
-            self._prepared = native.Prepared.for_values(x, *self._how[:5])
+            self._prepared = Prepared.for_values(x, *self._how[:5])
         return _FixedRange.forward(x, *self._how, rectify)  # type: ignore[call-arg]
 
 

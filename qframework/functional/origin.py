@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from qframework.configuration import settings
-from qframework.functional import native
 from qframework.functional.autograd import forward_mode_active, transforms_active
+from qframework.functional.native import tensors
 
 
 class Origin(NamedTuple):
@@ -60,7 +60,7 @@ def note(
     if not y.requires_grad or type(y) is not Tensor or settings.recompute == "never":
         return
     if settings.recompute == "auto" and not (
-        x.numel() >= native.SMALLEST and x.is_cpu and settings.kernels in native.SETTINGS
+        x.numel() >= tensors.SMALLEST and x.is_cpu and settings.kernels in tensors.SETTINGS
     ):
         return
     key = id(y)

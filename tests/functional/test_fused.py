@@ -20,6 +20,7 @@ from qframework.functional import (
     statistic_scale,
     stored_scale,
 )
+from qframework.functional.native import tensors
 
 KERNELS = {"now": "fused"}
 
@@ -28,7 +29,7 @@ KERNELS = {"now": "fused"}
 def kernels(request, monkeypatch) -> None:
     """Everything holds for the C++ functions too, where there is a compiler."""
     monkeypatch.setitem(KERNELS, "now", request.param)
-    monkeypatch.setattr(native, "SMALLEST", 1)
+    monkeypatch.setattr(tensors, "SMALLEST", 1)
 
 
 LARGE = (9, 37, 1021)  # taken in slices on a CPU, with a ragged end

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qframework
 from qframework.functional import ROUNDINGS, fake_quantize, native
-from qframework.functional.native import build
+from qframework.functional.native import build, tensors
 from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
@@ -50,7 +50,7 @@ ACTS = [
 
 @pytest.fixture(autouse=True)
 def everything(monkeypatch) -> None:
-    monkeypatch.setattr(native, "SMALLEST", 1)
+    monkeypatch.setattr(tensors, "SMALLEST", 1)
     with qframework.settings.use(kernels="auto"):
         yield
 
@@ -192,7 +192,7 @@ def test_small_tensors_and_traced_ones_take_the_ordinary_way(monkeypatch, calls)
     calls.clear()
     with FlopCounterMode(display=False):
         layer(x)
-    monkeypatch.setattr(native, "SMALLEST", 101)
+    monkeypatch.setattr(tensors, "SMALLEST", 101)
     layer(x)
     assert not calls
 

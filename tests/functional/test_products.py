@@ -13,10 +13,10 @@ from qframework.functional import (
     convolution,
     fake_quantize,
     linear,
-    native,
     origin,
     transposed_convolution,
 )
+from qframework.functional.native import tensors
 from qframework.layers import (
     QuantConv1d,
     QuantConv2d,
@@ -32,7 +32,7 @@ from qframework.quantizers import Int8ActPerTensorFloat, ShiftedUint8ActPerTenso
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
     """Whatever the size, where there is a compiler or not."""
-    monkeypatch.setattr(native, "SMALLEST", 1)
+    monkeypatch.setattr(tensors, "SMALLEST", 1)
     origin._noted.clear()
     with qframework.settings.use(kernels="auto", recompute="always"):
         yield
@@ -310,7 +310,7 @@ def test_autocast_and_transforms_multiply_as_ever() -> None:
     ],
 )
 def test_a_setting_says_when(recompute, kernels, size, kept, monkeypatch) -> None:
-    monkeypatch.setattr(native, "SMALLEST", 1 << 13)
+    monkeypatch.setattr(tensors, "SMALLEST", 1 << 13)
     with qframework.settings.use(recompute=recompute, kernels=kernels):
         y = quantized(leaf(size))
         assert len(origin._noted) == kept

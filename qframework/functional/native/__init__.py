@@ -1,151 +1,26 @@
 """C++ functions for large tensors on CPUs: quantization and its gradients in one pass over memory each.
 
 They take and return tensors outside of autograd; the functions of :mod:`qframework.functional` call them where
-:func:`serves` says so. See kernels.cpp for what they compute.
+:func:`~qframework.functional.native.tensors.serves` says so. See kernels.cpp for what they compute.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from qframework.configuration import settings
-from qframework.functional.native.build import Call, compiler, library
+from qframework.functional.native.build import Call, library
+from qframework.functional.native.tensors import DTYPES, ROUNDINGS
+from qframework.functional.native.tensors import Layout as Layout
+from qframework.functional.native.tensors import serves as serves
 
-#: With fewer elements there is little to gain, and nothing is built for them.
-SMALLEST = 1 << 13
-#: Rows that are too short to be worth a call each.
-_SHORTEST = 16
-
-#: The dtypes of tensors: their number in kernels.cpp, and the dtype of scales beside them.
-_DTYPES = {
-    torch.float32: (0, torch.float32),
-    torch.float64: (1, torch.float64),
-    torch.bfloat16: (2, torch.float32),
-}
-_ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3}
-#: The settings under which they compute.
-SETTINGS = ("auto", "compiled")
-_PLAIN = (Tensor, torch.nn.Parameter)
-
-
-# Named here, because to look them up in torch each time takes long where nothing is in a cache.
-_is_compiling = torch.compiler.is_compiling
-_tracing_state = torch._C._get_tracing_state
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transforms_active = torch._C._are_functorch_transforms_active
-_is_batched = torch._C._functorch.is_batchedtensor
-_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
 
-#: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
-Layout = tuple[int, int]
-
 _QUANTIZE, _GRADIENTS, _LARGEST, _LARGEST_GRADIENTS = range(4)
-
-
-@cache
-def available() -> bool:
-    """Whether the functions can be had here; builds them."""
-    if compiler() is None:
-        return False
-    try:
-        library()
-    except (RuntimeError, OSError) as error:
-        warnings.warn(
-            f"the C++ functions can't be used, so that 'fused' ones compute: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
-def serves(
-    x: Tensor,
-    shape: tuple[int, ...],
-    rounding: str,
-    *numbers: Tensor | None,
-    g: Tensor | None = None,
-    incoming: tuple[Tensor | None, ...] = (),
-) -> Layout | None:
-    """How C++ functions take a tensor; None where the ordinary functions have to.
-
-    Args:
-        x: the tensor.
-        shape: of the scale: one element, or one for each index of an axis.
-        rounding: a name of :data:`~qframework.functional.ROUNDINGS`.
-        *numbers: what they will read besides: scale, zero point, threshold.
-        g: the gradient that comes from behind.
-        incoming: gradients of the scale and the zero point that come in besides.
-
-    Raises:
-        RuntimeError: ``settings.kernels`` is ``'compiled'``, and there is no compiler, or it fails.
-    """
-    count, dtype = x.numel(), x.dtype
-    if (
-        _is_compiling()
-        or count < SMALLEST
-        or settings.kernels not in SETTINGS
-        or not x.is_cpu
-        or dtype not in _DTYPES
-        or rounding not in _ROUNDINGS
-        or type(x) not in _PLAIN
-        or x.is_neg()
-        # what records operators would miss what isn't one
-        or _tracing_state() is not None
-        or _dispatch_modes() > 0
-        or _transforms_active()
-    ):
-        return None
-    small = _DTYPES[dtype][1]
-    for t in numbers:
-        if t is not None and not (t.dtype is small and t.is_cpu and t.is_contiguous()):
-            return None
-    if g is not None and not (
-        g.dtype is dtype and g.stride() == x.stride() and g.is_cpu and _is_one(g)
-    ):
-        return None
-    for t in incoming:
-        if t is not None and not (t.is_cpu and _is_one(t)):
-            return None
-    if max(shape, default=1) == 1:
-        layout = (1, count) if x.is_contiguous() or _is_channels_last(x) else None
-    else:
-        layout = _by_axis(x, shape)
-    if layout is None:
-        return None
-    if settings.kernels == "compiled":
-        library()
-        return layout
-    return layout if available() else None
-
-
-def _is_one(g: Tensor) -> bool:
-    """Whether a gradient is one, rather than a batch of several that are taken at once."""
-    return not (_is_batched(g) or _is_legacy_batched(g) or g.is_neg())
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _by_axis(x: Tensor, shape: tuple[int, ...]) -> Layout | None:
-    channels = max(shape)
-    axis = shape.index(channels)
-    if len(shape) != x.dim() or math.prod(shape) != channels:
-        return None
-    if not (x.is_contiguous() or (axis == 0 and _is_channels_last(x))):
-        return None
-    inner = x.stride(axis)
-    return (channels, inner) if inner >= _SHORTEST and x.shape[axis] == channels else None
 
 
 def _run(function: int, layout: Layout, x: Tensor, rounding: str, **operands: Any) -> None:
@@ -157,9 +32,7 @@ def _run(function: int, layout: Layout, x: Tensor, rounding: str, **operands: An
         threads=_threads(),
         **operands,
     )
-    library().qframework_run(
-        function, _DTYPES[x.dtype][0], _ROUNDINGS[rounding], ctypes.byref(call)
-    )
+    library().qframework_run(function, DTYPES[x.dtype][0], ROUNDINGS[rounding], ctypes.byref(call))
 
 
 def _taps(x: Tensor) -> int:
@@ -192,59 +65,6 @@ def quantize(
     bounds = {"low": minimum, "high": maximum, "rectify": rectify}
     _run(_QUANTIZE, layout, x, rounding, **operands, **bounds)
     return y
-
-
-class Prepared:
-    """:func:`quantize` for one scale and range: what doesn't depend on the values is laid out once."""
-
-    __slots__ = ("_call", "_dtype", "_held", "_how", "_run")
-
-    def __init__(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        minimum: float,
-        maximum: float,
-        rounding: str,
-    ) -> None:
-        numbers = {"scale": scale.data_ptr(), "zero": _at(zero_point)}
-        self._held = (scale, zero_point)
-        self._call = Call(low=minimum, high=maximum, **numbers)
-        self._dtype = x.dtype
-        self._how = (_DTYPES[x.dtype][0], _ROUNDINGS[rounding], ctypes.byref(self._call))
-        self._run = library().qframework_quantize
-
-    @classmethod
-    def for_values(
-        cls, x: Tensor, scale: Tensor, zero_point: Tensor | None, *how: Any
-    ) -> Prepared | None:
-        """One for values such as ``x``; None where C++ functions don't take them."""
-        if scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
-            return None
-        if serves(x, scale.shape, how[2], scale, zero_point) is None:
-            return None
-        return cls(x, scale, zero_point, *how)
-
-    def __call__(self, x: Tensor, rectify: bool) -> Tensor | None:
-        """The quantized values; None where the ordinary function has to."""
-        # As in serves, in one frame: see Memory.recall.
-        if (
-            type(x) is not Tensor
-            or x.dtype is not self._dtype
-            or x.numel() < SMALLEST
-            or not (x.is_contiguous() or _is_channels_last(x))
-            or not x.is_cpu
-            or x.is_neg()
-            or _tracing_state() is not None
-            or _dispatch_modes() > 0
-            or _transforms_active()
-            or forward_ad._current_level >= 0
-        ):
-            return None
-        y = _empty_like(x)
-        self._run(*self._how, x.data_ptr(), y.data_ptr(), x.numel(), rectify, _threads())
-        return y
 
 
 def quantize_by_stored(
@@ -409,7 +229,7 @@ def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
     """
     out = _empty_like(x)
     library().qframework_spread(
-        _DTYPES[x.dtype][0],
+        DTYPES[x.dtype][0],
         g.data_ptr(),
         x.data_ptr(),
         out.data_ptr(),
