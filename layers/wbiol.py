@@ -32,7 +32,7 @@ class QuantWeightLayer(QuantLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if isinstance(value, QuantProxy):
+        if isinstance(value, QuantProxy) or name == "quant_weight":
             changes.note()
         if name in ("weight", "bias") and isinstance(value, nn.Parameter):
             proxy = self._modules.get(f"{name}_quant")
@@ -165,9 +165,10 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         parts: Any = self._modules  # looked at directly, since a module's attributes take long
         input_quant, output_quant = parts["input_quant"], parts["output_quant"]
         if not self.return_quant_tensor and self._quantizes_weight_alone():
-            own = self._parameters  # unless a parametrization computes them
-            weight = own["weight"] if "weight" in own else self.weight  # noqa: SIM401
-            bias = own["bias"] if "bias" in own else self.bias  # noqa: SIM401
+            try:
+                weight, bias = self._parameters["weight"], self._parameters["bias"]
+            except KeyError:  # a parametrization computes one of them
+                weight, bias = self.weight, self.bias
             x = input.value if isinstance(input, QuantTensor) else input
             return self._compute(x, parts["weight_quant"].values(weight), bias, *how)
         quant_input = input if input_quant.is_idle else input_quant(input)
@@ -188,19 +189,14 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
 
     def _quantizes_weight_alone(self) -> bool:
         """Whether nothing but the weight is quantized; looked up once for each state of the quantizers."""
-        if (
-            torch.compiler.is_dynamo_compiling()
-        ):  # to which the count would be one more thing to guard
-            return False
+        if torch.compiler.is_dynamo_compiling():
+            return False  # the count would be one more thing to guard
         known: tuple[int, bool] | None = self.__dict__.get("_weight_alone")
         if known is None or known[0] != changes.count:
             idle = all(self._modules[f"{n}_quant"].is_idle for n in ("input", "bias", "output"))  # type: ignore[union-attr]
-            own = type(self).quant_weight is not QuantWeightLayer.quant_weight
-            known = (
-                changes.count,
-                idle and not own and not self.weight_quant.requires_quant_input,
-            )
-            self.__dict__["_weight_alone"] = known
+            usual = getattr(self.quant_weight, "__func__", None) is QuantWeightLayer.quant_weight
+            alone = idle and usual and not self.weight_quant.requires_quant_input
+            known = self.__dict__["_weight_alone"] = (changes.count, alone)
         return known[1]
 
     def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:

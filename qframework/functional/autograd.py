@@ -42,6 +42,11 @@ def transforms_active(*tensors: Tensor) -> bool:
     )
 
 
+def distributed_active() -> bool:
+    """Whether this process is one of several, whose broadcasts and sharded parameters write without moving a version counter."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def forward_mode_active() -> bool:
     """Whether forward-mode derivatives are asked for, which none of the functions has."""
     return forward_ad._current_level >= 0

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from qframework.configuration import settings
+from qframework.functional.autograd import distributed_active
 from qframework.functional.fixed_range import _FixedRange, sum_to
 from qframework.functional.scale import _StatisticScale
 from qframework.functional.straight_through import ROUNDINGS
@@ -53,8 +54,8 @@ class _TracedLargest(Function):
     def forward(x: Tensor, threshold: Tensor, how: LargestScaled) -> tuple[Tensor, Tensor, Tensor]:
         magnitudes = x.abs()
         top = magnitudes.amax(_inner(x), keepdim=True) if how.per_channel else magnitudes.amax()
-        settings = (how.domain, how.exponent_rounding, how.scale_minimum)
-        scale = _StatisticScale.forward(top.to(threshold.dtype), threshold, *settings)
+        domain = (how.domain, how.exponent_rounding, how.scale_minimum)
+        scale = _StatisticScale.forward(top.to(threshold.dtype), threshold, *domain)
         scale = own_buffer(scale.reshape(how.scale_shape))
         fixed = (how.minimum, how.maximum, how.rounding, False, False)
         return _FixedRange.forward(x, scale, None, *fixed), scale, top
@@ -147,11 +148,8 @@ def _decoded(how: str) -> LargestScaled:
 
 
 def _keep(x: Tensor, key: tuple[int, str, float], values: Tensor, scale: Tensor) -> None:
-    distributed = torch.distributed
-    if not settings.cache or x.is_inference():
+    if not settings.cache or x.is_inference() or distributed_active():
         return
-    if distributed.is_available() and distributed.is_initialized():
-        return  # broadcasts and sharded parameters write without moving a counter
     for dead in [k for k, known in _kept.items() if known.storage.expired()]:
         del _kept[dead]
     storage = StorageWeakRef(x.untyped_storage())

@@ -70,8 +70,8 @@ class _LargestScaled(Function):
         else:
             top = _AbsMax.forward(x)
         top = top.to(compute_dtype(x))
-        settings = (how.domain, how.exponent_rounding, how.scale_minimum)
-        scale = _StatisticScale.forward(top, threshold, *settings).reshape(how.scale_shape)
+        domain = (how.domain, how.exponent_rounding, how.scale_minimum)
+        scale = _StatisticScale.forward(top, threshold, *domain).reshape(how.scale_shape)
         fixed = (how.minimum, how.maximum, how.rounding, False, False)
         return _FixedRange.forward(x, scale, None, *fixed), scale, (top, where)
 
@@ -144,9 +144,9 @@ def slope_of(top: Tensor, threshold: Tensor, how: LargestScaled) -> Tensor:
     if how.domain == "fp":
         one = torch.ones_like(top) if how.scale_minimum else top.sign()
         return one / threshold
-    settings = (how.domain, how.exponent_rounding, how.scale_minimum)
+    domain = (how.domain, how.exponent_rounding, how.scale_minimum)
     v = top.clamp_min(how.scale_minimum) if how.scale_minimum else top
-    return _StatisticScale.forward(top, threshold, *settings) / v
+    return _StatisticScale.forward(top, threshold, *domain) / v
 
 
 def _scale_error(x: Tensor, scale: Tensor, g: Tensor, how: LargestScaled) -> Tensor:

@@ -16,7 +16,7 @@ from qframework.inject.explanation import Explanation, Row, Rows
 from qframework.inject.injector import InjectorType
 from qframework.inject.plan import remember, replayed
 from qframework.inject.resolver import Resolver
-from qframework.proxy.memory import Memory
+from qframework.proxy.memory import Memory, is_watched
 from qframework.quant_tensor import QuantTensor
 
 
@@ -195,7 +195,7 @@ class QuantProxy(CompactModule):
     def values(self, x: Any) -> Any:
         """The values of what a call gives, without the record around them; for layers that return plain tensors."""
         if (
-            self._forward_hooks
+            self._forward_hooks  # as is_watched, in one frame: see Memory.recall
             or self._forward_pre_hooks
             or self._backward_hooks
             or self._backward_pre_hooks
@@ -236,11 +236,9 @@ class QuantProxy(CompactModule):
     @property
     def is_idle(self) -> bool:
         """Whether a call would return its input, so that it can be left out."""
-        if self._forward_hooks or self._forward_pre_hooks:
-            return False
         parts = self._modules  # looked at directly, since a module's attributes take long
         idle = self.disable_quant or parts.get("tensor_quant") is None
-        return idle and parts.get("activation_impl") is None
+        return idle and parts.get("activation_impl") is None and not is_watched(self)
 
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""

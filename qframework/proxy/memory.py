@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from qframework.changes import changes
 from qframework.configuration import settings
 from qframework.core.base import parts
+from qframework.functional.autograd import distributed_active
 
 _Place = tuple[dict[str, Any], str]
 
@@ -136,8 +137,8 @@ class Memory:
         """
         if not settings.cache or not self.is_repeatable(quantizer, training):
             return
-        if not torch.is_grad_enabled() and _is_distributed():
-            return  # broadcasts and sharded parameters write without moving a counter
+        if not torch.is_grad_enabled() and distributed_active():
+            return
         layers = tuple(layers)
         watched = [(place, name, place.get(name)) for place, name in (*layers, *self._places)]
         found = [held for _, _, held in watched if held is not None]
@@ -166,11 +167,12 @@ class Memory:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks have to see each call of a module."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def _places(module: nn.Module) -> Iterable[_Place]:

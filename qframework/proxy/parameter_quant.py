@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qframework.core.tracked import TrackedParameters
 from qframework.functional import forget
-from qframework.functional.autograd import apply, transforms_active
+from qframework.functional.autograd import apply, distributed_active, transforms_active
 from qframework.inject.explanation import Rows
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.memory import Replay, can_run_again, hooks_active
@@ -154,7 +154,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
         inputs = (parameter, *scales)
         self._memory.keep(id(parameter), quantizer, training, layers, result, output[:3], *inputs)
-        if grows and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if grows and distributed_active():
             # Sharded parameters are gathered into place without a trace in their version counters.
             for tensor in output:
                 if tensor.requires_grad:

@@ -84,7 +84,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         eager = not torch.compiler.is_compiling()
         activation, rectify = parts.get("activation_impl"), False
         if activation is not None and (not self.drops_activation or self.observer_only):
-            rectify = self._rectifies and not _has_hooks(activation)
+            rectify = self._rectifies and not is_watched(activation)
             rectify = rectify and (eager or not torch.compiler.is_exporting())
             x = x if rectify else activation(x)
         training = self.training
@@ -187,12 +187,3 @@ class ActQuantProxyFromInjector(QuantProxy):
 def _tensors(module: nn.Module) -> Any:
     yield from module.parameters()
     yield from module.buffers()
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

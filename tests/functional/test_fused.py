@@ -20,6 +20,7 @@ from qframework.functional import (
     statistic_scale,
     stored_scale,
 )
+from qframework.functional.fixed_range import _first_outside
 from qframework.functional.native import tensors
 
 KERNELS = {"now": "fused"}
@@ -283,3 +284,13 @@ def test_inductor_gives_the_same(monkeypatch) -> None:
         assert torch.equal(one, other)
     for one, other in zip(results["fused"][1], results["compiled"][1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@given(st.integers(0, 2**24 - 1), st.sampled_from([torch.float32, torch.float64]))
+def test_the_bound_of_a_mask_is_the_first_number_that_rounds_beyond_the_range(
+    maximum, dtype
+) -> None:
+    bound = torch.tensor(_first_outside(float(maximum), dtype), dtype=torch.float64)
+    assert bound == bound.to(dtype)
+    before = torch.nextafter(bound.to(dtype), torch.tensor(0.0, dtype=dtype))
+    assert bound.to(dtype).round() > maximum >= before.round()

@@ -131,6 +131,25 @@ def test_a_weight_of_ones_own_is_used() -> None:
 
 
 @torch.no_grad()
+def test_a_weight_of_one_layers_own_is_used_from_then_on() -> None:
+    layer, x = settled(QuantLinear(8, 8, bias=False), 4, 8), torch.randn(4, 8)
+    layer.quant_weight = lambda quant_input=None: torch.eye(8)
+    assert torch.equal(layer(x), x)
+
+
+def test_backward_hooks_are_heard_on_proxies_that_quantize_and_on_those_that_do_not() -> None:
+    layer, x = QuantLinear(8, 8), torch.randn(4, 8, requires_grad=True)
+    seen = []
+    layer.input_quant.register_full_backward_hook(lambda *_: seen.append("input"))
+    layer.weight_quant.tensor_quant.register_full_backward_pre_hook(
+        lambda *_: seen.append("weight")
+    )
+    for _ in range(2):
+        layer(x).sum().backward()
+    assert sorted(seen) == ["input", "input", "weight", "weight"]
+
+
+@torch.no_grad()
 def test_quantizers_that_come_later_are_used() -> None:
     layer, x = settled(QuantConv2d(4, 4, 3), 2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     before = layer(x)
