@@ -108,8 +108,7 @@ class QuantNonLinearActLayer(QuantLayer):
             input = input_quant(input)
         if self.own_activation is not None:
             input = self.own_activation(input)
-        act_quant = parts["act_quant"]
-        return self._pack(act_quant(input)) if self.return_quant_tensor else act_quant.values(input)
+        return self._pack(parts["act_quant"](input))
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."

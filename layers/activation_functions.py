@@ -11,7 +11,7 @@ from qframework.inject import PolicyTypeError
 from qframework.layers.activation import build_act_proxies
 from qframework.layers.base import QuantLayer
 from qframework.proxy import ActQuantProxyFromInjector
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 
 
@@ -48,7 +48,7 @@ class _QuantFunction(QuantLayer):
         """
         if not self.input_quant.is_idle:
             input = self.input_quant(input)
-        return self._pack(self.act_quant(super().forward(plain(input))))  # type: ignore[misc]
+        return self._pack(self.act_quant(super().forward(dequantize(input))))  # type: ignore[misc]
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."

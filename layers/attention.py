@@ -15,7 +15,7 @@ from qframework.layers.attention_masks import Masks, causal_mask, merge_masks
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
@@ -146,7 +146,7 @@ class ScaledDotProductAttention(nn.Module):
 
     def _pre_process(self, query: Any, key: Any, value: Any) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (
-            plain(x if function is None else function(x))
+            dequantize(x if function is None else function(x))
             for function, x in (
                 (self.pre_process_q, query),
                 (self.pre_process_k, key),

@@ -19,7 +19,7 @@ from qframework.layers.attention_masks import (
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import build_part
 from qframework.layers.linear import QuantLinear
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
@@ -283,7 +283,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         axis = 1 if batched and self.batch_first else 0
         parts = [query, key] if key is value else [query, key, value]
         if not self.in_proj.input_quant.is_idle:
-            parts = [plain(t) for t in parts]
+            parts = [dequantize(t) for t in parts]
         projected = self.in_proj(torch.cat(parts, axis)).split([t.shape[axis] for t in parts], axis)
         q, k, v = projected[0], projected[1], projected[-1]
         size = self.embed_dim

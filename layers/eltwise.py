@@ -10,7 +10,7 @@ import torch
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor
 from qframework.quantizers.none import NoneActQuant
@@ -45,7 +45,7 @@ class _QuantOperation(QuantLayer):
         """Operate on quantized tensors where they are asked for and nothing quantizes the result, else on values."""
         if self.output_quant.is_idle and self.return_quant_tensor:
             return self._pack(operation(*operands))
-        return self._pack(self.output_quant(operation(*(plain(o) for o in operands))))
+        return self._pack(self.output_quant(operation(*(dequantize(o) for o in operands))))
 
     def _remedy(self) -> str:
         return "Give input_quant and output_quant (Int8ActPerTensorFloat), or return_quant_tensor=False."

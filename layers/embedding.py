@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from qframework.layers.base import route_keywords
 from qframework.layers.wbiol import QuantWeightLayer
 from qframework.proxy import WeightQuantProxyFromInjector, build_proxy
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.quantizers.none import NoneWeightQuant
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
@@ -98,9 +98,9 @@ class QuantEmbedding(_QuantTable, nn.Embedding):
             RuntimeError: a quantized result is asked for, and the table isn't quantized by one scale.
         """
         table = self.quant_weight()
-        table = table if self.return_quant_tensor else plain(table)
+        table = table if self.return_quant_tensor else dequantize(table)
         if self.max_norm is not None:  # torch rescales rows in place
-            table = plain(table).clone()
+            table = dequantize(table).clone()
         return self._pack(
             F.embedding(
                 input,
@@ -171,7 +171,7 @@ class QuantEmbeddingBag(_QuantTable, nn.EmbeddingBag):
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
         """Sum, mean or maximum of rows for each bag; arguments and result as in torch."""
-        table = plain(self.quant_weight())
+        table = dequantize(self.quant_weight())
         if self.max_norm is not None:  # torch rescales rows in place
             table = table.clone()
         return F.embedding_bag(

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -74,7 +74,7 @@ class QuantLayerNorm(_QuantNorm, nn.LayerNorm):
 
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
         shape = list(self.normalized_shape)
-        return F.layer_norm(plain(x), shape, plain(weight), plain(bias), self.eps)
+        return F.layer_norm(dequantize(x), shape, dequantize(weight), dequantize(bias), self.eps)
 
 
 class QuantRMSNorm(_QuantNorm, nn.RMSNorm):
@@ -114,7 +114,7 @@ class QuantRMSNorm(_QuantNorm, nn.RMSNorm):
         self._init_norm(weight_quant, None, input_quant, output_quant, return_quant_tensor, kwargs)
 
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
-        return F.rms_norm(plain(x), list(self.normalized_shape), plain(weight), self.eps)
+        return F.rms_norm(dequantize(x), list(self.normalized_shape), dequantize(weight), self.eps)
 
 
 class QuantGroupNorm(_QuantNorm, nn.GroupNorm):
@@ -159,4 +159,4 @@ class QuantGroupNorm(_QuantNorm, nn.GroupNorm):
         )
 
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
-        return F.group_norm(plain(x), self.num_groups, plain(weight), plain(bias), self.eps)
+        return F.group_norm(dequantize(x), self.num_groups, dequantize(weight), dequantize(bias), self.eps)

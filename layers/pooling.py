@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qframework.layers.accumulator import QuantTruncLayer
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.quant_tensor import IntQuantTensor
 from qframework.quant_tensor.rules_pool import averaged, per_position, window_sizes
 from qframework.quantizers.trunc import RoundTo8bit
@@ -72,7 +72,7 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
             RuntimeError: a quantized result of a float input.
         """
         height, width = window_sizes(self.kernel_size, 2)
-        given: Any = input if isinstance(input, IntQuantTensor) else plain(input)
+        given: Any = input if isinstance(input, IntQuantTensor) else dequantize(input)
         pooled = F.avg_pool2d(
             given,
             self.kernel_size,
@@ -125,7 +125,7 @@ class TruncAdaptiveAvgPool2d(_TruncPool, nn.AdaptiveAvgPool2d):
         Raises:
             RuntimeError: a quantized result of a float input.
         """
-        given: Any = input if isinstance(input, IntQuantTensor) else plain(input)
+        given: Any = input if isinstance(input, IntQuantTensor) else dequantize(input)
         pooled = F.adaptive_avg_pool2d(given, self.output_size)  # type: ignore[arg-type]
         before, after = tuple(input.shape[-2:]), tuple(pooled.shape[-2:])
         sizes, _ = self.compute_kernel_size_stride(before, after)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -19,9 +18,9 @@ from qframework.layers.recurrent_parameters import (
     overrides_for,
 )
 from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
-from qframework.layers.recurrent_steps import OutputStep, Recent, state_of, with_batch
+from qframework.layers.recurrent_steps import OutputStep, state_of, with_batch
 from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
 from qframework.quantizers.none import NoneActQuant
 
@@ -39,10 +38,6 @@ class RecurrentDirection(nn.Module):
     io_quant: ActQuantProxyFromInjector
     cell: nn.Module
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.recent: dict[str, Recent] = defaultdict(Recent)
-
     def parameters_of(self, gate: str) -> GateParams:
         """The parameters of a gate."""
         return getattr(self, name_of_params(gate))  # type: ignore[no-any-return]
@@ -57,23 +52,13 @@ class RecurrentDirection(nn.Module):
         for gate in self.gates:
             own = self.parameters_of(gate)
             weight = own.input_weight.quant_weight(x)
-            inputs.append(plain(weight))
-            hiddens.append(plain(own.hidden_weight.quant_weight(x)))
+            inputs.append(dequantize(weight))
+            hiddens.append(dequantize(own.hidden_weight.quant_weight(x)))
             if own.bias is not None:
-                biases.append(plain(own.bias_quant(own.bias, x, weight)))
-
-        def joined() -> tuple[Tensor, Tensor, Tensor | None]:
-            bias = torch.cat(biases) if biases else None
-            return torch.cat(inputs), torch.cat(hiddens).t(), bias
-
-        by_input, by_state, bias = self.recent["weights"].of([*inputs, *hiddens, *biases], joined)
-        return nn.functional.linear(plain(x), by_input, bias), by_state
-
-    def train(self, mode: bool = True) -> RecurrentDirection:
-        """As in torch; what is kept for evaluation is freed."""
-        for kept in self.recent.values():
-            kept.clear()
-        return super().train(mode)
+                biases.append(dequantize(own.bias_quant(own.bias, x, weight)))
+        bias = torch.cat(biases) if biases else None
+        products = nn.functional.linear(dequantize(x), torch.cat(inputs), bias)
+        return products, torch.cat(hiddens).t()
 
     def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
         """Outputs of all steps and the last states.
@@ -313,7 +298,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 for kind, end in zip(last, ends, strict=True):
                     kind.append(end)
             if i == self.num_layers - 1 and not self.return_quant_tensor:
-                outputs = [plain(out) for out in outputs]  # whose grids may differ
+                outputs = [dequantize(out) for out in outputs]  # whose grids may differ
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         return x, last
 
@@ -361,7 +346,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         return out.transpose(0, 1) if self.batch_first else out, last, False
 
     def _pack_states(self, states: list[Any], single: bool) -> Any:
-        parts = (s if self.return_quant_tensor else plain(s) for s in states)
+        parts = (s if self.return_quant_tensor else dequantize(s) for s in states)
         joined = torch.cat([s.unsqueeze(0) for s in parts])
         return self._pack(joined.squeeze(1) if single else joined)
 

@@ -12,21 +12,19 @@ from qframework.functional import (
     LSTMRanges,
     RNNRanges,
     gru_sequence,
-    is_fused,
     lstm_sequence,
     rnn_sequence,
-    takes_sequences,
 )
 from qframework.layers.recurrent import RecurrentDirection
-from qframework.layers.recurrent_steps import OutputStep, Recent, Unsettled, range_of, step_of
-from qframework.proxy.base import plain
+from qframework.layers.recurrent_steps import OutputStep, UnknownScale, range_of, step_of
+from qframework.quant_tensor import dequantize
 
 
 def _first(state: Any, like: Tensor, size: int, step: Any) -> Tensor:
     """A quantized first state, or zeros."""
     if state is None:
         return like.new_zeros(like.shape[1], size)
-    return step(plain(state))  # type: ignore[no-any-return]
+    return step(dequantize(state))  # type: ignore[no-any-return]
 
 
 def _steps(products: Tensor, reverse: bool) -> Any:
@@ -34,21 +32,11 @@ def _steps(products: Tensor, reverse: bool) -> Any:
     return reversed(steps) if reverse else steps
 
 
-def _runs_whole(products: Tensor, *others: Tensor, traced: bool = False) -> bool:
-    """Whether all steps can be one function, and where it can't be traced, whether no compiler looks on."""
-    if torch.compiler.is_compiling() and not traced:
-        return False
-    return is_fused() and takes_sequences(products, *others)
-
-
-def _ranges(
-    kind: Any, size: int, like: Tensor, recent: dict[str, Recent], *quantizers: list[Any]
-) -> Any:
+def _ranges(kind: Any, size: int, like: Tensor, *quantizers: list[Any]) -> Any:
     """The quantizers of a cell, where all scales are known, else None."""
-    named = zip(kind._fields, quantizers, strict=True)
     try:
-        return kind(*(range_of(proxies, size, like, recent[name]) for name, proxies in named))
-    except Unsettled:
+        return kind(*(range_of(proxies, size, like) for proxies in quantizers))
+    except UnknownScale:
         return None
 
 
@@ -65,14 +53,11 @@ class RNNDirection(RecurrentDirection):
         size = hidden.shape[0]
         output = OutputStep(cell.output_quant, products)
         h = _first(states[0], products, size, output)
-        if _runs_whole(products, hidden, h):
-            ranges = _ranges(
-                RNNRanges, size, products, self.recent, [cell.gate_acc_quant], [cell.output_quant]
-            )
-            if ranges is not None:
-                rectify = self.nonlinearity == "relu"
-                outputs = rnn_sequence(products, hidden, h, ranges, rectify, reverse)
-                return output.wrap(outputs), (output.last(outputs[0 if reverse else -1]),)
+        ranges = _ranges(RNNRanges, size, products, [cell.gate_acc_quant], [cell.output_quant])
+        if ranges is not None:
+            relu = self.nonlinearity == "relu"
+            outputs = rnn_sequence(products, hidden, h, ranges, relu, reverse)
+            return output.wrap(outputs), (output.last(outputs[0 if reverse else -1]),)
         acc = step_of([cell.gate_acc_quant], [0], size, products)
         function = torch.tanh if self.nonlinearity == "tanh" else torch.relu
         values = []
@@ -98,23 +83,21 @@ class LSTMDirection(RecurrentDirection):
         h, c = _first(states[0], products, size, output), _first(states[1], products, size, state)
         acc_quants = [getattr(cell, f"{g}_acc_quant") for g in self.gates]
         sigmoid_quants = [getattr(cell, f"{g}_sigmoid_quant") for g in self.gates[:3]]
-        if _runs_whole(products, hidden, h, c, traced=True):
-            ranges = _ranges(
-                LSTMRanges,
-                size,
-                products,
-                self.recent,
-                acc_quants,
-                sigmoid_quants,
-                [cell.cell_tanh_quant],
-                [cell.cell_state_quant],
-                [cell.hidden_state_tanh_quant],
-                [cell.output_quant],
-            )
-            if ranges is not None:
-                outputs, c = lstm_sequence(products, hidden, (h, c), ranges, reverse)
-                last = output.last(outputs[0 if reverse else -1])
-                return output.wrap(outputs), (last, state.last(c))
+        ranges = _ranges(
+            LSTMRanges,
+            size,
+            products,
+            acc_quants,
+            sigmoid_quants,
+            [cell.cell_tanh_quant],
+            [cell.cell_state_quant],
+            [cell.hidden_state_tanh_quant],
+            [cell.output_quant],
+        )
+        if ranges is not None:
+            outputs, c = lstm_sequence(products, hidden, (h, c), ranges, reverse)
+            last = output.last(outputs[0 if reverse else -1])
+            return output.wrap(outputs), (last, state.last(c))
         acc = step_of(acc_quants, [1, 2, 3, 0], size, products)
         sigmoid = step_of(sigmoid_quants, [1, 2, 0], size, products)
         tanh = step_of([cell.cell_tanh_quant], [0], size, products)
@@ -188,22 +171,20 @@ class GRUDirection(RecurrentDirection):
         output = OutputStep(cell.output_quant, products)
         h = _first(states[0], products, size, output)
         own_bias: Any = self.parameters_of("new").hidden_bias
-        if _runs_whole(products, hidden, h):
-            ranges = _ranges(
-                GRURanges,
-                size,
-                products,
-                self.recent,
-                [cell.reset_acc_quant, cell.update_acc_quant],
-                [cell.new_hidden_acc_quant],
-                [cell.new_acc_quant],
-                [cell.reset_sigmoid_quant, cell.update_sigmoid_quant],
-                [cell.new_tanh_quant],
-                [cell.output_quant],
-            )
-            if ranges is not None:
-                outputs = gru_sequence(products, hidden, own_bias, h, ranges, reverse)
-                return output.wrap(outputs), (output.last(outputs[0 if reverse else -1]),)
+        ranges = _ranges(
+            GRURanges,
+            size,
+            products,
+            [cell.reset_acc_quant, cell.update_acc_quant],
+            [cell.new_hidden_acc_quant],
+            [cell.new_acc_quant],
+            [cell.reset_sigmoid_quant, cell.update_sigmoid_quant],
+            [cell.new_tanh_quant],
+            [cell.output_quant],
+        )
+        if ranges is not None:
+            outputs = gru_sequence(products, hidden, own_bias, h, ranges, reverse)
+            return output.wrap(outputs), (output.last(outputs[0 if reverse else -1]),)
         acc = step_of([cell.reset_acc_quant, cell.update_acc_quant], [0, 1], size, products)
         hidden_acc = step_of([cell.new_hidden_acc_quant], [0], size, products)
         new_acc = step_of([cell.new_acc_quant], [0], size, products)

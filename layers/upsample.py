@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from qframework.functional import round_ste, tensor_clamp
 from qframework.layers.base import QuantLayer
-from qframework.proxy.base import plain
+from qframework.quant_tensor import dequantize
 from qframework.quant_tensor import IntQuantTensor
 from qframework.quant_tensor.algebra import bounds
 from qframework.quant_tensor.rules_pool import per_position
@@ -46,7 +46,7 @@ class QuantUpsample(QuantLayer, nn.Upsample):
             RuntimeError: a quantized result of a float input, or of scales that differ between positions.
         """
         exact = self.mode in ("nearest", "nearest-exact")
-        given: Any = input if exact and isinstance(input, IntQuantTensor) else plain(input)
+        given: Any = input if exact and isinstance(input, IntQuantTensor) else dequantize(input)
         y: Any = F.interpolate(given, self.size, self.scale_factor, self.mode, self.align_corners)
         if not exact and isinstance(input, IntQuantTensor):
             if not per_position(input, input.dim() - 2):
@@ -107,7 +107,7 @@ class QuantDropout(QuantLayer, nn.Dropout):
             RuntimeError: a quantized result of a float input, or of a grid without 0.
         """
         if not isinstance(input, IntQuantTensor):
-            return self._pack(F.dropout(plain(input), self.p, self.training))
+            return self._pack(F.dropout(dequantize(input), self.p, self.training))
         if not self.training or self.p == 0:
             return self._pack(input)
         value = F.dropout(input.value, self.p, True)

@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from qframework.changes import changes
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.proxy import (
     ActQuantProxyFromInjector,
     BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
-    QuantProxy,
     WeightQuantProxyFromInjector,
     build_proxy,
 )
-from qframework.proxy.base import plain
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import QuantTensor
+from qframework.quant_tensor import QuantTensor, dequantize
 from qframework.quantizers.none import NoneActQuant, NoneBiasQuant, NoneWeightQuant
 
 
@@ -32,8 +29,6 @@ class QuantWeightLayer(QuantLayer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if isinstance(value, QuantProxy) or name == "quant_weight":
-            changes.note()
         if name in ("weight", "bias") and isinstance(value, nn.Parameter):
             proxy = self._modules.get(f"{name}_quant")
             if isinstance(proxy, ParameterQuantProxyFromInjector):
@@ -164,13 +159,6 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         """
         parts: Any = self._modules  # looked at directly, since a module's attributes take long
         input_quant, output_quant = parts["input_quant"], parts["output_quant"]
-        if not self.return_quant_tensor and self._quantizes_weight_alone():
-            try:
-                weight, bias = self._parameters["weight"], self._parameters["bias"]
-            except KeyError:  # a parametrization computes one of them
-                weight, bias = self.weight, self.bias
-            x = input.value if isinstance(input, QuantTensor) else input
-            return self._compute(x, parts["weight_quant"].values(weight), bias, *how)
         quant_input = input if input_quant.is_idle else input_quant(input)
         quant_weight = self.quant_weight(quant_input)
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
@@ -184,20 +172,8 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         if as_quant:
             out = self._compute(quant_input, quant_weight, quant_bias, *how)
         else:
-            out = self._compute(plain(quant_input), plain(quant_weight), plain(quant_bias), *how)
+            out = self._compute(dequantize(quant_input), dequantize(quant_weight), dequantize(quant_bias), *how)
         return self._pack(out if output_quant.is_idle else output_quant(out))
-
-    def _quantizes_weight_alone(self) -> bool:
-        """Whether nothing but the weight is quantized; looked up once for each state of the quantizers."""
-        if torch.compiler.is_dynamo_compiling():
-            return False  # the count would be one more thing to guard
-        known: tuple[int, bool] | None = self.__dict__.get("_weight_alone")
-        if known is None or known[0] != changes.count:
-            idle = all(self._modules[f"{n}_quant"].is_idle for n in ("input", "bias", "output"))  # type: ignore[union-attr]
-            usual = getattr(self.quant_weight, "__func__", None) is QuantWeightLayer.quant_weight
-            alone = idle and usual and not self.weight_quant.requires_quant_input
-            known = self.__dict__["_weight_alone"] = (changes.count, alone)
-        return known[1]
 
     def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:
         lacking = [

@@ -1,6 +1,7 @@
 """qframework: quantization research in PyTorch, by declarative quantizers."""
 
 from qframework.configuration import settings
+from qframework.proxy.freezing import freeze, frozen, quant_inference_mode, unfreeze
 
-__all__ = ["settings"]
+__all__ = ["freeze", "frozen", "quant_inference_mode", "settings", "unfreeze"]
 __version__ = "0.1.0"

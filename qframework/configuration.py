@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from qframework.changes import changes
-
-_KERNELS = ("auto", "fused", "compiled", "reference")
+_KERNELS = ("auto", "fused", "reference")
 _RECOMPUTE = ("auto", "always", "never")
 
 
@@ -21,39 +19,35 @@ class Settings:
             ``'auto'``, the default: for tensors of over 8,192 elements on CPUs C++ functions of one pass over memory; the first
             such tensor has them built, in about three seconds, once on a machine. Else, and without a compiler, as ``'fused'``.
             ``'fused'``: torch's own functions in few passes, nothing to compile.
-            ``'compiled'``: the C++ functions or an error; what they don't take, and other devices, by ``torch.compile``'s
-            inductor, once for each dtype and device, in many seconds.
-            ``'reference'``: everything composed of plain straight-through functions, to compare with.
+            ``'reference'``: the composition of the parts, of plain straight-through functions, to compare with.
             The environment variable ``QFRAMEWORK_KERNELS`` sets the start.
-        cache: keep quantized weights and biases, and the scales of activations in evaluation, while what they are
-            computed from is unchanged.
         recompute: whether layers make their quantized input anew in the backward pass from the quantizer's input, which is
-            kept anyway, instead of keeping it, too. ``'auto'``, the default: where C++ functions do it in one pass over memory.
+            saved anyway, instead of saving it, too. ``'auto'``, the default: where C++ functions do it in one pass over memory.
             ``'always'``: on other devices too. ``'never'``.
+        verbose: let the printed form of a layer say how each of its quantizers runs.
     """
 
     kernels: str
-    cache: bool
     recompute: str
+    verbose: bool
 
     def __init__(self) -> None:
         self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "auto")
-        self.cache = True
         self.recompute = "auto"
+        self.verbose = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("kernels", "recompute"):
             allowed = _KERNELS if name == "kernels" else _RECOMPUTE
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
-        elif name == "cache":
+        elif name == "verbose":
             if not isinstance(value, bool):
-                raise TypeError(f"cache={value!r} must be True or False")
+                raise TypeError(f"verbose={value!r} must be True or False")
         else:
             raise AttributeError(
-                f"no setting {name!r}; there are 'kernels', 'cache' and 'recompute'"
+                f"no setting {name!r}; there are 'kernels', 'recompute' and 'verbose'"
             )
-        changes.note()
         object.__setattr__(self, name, value)
 
     @contextmanager
@@ -77,9 +71,8 @@ class Settings:
                 setattr(self, name, value)
 
     def __repr__(self) -> str:
-        return (
-            f"Settings(kernels={self.kernels!r}, cache={self.cache}, recompute={self.recompute!r})"
-        )
+        values = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"Settings({values})"
 
 
 #: The settings in effect.

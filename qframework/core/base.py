@@ -1,18 +1,21 @@
-"""Base classes of the engine's modules."""
+"""Base classes of the engine's modules.
+
+A part of a quantizer is a module that computes one thing. What it computes stands in its methods. What that means it may also
+state as data, by a method ``rule(stated)``, where ``stated(part)`` is the rule of a part of its own: a faster form may then take
+its place, as long as the class that states the rule is the one that computes, see :mod:`qframework.kernels.prepare`.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.changes import changes
-
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
+from qframework.functional import compute_dtype, is_half
 
 
 class _NoHooks(OrderedDict[int, Any]):
@@ -31,8 +34,7 @@ _OTHERS = {n: held for n, held in _EMPTY.items() if n not in _HOOKS}
 class CompactModule(nn.Module):
     """A module that is made, copied and pickled without what every module starts with.
 
-    Most of that are eleven dictionaries for hooks. It gets them when the first is registered, which counts as a change:
-    a hook has to see each call.
+    Most of that are eleven dictionaries for hooks, which it gets when the first one is registered.
     """
 
     def __init__(self) -> None:
@@ -59,7 +61,6 @@ def _registering(name: str) -> Any:
     def make_room_and_register(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for kind in _HOOKS:
             self.__dict__.setdefault(kind, OrderedDict(getattr(self, kind)))
-        changes.note()
         return register(self, *args, **kwargs)
 
     return make_room_and_register
@@ -70,6 +71,14 @@ for _name in _HOOKS:
 for _name in dir(nn.Module):
     if "register" in _name and "hook" in _name:
         setattr(CompactModule, _name, _registering(_name))
+
+
+#: Gives the rule of a part, called with the part and what its ``rule`` takes besides.
+Stated = Callable[..., Any]
+
+
+class NotStated(Exception):
+    """What a part means can't be said by the data that its rule is made of; the message says why."""
 
 
 _SETTINGS = (bool, int, float, str, tuple, list, dict, type(None))
@@ -91,49 +100,33 @@ def assign(module: nn.Module, name: str, value: Any) -> None:
 
 
 class Stateless(CompactModule):
-    """A module without parameters, buffers or children: a named function with settings.
+    """A part without parameters, buffers or children: a named function with settings.
 
     A :class:`CoreModule` holds it as a plain attribute: it costs nothing in ``modules()``, ``to()`` or
     attribute look-up, and has no part in a state dict.
     """
 
-    #: Equal calls give equal results, so that results may be kept.
-    repeatable = True
-
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "training":
-            changes.note()
         assign(self, name, value)
 
 
 class CoreModule(CompactModule):
-    """A module of the engine; its own numbers never drop below float32.
+    """A part of a quantizer; its own numbers never drop below float32.
 
     ``model.half()`` or ``model.to(torch.bfloat16)`` converts a layer's weights but leaves scales, zero points
     and bit widths alone: an 8-bit range needs 256 exact integers, and a scale's rounding error is
     multiplied by all of them.
     """
 
-    #: Equal calls give equal results while parameters, buffers and settings stay, so that results may be kept. A
-    #: property where that depends on the mode; False for what draws at random or counts its calls.
-    repeatable: Any = True
-
     def __init__(self) -> None:
         super().__init__()
         self._constants: dict[str, Tensor] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "training":
-            changes.note()
         if isinstance(value, Stateless):
             object.__setattr__(self, name, value)
         else:
             assign(self, name, value)
-
-    @property
-    def unread(self) -> Collection[str]:
-        """Names of own tensors that results don't depend on, or only in ways that are counted."""
-        return self._constants
 
     def register_constant(
         self,
@@ -147,24 +140,21 @@ class CoreModule(CompactModule):
         Args:
             name: of the buffer.
             value: a number, or a tensor with values.
-            dtype: of the buffer; half precision is widened.
+            dtype: of the buffer; half precision becomes float32.
             device: of the buffer, torch's default when None.
         """
         master = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
-        master = master.detach().to(dtype=wide_dtype(dtype), device="cpu").clone()
+        master = master.detach().to(dtype=compute_dtype(dtype), device="cpu").clone()
         self._constants[name] = master
         place = torch.empty(0, device=device).device
         self.register_buffer(name, master.to(place), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoreModule:
-        def keep_wide(tensor: Tensor) -> Tensor:
+        def keep_precise(tensor: Tensor) -> Tensor:
             out = fn(tensor)
-            if out.dtype in _LOW_PRECISION and tensor.dtype not in _LOW_PRECISION:
-                return tensor.to(out.device)
-            return out
+            return tensor.to(out.device) if is_half(out.dtype) and not is_half(tensor.dtype) else out
 
-        super()._apply(keep_wide, recurse)
-        changes.note()
+        super()._apply(keep_precise, recurse)
         for name, master in self._constants.items():
             buffer = self._buffers[name]
             assert buffer is not None
@@ -172,28 +162,32 @@ class CoreModule(CompactModule):
         return self
 
 
-def is_recomputing() -> bool:
-    """Whether a forward pass runs again inside a backward pass, as ``torch.utils.checkpoint`` lets it.
+class Constant(CoreModule):
+    """A part whose result is a number that doesn't change: :meth:`number` makes a tensor of it at each call.
 
-    What is counted or collected at each training call has then been counted already.
+    Writing to that tensor changes nothing; whoever wants another number assigns it.
+
+    Args:
+        dtype: of the tensor; half precision becomes float32.
+        device: of the tensor, torch's default when None.
     """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
+    place: Tensor
 
-def wide_dtype(dtype: torch.dtype | None) -> torch.dtype:
-    """The dtype of a quantizer's own numbers beside values of ``dtype``: float32, or float64."""
-    if dtype is None:
-        dtype = torch.get_default_dtype()
-    return torch.float32 if dtype in _LOW_PRECISION else dtype
+    def __init__(self, dtype: torch.dtype | None, device: torch.device | None) -> None:
+        super().__init__()
+        # Moves and is converted with the model; it has no elements, so that to_empty leaves it as it is.
+        empty = torch.empty(0, dtype=compute_dtype(dtype), device=device)
+        self.register_buffer("place", empty, persistent=False)
 
-
-def widen(x: Tensor) -> Tensor:
-    """``x`` in float32 when it is of lower precision."""
-    return x.float() if x.dtype in _LOW_PRECISION else x
+    def number(self, value: float) -> Tensor:
+        """A number as a 0-dim tensor, in the dtype and on the device of this part."""
+        place = self.place
+        return torch.full((), value, dtype=place.dtype, device=place.device)
 
 
 def parts(module: nn.Module) -> Iterator[nn.Module]:
-    """A quantizer's module and all below it, those that are held as plain attributes too."""
+    """A module and all below it, those that are held as plain attributes too."""
     yield module
     for held in (*module._modules.values(), *vars(module).values()):
         if isinstance(held, nn.Module):

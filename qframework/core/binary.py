@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule
+from qframework.core.base import Constant
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import TensorClamp
 from qframework.core.quant import QuantOutput
 from qframework.functional import binary_sign_ste, ternary_sign_ste
 
 
-class _ScaledSign(CoreModule):
-    bit_width: Tensor
-    zero_point: Tensor
+class _ScaledSign(Constant):
     has_zero = False
 
     def __init__(self, scaling_impl: nn.Module, bits: float, quant_delay_steps: int | None) -> None:
-        super().__init__()
-        self.scaling_impl = scaling_impl
-        self.register_constant("bit_width", bits, None, None)
-        self.register_constant("zero_point", 0.0, None, None)
+        super().__init__(None, None)
+        self.scaling_impl, self.bits = scaling_impl, bits
         self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
         self.observer_only = False
 
@@ -29,7 +25,7 @@ class _ScaledSign(CoreModule):
             y = x
         elif self.delay_wrapper is not None:
             y = self.delay_wrapper(x, y)
-        return y, scale, self.zero_point, self.bit_width
+        return y, scale, self.number(0.0), self.number(self.bits)
 
 
 class BinaryQuant(_ScaledSign):

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.base import Constant, CoreModule, Stated
 from qframework.core.function_wrapper import RoundSte
 from qframework.core.restrict_val import IntRestrictValue, RestrictValue
-from qframework.functional import abs_binary_sign_grad, scalar_clamp_ste
+from qframework.functional import abs_binary_sign_grad, compute_dtype, scalar_clamp_ste
 
 
-def _whole(bit_width: int, least: int = 1) -> int:
+def _whole(bit_width: Any, least: int = 1) -> int:
     if isinstance(bit_width, bool) or not isinstance(bit_width, int):
         raise TypeError(
             f"bit_width must be an int, got {bit_width!r} of type {type(bit_width).__name__}"
@@ -23,30 +23,46 @@ def _whole(bit_width: int, least: int = 1) -> int:
     return bit_width
 
 
-class BitWidthConst(CoreModule):
+class BitWidthConst(Constant):
     """A fixed width; nothing of it is in the state dict.
 
     Args:
         bit_width: width in bits, at least 1.
         dtype, device: of the 0-dim tensor that ``forward()`` returns.
+
+    Attributes:
+        bits: the width, an int; assign another one to change it.
     """
 
-    bit_width: Tensor
     least = 1
 
     def __init__(
         self, bit_width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> None:
-        super().__init__()
-        self.initial = _whole(bit_width, self.least)
-        self.register_constant("bit_width", float(bit_width), dtype, device)
+        super().__init__(dtype, device)
+        self.bits = _whole(bit_width, self.least)
+
+    @property
+    def bit_width(self) -> Tensor:
+        """The width as a 0-dim tensor."""
+        return self.number(float(self.bits))
+
+    def rule(self, stated: Stated) -> int:
+        """The width in bits."""
+        return _whole(self.bits, self.least)
 
     def forward(self) -> Tensor:
+        """The width as a 0-dim tensor."""
         return self.bit_width
 
 
 class BitWidthStatefulConst(CoreModule):
-    """A fixed width that a state dict carries, under ``bit_width``."""
+    """A fixed width that a state dict carries, under ``bit_width``.
+
+    Args:
+        bit_width: width in bits, at least 1.
+        dtype, device: of the buffer.
+    """
 
     bit_width: Tensor
 
@@ -54,10 +70,13 @@ class BitWidthStatefulConst(CoreModule):
         self, bit_width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        value = torch.full((), float(_whole(bit_width)), dtype=wide_dtype(dtype), device=device)
+        value = torch.full(
+            (), float(_whole(bit_width)), dtype=compute_dtype(dtype), device=device
+        )
         self.register_buffer("bit_width", value)
 
     def forward(self) -> Tensor:
+        """The width as a 0-dim tensor."""
         return self.bit_width
 
 
@@ -94,16 +113,16 @@ class BitWidthParameter(CoreModule):
         if _whole(bit_width) < min_bit_width:
             raise ValueError(f"bit_width={bit_width} is below min_bit_width={min_bit_width}")
         self.base = float(min_bit_width)
-        offset = torch.full((), bit_width - self.base, dtype=wide_dtype(dtype), device=device)
+        offset = torch.full((), bit_width - self.base, dtype=compute_dtype(dtype), device=device)
         self.bit_width_offset = nn.Parameter(offset)
         self.restrict_bit_width_impl = restrict_bit_width_impl or IntRestrictValue(RoundSte())
         self.minimum, self.maximum = bit_width_offset_min_val, bit_width_offset_max_val
         self.override_pretrained_bit_width = override_pretrained_bit_width
 
     def forward(self) -> Tensor:
-        width: Tensor = self.restrict_bit_width_impl(
-            abs_binary_sign_grad(self.bit_width_offset) + self.base
-        )
+        """The width as a 0-dim tensor."""
+        offset = abs_binary_sign_grad(self.bit_width_offset)
+        width: Tensor = self.restrict_bit_width_impl(offset + self.base)
         if self.minimum is not None or self.maximum is not None:
             width = scalar_clamp_ste(width, self.minimum, self.maximum)
         return width

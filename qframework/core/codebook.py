@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.base import CoreModule
 from qframework.core.function_wrapper import Identity
-from qframework.functional import codebook_quantize
+from qframework.functional import codebook_quantize, compute_dtype
 
 #: The 4-bit NormalFloat: quantiles of the normal distribution, asymmetric so that 0 is an entry
 #: (https://arxiv.org/abs/2305.14314, appendix E).
@@ -96,7 +96,7 @@ class CodebookQuant(CoreModule):
     """
 
     codebook: Tensor
-    zero: Tensor
+    threshold: Tensor
 
     def __init__(
         self,
@@ -108,26 +108,25 @@ class CodebookQuant(CoreModule):
     ) -> None:
         super().__init__()
         self.entries = check_codebook(codebook)
-        wide = wide_dtype(dtype)
+        wide = compute_dtype(dtype)
         self.register_constant(
             "codebook", torch.tensor(self.entries, dtype=wide, device="cpu"), wide, device
         )
         top = max(abs(self.entries[0]), abs(self.entries[-1]))
         self.register_constant("threshold", top, wide, device)
-        self.register_constant("zero", 0.0, wide, device)
         self.scaling_impl = scaling_impl
         self.input_view_impl = input_view_impl or Identity()
 
     @property
-    def looks_at_input(self) -> bool:
+    def depends_on_input(self) -> bool:
         """Whether the scale depends on the input of the present call."""
-        return bool(getattr(self.scaling_impl, "looks_at_input", True))
+        return bool(getattr(self.scaling_impl, "depends_on_input", True))
 
     def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, zero point and bits of an index for ``x``."""
         bits = (len(self.entries) - 1).bit_length()
-        width = torch.full_like(self.zero, float(bits))
-        return self.scaling_impl(x, self.threshold), self.zero, width
+        width = torch.full_like(self.threshold, float(bits))
+        return self.scaling_impl(x, self.threshold), torch.zeros_like(width), width
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantize ``x``."""
@@ -135,6 +134,6 @@ class CodebookQuant(CoreModule):
         return (
             codebook_quantize(self.input_view_impl(x), scale, self.codebook),
             scale,
-            self.zero,
+            torch.zeros_like(self.threshold),
             self.codebook,
         )

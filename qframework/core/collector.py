@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, is_recomputing, wide_dtype
-from qframework.functional.autograd import transforms_active
+from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.functional import StatisticRule, compute_dtype, defined, is_recomputing
 
 
 def running_update(running: Tensor, new: Tensor, used: Tensor, momentum: float | None) -> Tensor:
@@ -28,26 +27,29 @@ def running_update(running: Tensor, new: Tensor, used: Tensor, momentum: float |
     if momentum is None:
         mean = running + (new - running) / (used + 1)
     else:
-        mean = torch.where(used == 0, new, running * (1 - momentum) + new * momentum)
+        mean = running * (1 - momentum) + new * momentum
+    mean = torch.where(used == 0, new, mean)
     return torch.where(torch.isfinite(new).all(), mean, running)
 
 
-_LEARNED = -1
+#: What ``collected_steps`` holds once the number is learned.
+LEARNED = -1
 
 
 class CollectThenLearn(CoreModule):
-    """Collects a statistic over the first training steps, then hands it over to a parameter.
+    """Collects a statistic over the first training steps, then switches to a learned parameter.
 
-    Training calls 1 to N use the statistic of the batch (with its gradient) and update a running mean. Call N+1
-    stores the mean in ``value``, from then on an ordinary learned parameter. In evaluation mode the running mean
-    stands in until the hand-over. A batch whose statistic isn't finite is left out of the mean;
-    the hand-over warns of such batches (not under a compiler, where nothing can be said). Subclasses say what is collected and how it is stored.
+    Training calls 1 to N use the statistic of the batch (with its gradient) and update a running mean, which ``value``
+    holds too, as it is to be stored. From call N+1 on ``value`` is an ordinary learned parameter. Evaluation uses ``value``
+    always. A batch whose statistic isn't finite is left out of the mean;
+    the switch warns of such batches (not under a compiler, where nothing can be said). Subclasses say what is collected and how it is stored.
 
     State-dict keys, fixed: ``value``, ``running_stats``, ``collected_steps`` (0 to N while collecting, -1 after),
     ``used_batches`` (how many the mean is made of). A state dict that holds ``value`` alone is one of a finished collection.
     """
 
     running_stats: Tensor
+    collected_steps: Tensor
     used_batches: Tensor
 
     def __init__(
@@ -65,30 +67,28 @@ class CollectThenLearn(CoreModule):
         if collect_stats_steps < 1:
             raise ValueError(f"collect_stats_steps must be at least 1, got {collect_stats_steps}")
         self.collect_stats_steps, self.momentum = collect_stats_steps, momentum
-        #: that the hand-over has taken place, where Python knows: a compiler then leaves the collection out
-        self.settled = False
-        start = torch.full(shape, neutral, dtype=wide_dtype(dtype), device=device)
+        #: that the switch has taken place, for those that can't look at ``collected_steps`` without waiting: a compiler, which
+        #: then leaves the collection out of graphs, and devices other than the CPU
+        self.switched = False
+        start = torch.full(shape, neutral, dtype=compute_dtype(dtype), device=device)
         self.register_buffer("running_stats", start.clone())
         self.value = nn.Parameter(start)
-        # On the CPU wherever the module is, so that reading it costs no synchronisation.
-        self.collected_steps = torch.zeros((), dtype=torch.int64, device="cpu")
-        self.register_buffer(
-            "used_batches", torch.zeros((), dtype=torch.int64, device=self.value.device)
-        )
+        for name in ("collected_steps", "used_batches"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=start.device))
 
     # ------------------------------------------------------------ for subclasses
 
-    def view_of(self, x: Tensor) -> Tensor:
-        """The batch in the shape that the statistic reduces."""
+    def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The statistic of a batch, in the shape of ``value``."""
         raise NotImplementedError
 
-    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
-        """The statistic of a viewed batch, in the shape of ``value``."""
-        raise NotImplementedError
+    def statistic_rule(self, stated: Stated) -> StatisticRule:
+        """Which statistic it is, where it is one of all elements that is only put into shape by :meth:`shaped`."""
+        raise NotStated("the statistic")
 
-    def reduce_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic of a batch where ``wanted``, else any number; None where a branch is needed for that."""
-        return None
+    def shaped(self, statistic: Tensor) -> Tensor:
+        """A statistic of all elements as :meth:`statistic` gives it."""
+        return statistic.reshape(self.value.shape)
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The content of ``value`` for a statistic."""
@@ -104,45 +104,39 @@ class CollectThenLearn(CoreModule):
 
     # ------------------------------------------------------------ phases
 
-    @property
-    def unread(self) -> Collection[str]:
-        """What was collected counts for nothing once it is handed over."""
-        collected = ("running_stats", "collected_steps", "used_batches") if self.settled else ()
-        return (*self._constants, *collected)
+    def _steps(self) -> int:
+        """The counter; 0 on the meta device, where nobody knows."""
+        return 0 if self.collected_steps.is_meta else int(self.collected_steps)
 
     @property
-    def repeatable(self) -> bool:
-        """Training calls are counted."""
-        return not self.training
-
-    @property
-    def looks_at_input(self) -> bool:
+    def depends_on_input(self) -> bool:
         """Whether the next call collects, or might."""
-        return self.training and int(self.collected_steps) >= 0
+        return self.training and self._steps() >= 0
 
     @property
     def has_statistics(self) -> bool:
-        """Whether anything was collected or learned."""
-        return int(self.collected_steps) < 0 or self._batches_used() > 0
+        """Whether anything was collected, learned, or written to ``value``; True on the meta device."""
+        if self.collected_steps.is_meta or self.is_learned or int(self.used_batches) > 0:
+            return True
+        # A copy of a model may be given parameters, and no buffers, as averages of weights are.
+        with torch.no_grad():
+            return not torch.equal(self.value, self.to_stored(self.running_stats))
 
     @property
     def is_learned(self) -> bool:
-        """Whether the hand-over has taken place."""
-        return int(self.collected_steps) < 0
-
-    def _batches_used(self) -> int:
-        """How many batches the mean is made of; on the meta device, where nobody knows, all of them."""
-        return int(self.collected_steps if self.used_batches.is_meta else self.used_batches)
+        """Whether the switch has taken place."""
+        return self._steps() < 0
 
     @torch.no_grad()
     def finish_collection(self) -> bool:
-        """Hand over now what was collected so far; False when there was nothing.
+        """Switch now, with what was collected so far; False when there was nothing.
 
         Where every batch held NaN or infinity there is nothing: the collection starts again, with a warning.
         """
         if self.is_learned:
             return True
-        steps, used = int(self.collected_steps), self._batches_used()
+        steps = self._steps()
+        used = steps if self.used_batches.is_meta else int(self.used_batches)
         if used < steps:
             then = "they were left out" if used else "the collection starts again"
             warnings.warn(
@@ -151,43 +145,50 @@ class CollectThenLearn(CoreModule):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if not used:
+        if not used and not self.used_batches.is_meta:
             self.restart_collection()
             return False
         self.value.copy_(self.to_stored(self.running_stats))
-        self.collected_steps.fill_(_LEARNED)
-        self.settled = True
+        self.collected_steps.fill_(LEARNED)
+        self.switched = True
         return True
 
-    def hand_over_if_due(self) -> int:
-        """The first step of a call: hand over after the last call that collects; how many collected, -1 when learned.
+    def is_collecting(self) -> bool:
+        """Whether the present call collects; one after the last call that does switches first.
 
         Raises:
-            RuntimeError: the call would collect inside a ``torch.func`` transform.
+            RuntimeError: it would collect inside a ``torch.func`` transform.
         """
-        steps = int(self.collected_steps)
-        if steps >= 0 and self.training and transforms_active():
+        if not self.training or (self.switched and not self.collected_steps.is_cpu):
+            return False
+        steps = self._steps()
+        self.switched = steps < 0
+        if self.switched:
+            return False
+        if torch._C._are_functorch_transforms_active():
             raise RuntimeError(
                 "a quantizer that still collects statistics can't do so inside torch.func.grad, vmap or another "
                 "transform, where nothing may be written: run some batches first, in training mode or under "
                 "qframework.graph.calibration_mode, or call model.eval()"
             )
-        if self.training and steps >= self.collect_stats_steps and not is_recomputing():
-            return _LEARNED if self.finish_collection() else 0
-        return steps
+        if steps >= self.collect_stats_steps and not is_recomputing():
+            return not self.finish_collection()
+        return True
 
     @torch.no_grad()
     def restart_collection(self) -> None:
         """Forget what was collected or learned."""
         self.collected_steps.zero_()
         self.used_batches.zero_()
-        self.settled = False
+        self.switched = False
 
     @torch.no_grad()
-    def _record(self, statistic: Tensor) -> None:
+    def record(self, statistic: Tensor) -> None:
+        """Count a statistic, and take it into the mean."""
         used = self.used_batches
         self.running_stats.copy_(running_update(self.running_stats, statistic, used, self.momentum))
         used.add_(torch.isfinite(statistic).all())
+        self.value.data.copy_(self.to_stored(self.running_stats))
         self.collected_steps.add_(1)
 
     def collect_or_learned(self, x: Tensor, *context: Tensor) -> Tensor:
@@ -197,77 +198,9 @@ class CollectThenLearn(CoreModule):
             x: the batch.
             *context: further tensors for :meth:`from_statistic` and :meth:`from_stored`.
         """
-        if torch.compiler.is_compiling():
-            return self._traced(x, *context)
-        steps, again = self.hand_over_if_due(), is_recomputing()
-        if steps < 0:
-            return self.from_stored(self.value, *context)
-        if not self.training or x.numel() == 0:
-            return self.from_stored(self.to_stored(self.running_stats), *context)
-        statistic = self.reduce(self.view_of(x), *context)
-        if not again:
-            self._record(statistic.detach())
-        return self.from_statistic(statistic, *context)
-
-    def _traced(self, x: Tensor, *context: Tensor) -> Tensor:
-        """The same for compilers: the phase is chosen inside the graph, so that a change of it recompiles nothing.
-
-        Args:
-            x: the batch.
-            *context: further tensors for :meth:`from_statistic` and :meth:`from_stored`.
-        """
-        if self.settled:
-            return self.from_stored(self.value, *context)
-        limit = self.collect_stats_steps
-        if not self.training or x.numel() == 0:
-            learned = (self.collected_steps < 0).to(self.value.device)
-            stored = torch.where(learned, self.value, self.to_stored(self.running_stats))
-            return self.from_stored(stored, *context)
-        with torch.no_grad():
-            hand_over = self.collected_steps >= limit
-            here = hand_over.to(self.value.device)
-            self.value.copy_(torch.where(here, self.to_stored(self.running_stats), self.value))
-            self.collected_steps.masked_fill_(hand_over, _LEARNED)
-        collecting = self.collected_steps >= 0
-        here = collecting.to(self.value.device)
-        # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
-        value = self.value.clone()
-        result: Tensor
-        statistic = self.reduce_if(x, collecting)
-        if statistic is not None:
-            batch = self.from_statistic(statistic, *context)
-            result = torch.where(here, batch, self.from_stored(value, *context))
-            statistic = statistic.detach()
-        else:
-            result, statistic = self._branch(collecting, self.view_of(x), value, *context)
-        with torch.no_grad():
-            updated = running_update(
-                self.running_stats, statistic, self.used_batches, self.momentum
-            )
-            self.running_stats.copy_(torch.where(here, updated, self.running_stats))
-            self.used_batches.add_(here & torch.isfinite(statistic).all())
-            self.collected_steps.add_(collecting.to(torch.int64))
-        return result
-
-    def _branch(self, collecting: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        """Result and statistic, by a branch in the graph."""
-
-        def collect(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-            statistic = self.reduce(viewed, *context)
-            return self.from_statistic(statistic, *context), statistic.detach().clone()
-
-        def use_learned(viewed: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-            return self.from_stored(value, *context).clone(), torch.zeros_like(value)
-
-        return torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type, no-any-return]
+        return collect_or_learned(self, x, *context)
 
     # ------------------------------------------------------------ state
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "collected_steps"] = self.collected_steps
 
     def _load_from_state_dict(
         self,
@@ -279,21 +212,42 @@ class CollectThenLearn(CoreModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        value, running, steps, used = (
-            prefix + k for k in ("value", "running_stats", "collected_steps", "used_batches")
-        )
-        legacy = value in state_dict and running not in state_dict and steps not in state_dict
-        collected = state_dict.get(steps)
-        if legacy:
-            state_dict = {**state_dict, running: self.running_stats, used: self.used_batches}
-            collected = torch.tensor(_LEARNED)
-        if collected is not None:
-            self.collected_steps.copy_(collected)
-            self.settled = self.is_learned
-        elif strict:
-            missing_keys.append(steps)
+        own = ("running_stats", "collected_steps", "used_batches")
+        if prefix + "value" in state_dict and not any(prefix + k in state_dict for k in own):
+            learned = torch.full_like(self.collected_steps, LEARNED)
+            kept = (self.running_stats, learned, self.used_batches)
+            state_dict |= dict(zip((prefix + k for k in own), kept, strict=True))
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, False, missing_keys, unexpected_keys, error_msgs
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if strict:
-            missing_keys.extend(k for k in (value, running, used) if k not in state_dict)
+        steps = self.collected_steps
+        self.switched = not steps.is_meta and int(steps) < 0
+
+
+def whole_statistic(stated: Stated, statistic: nn.Module, view: nn.Module) -> StatisticRule:
+    """What a statistic states, where it is one of all elements.
+
+    Raises:
+        NotStated: it is one of channels.
+    """
+    rule: StatisticRule = stated(statistic)
+    if stated(view).channel_axis is not None or rule.axis is not None:
+        raise NotStated("the statistic is one of channels")
+    return rule
+
+
+@defined
+def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
+    """The result for one batch: of its own statistic while collecting, else of the stored number.
+
+    Args:
+        collector: what is collected, and how it is stored.
+        x: the batch.
+        *context: for the methods of the collector.
+    """
+    if not collector.is_collecting() or x.numel() == 0:
+        return collector.from_stored(collector.value, *context)
+    statistic = collector.statistic(x, *context)
+    if not is_recomputing():
+        collector.record(statistic.detach())
+    return collector.from_statistic(statistic, *context)

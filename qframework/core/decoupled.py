@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless, wide_dtype, widen
+from qframework.core.base import CoreModule, Stateless
 from qframework.core.function_wrapper import RoundToZeroSte
-from qframework.core.pristine import FollowsParameters, Pristine
+from qframework.core.following import FollowsParameters, follow
 from qframework.core.quant import DecoupledIntQuant
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.stats import AbsMax
 from qframework.core.tracked import tracked_view
-from qframework.functional import max_int
+from qframework.functional import compute_dtype, max_int, upcast
 
 #: Relative room below the bound on a norm, so that rounding in float32 can't lead above it.
 _ROUNDING_ROOM = 2.0**-20
@@ -109,7 +109,7 @@ class DecoupledRescalingIntQuant(CoreModule):
         pre_scale, pre_zero_point = self.pre_parameters_for(x, *of_input)
         scale, zero_point, bit_width = self.parameters_for(x)
         y = self.decoupled_int_quant(
-            pre_scale, pre_zero_point, scale, zero_point, bit_width, widen(x)
+            pre_scale, pre_zero_point, scale, zero_point, bit_width, upcast(x)
         )
         return y.to(x.dtype), scale, zero_point, bit_width, pre_scale, pre_zero_point
 
@@ -197,10 +197,13 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
             restrict_pre_scaling_impl or FloatRestrictValue(), None, None, pre_scaling_min_val
         )
         first = tracked_parameter_list[0]
-        start = torch.ones(pre_scaling_shape, dtype=wide_dtype(first.dtype), device=first.device)
-        self.value = nn.Parameter(start)
-        self.pristine = Pristine()
-        self.init_from_parameters()
+        self._start_following(pre_scaling_shape, compute_dtype(first.dtype), first.device)
+
+    is_costly = False
+
+    def origins(self) -> Sequence[Tensor]:
+        """The tracked weights."""
+        return list(self.tracked_parameter_list)
 
     def center(self, viewed: Tensor) -> Tensor:
         """For subclasses: the viewed weight that the norm is taken of; that of the start isn't centered."""
@@ -212,20 +215,18 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
             viewed = self.view(x)
-        viewed = widen(viewed)
+        viewed = upcast(viewed)
         if centered:
             viewed = self.center(viewed)
         return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
 
-    @torch.no_grad()
-    def init_from_parameters(self) -> None:
-        """Start ``g`` anew from the norms of the weights."""
-        norm = self.norm(self.tracked_parameter_list[0], centered=False)
-        self.pristine.start(self.value, self.restriction.to_domain(norm))
+    def computed(self) -> Tensor:
+        """The norms of the weights, in the domain of ``g``."""
+        return self.restriction.to_domain(self.norm(self.tracked_parameter_list[0], centered=False))
 
     def learned_norm(self) -> Tensor:
         """``g``."""
-        self.follow()
+        follow(self)
         return self.restriction(self.value)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
@@ -321,5 +322,5 @@ class PreZeroCenterZeroPoint(CoreModule):
         self.view, self.shape = scaling_stats_input_view_shape_impl, tuple(pre_scaling_shape)
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
-        mean = widen(self.view(x)).mean(dim=1).reshape(self.shape)
+        mean = upcast(self.view(x)).mean(dim=1).reshape(self.shape)
         return -mean / scale  # type: ignore[no-any-return]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qframework.core.base import CoreModule, is_recomputing
+from qframework.core.base import CoreModule
+from qframework.functional import is_recomputing
 
 
 class DelayWrapper(CoreModule):
@@ -25,11 +26,6 @@ class DelayWrapper(CoreModule):
         if quant_delay_steps < 0:
             raise ValueError(f"quant_delay_steps must be at least 0, got {quant_delay_steps}")
         self.register_buffer("steps_left", torch.tensor(quant_delay_steps, dtype=torch.int64))
-
-    @property
-    def repeatable(self) -> bool:
-        """Training calls are counted."""
-        return not self.training
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x`` while steps are left, then ``y``."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import CoreModule
 from qframework.core.function_wrapper import OverOutputFeaturesView, OverTensorView
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.zero_point import shift_zero_point
 
 
@@ -42,7 +42,7 @@ class RuntimeDynamicStatsScaling(CoreModule):
         self.scaling_stats_impl, self.per_row = scaling_stats_impl, scaling_per_row
         self.view = _view(scaling_per_row)
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -51,7 +51,7 @@ class RuntimeDynamicStatsScaling(CoreModule):
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for ``x``: 0-dim, or of the shape of ``x`` with a last axis of 1."""
         statistic: Tensor = self.scaling_stats_impl(self.view(x)).reshape(_shape(x, self.per_row))
-        return self.restriction(self.restriction.to_domain(statistic), threshold)  # type: ignore[no-any-return]
+        return self.restriction.of_statistic(statistic, threshold)
 
 
 class RuntimeDynamicStatsZeroPoint(CoreModule):

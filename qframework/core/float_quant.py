@@ -7,28 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless, wide_dtype
+from qframework.core.base import CoreModule, NotStated, Stated, Stateless
 from qframework.core.bit_width import BitWidthConst
-from qframework.core.function_wrapper import (
-    Identity,
-    Rounding,
-    RoundSte,
-    TensorClamp,
-    TensorClampSte,
-)
+from qframework.core.function_wrapper import Identity, RoundSte
 from qframework.core.minifloat import (
     ComputeMaxMantissa,
     FloatClamp,
     FloatScaling,
     StaticExponentBias,
 )
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.search import beside
-from qframework.functional import (
-    MinifloatFormat,
-    minifloat_quantize,
-    minifloat_reference,
-)
+from qframework.functional import MinifloatFormat, compute_dtype, round_to_minifloat
 
 #: Exponents that float32 can hold, subnormal numbers included.
 _LOWEST, _HIGHEST = -149, 127
@@ -93,9 +83,9 @@ class FloatQuant(CoreModule):
         )
         self.float_to_int_impl = float_to_int_impl or RoundSte()
         self.scaling_impl = scaling_impl
-        self.register_constant("zero", 0.0, wide_dtype(dtype), device)
         if scaling_impl is None:
-            self.register_constant("one", torch.ones(1, device="cpu"), wide_dtype(dtype), device)
+            ones = torch.ones(1, device="cpu")
+            self.register_constant("one", ones, compute_dtype(dtype), device)
         self._check()
 
     def _check(self) -> None:
@@ -112,43 +102,39 @@ class FloatQuant(CoreModule):
             )
 
     def _constant_widths(self) -> tuple[int, int, int] | None:
-        parts = (
+        exponent, mantissa, bias = (
             self.exponent_bit_width_impl,
             self.mantissa_bit_width_impl,
             self.exponent_bias_impl,
         )
-        kinds = (BitWidthConst, BitWidthConst, StaticExponentBias)
-        if not all(isinstance(p, k) for p, k in zip(parts, kinds, strict=True)):
-            return None
-        exponent, mantissa, bias = (p.initial for p in parts)
-        return exponent, mantissa, bias  # type: ignore[return-value]
-
-    def format(self) -> MinifloatFormat | None:
-        """The format, where widths, bias, clamp and rounding are constant and fused; None for others."""
-        widths, clamp = self._constant_widths(), self.float_clamp_impl
-        known = (TensorClamp, TensorClampSte)
         if (
-            widths is None
-            or type(clamp) is not FloatClamp
-            or type(clamp.tensor_clamp_impl) not in known
+            isinstance(exponent, BitWidthConst)
+            and isinstance(mantissa, BitWidthConst)
+            and isinstance(bias, StaticExponentBias)
         ):
-            return None
-        if type(self.float_to_int_impl).forward is not Rounding.forward:
-            return None
-        if type(self.float_scaling_impl) is not FloatScaling:
-            return None
-        exponent, mantissa, bias = widths
-        largest = float((2 - 2.0**-mantissa) * 2.0 ** (2**exponent - 1 - bias))
-        bound = clamp.max_available_float
-        largest = largest if bound is None else min(largest, bound)
-        return MinifloatFormat(mantissa, bias, largest, self.signed, clamp.overflow or 0.0)
+            return exponent.bits, mantissa.bits, bias.bias
+        return None
+
+    def rule(self, stated: Stated) -> tuple[MinifloatFormat, str, bool]:
+        """Format, rounding of significands, and whether the clamp is differentiated."""
+        widths = (
+            stated(self.exponent_bit_width_impl),
+            stated(self.mantissa_bit_width_impl),
+            stated(self.exponent_bias_impl),
+        )
+        if widths[0] + widths[1] > 16:
+            raise NotStated("more bits than a minifloat has")
+        clamp, largest = self.float_clamp_impl, stated(self.float_scaling_impl, *widths)
+        overflow = clamp.overflow or 0.0
+        format = MinifloatFormat(widths[1], widths[2], largest, self.signed, overflow)
+        return format, stated(self.float_to_int_impl), stated(clamp)
 
     @property
-    def looks_at_input(self) -> bool:
+    def depends_on_input(self) -> bool:
         """Whether the scale depends on the input of the present call."""
         if self.scaling_impl is None:
             return False
-        return bool(getattr(self.scaling_impl, "looks_at_input", True))
+        return bool(getattr(self.scaling_impl, "depends_on_input", True))
 
     def widths(self) -> tuple[Tensor, Tensor, Tensor]:
         """Bits of exponent and mantissa, bias."""
@@ -171,26 +157,16 @@ class FloatQuant(CoreModule):
     def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, zero point and all bits for ``x``."""
         exponent, mantissa, _ = self.widths()
-        return self.scale_for(x), self.zero, exponent + mantissa + float(self.signed)  # type: ignore[return-value]
+        bits = exponent + mantissa + float(self.signed)
+        return self.scale_for(x), torch.zeros_like(bits.detach()), bits
 
     def quantize(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """The values of a viewed ``x`` by a scale that is known."""
-        fmt, clamp = self.format(), self.float_clamp_impl
-        if fmt is not None:
-            rule: Any = self.float_to_int_impl.rule
-            masked: Any = clamp.tensor_clamp_impl.masked
-            return minifloat_quantize(x, scale, fmt, rule, masked)
+        """The values of a viewed ``x`` by a scale that is known; None for 1."""
         _, mantissa, bias = self.widths()
-        return minifloat_reference(
-            x,
-            scale,
-            mantissa,
-            bias,
-            self.threshold(),
-            self.signed,
-            clamp.overflow,
-            self.float_to_int_impl,
-            clamp,
+        clamp = self.float_clamp_impl
+        bounds = (self.threshold(), self.signed, clamp.overflow)
+        return round_to_minifloat(
+            x, scale, mantissa, bias, *bounds, self.float_to_int_impl, clamp
         )
 
     def forward(self, x: Tensor) -> FloatOutput:
@@ -200,11 +176,14 @@ class FloatQuant(CoreModule):
             x: floating-point values.
         """
         scale = self.scale_for(x)
-        given = None if self.scaling_impl is None else scale
-        y = self.quantize(self.input_view_impl(x), given)
-        clamp = self.float_clamp_impl
+        y = self.quantize(self.input_view_impl(x), None if self.scaling_impl is None else scale)
+        return self.described(y, scale)
+
+    def described(self, y: Tensor, scale: Tensor) -> FloatOutput:
+        """Values and scale, and what else the result of :meth:`forward` holds."""
+        clamp, (exponent, mantissa, bias) = self.float_clamp_impl, self.widths()
         how = (clamp.saturating, clamp.inf_values, clamp.nan_values)
-        return y, scale, self.zero, *self.widths(), *how  # type: ignore[return-value]
+        return y, scale, torch.zeros_like(mantissa.detach()), exponent, mantissa, bias, *how
 
 
 class FloatScaleTrial(Stateless):
@@ -229,7 +208,7 @@ class FloatScaleTrial(Stateless):
         super().__init__()
         self.float_quant = float_quant
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,

@@ -5,27 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qframework.core.base import Stateless
+from qframework.core.base import NotStated, Stated, Stateless
 from qframework.functional import (
     ROUNDINGS,
+    Granularity,
+    apply_step,
     scalar_clamp_min_ste,
     scalar_clamp_ste,
     tensor_clamp,
     tensor_clamp_ste,
 )
-from qframework.functional.straight_through import apply_step
 
 
 class Rounding(Stateless):
-    """A rounding rule with a straight-through gradient.
+    """A rounding with a straight-through gradient.
 
-    ``rule`` names one of :data:`qframework.functional.ROUNDINGS`, which lets a fused kernel take its place.
+    Attributes:
+        mode: one of :data:`qframework.functional.ROUNDINGS`.
     """
 
-    rule = "round"
+    mode = "round"
+
+    def rule(self, stated: Stated) -> str:
+        """The mode."""
+        return self.mode
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply_step(x, self.rule)
+        """Integers in the shape and dtype of ``x``."""
+        return apply_step(x, self.mode)
 
 
 class RoundSte(Rounding):
@@ -35,45 +42,51 @@ class RoundSte(Rounding):
 class FloorSte(Rounding):
     """Next integer below."""
 
-    rule = "floor"
+    mode = "floor"
 
 
 class CeilSte(Rounding):
     """Next integer above."""
 
-    rule = "ceil"
+    mode = "ceil"
 
 
 class RoundToZeroSte(Rounding):
     """Integer part."""
 
-    rule = "round_to_zero"
+    mode = "round_to_zero"
 
 
 class DPURoundSte(Rounding):
     """Nearest integer; halves to even, negative halves up."""
 
-    rule = "dpu"
+    mode = "dpu"
 
 
-assert {c.rule for c in Rounding.__subclasses__()} == set(ROUNDINGS)
+assert {c.mode for c in Rounding.__subclasses__()} == set(ROUNDINGS)
 
 
 class TensorClamp(Stateless):
     """Clamp to tensor bounds; outside, the gradient goes to the bound."""
 
-    masked = True
+    def rule(self, stated: Stated) -> bool:
+        """Whether the clamp is differentiated."""
+        return True
 
     def forward(self, x: Tensor, min_val: Tensor, max_val: Tensor) -> Tensor:
+        """``x`` between two bounds that broadcast to it."""
         return tensor_clamp(x, min_val, max_val)
 
 
 class TensorClampSte(Stateless):
     """Clamp to tensor bounds; the gradient passes to the input unchanged."""
 
-    masked = False
+    def rule(self, stated: Stated) -> bool:
+        """Whether the clamp is differentiated."""
+        return False
 
     def forward(self, x: Tensor, min_val: Tensor, max_val: Tensor) -> Tensor:
+        """``x`` between two bounds that broadcast to it."""
         return tensor_clamp_ste(x, min_val, max_val)
 
 
@@ -128,13 +141,21 @@ class ScalarSignedClampMinSte(ClampMin):
             raise ValueError(f"min_val must be > 0, got {min_val!r}")
         super().__init__(min_val)
 
+    def rule(self, stated: Stated) -> float:
+        """The minimum."""
+        return self.min_val
+
     def forward(self, x: Tensor) -> Tensor:
+        """Numbers in the shape and dtype of ``x``."""
         below = scalar_clamp_ste(x, None, -self.min_val)
         return torch.where(x < 0, below, scalar_clamp_ste(x, self.min_val, None))
 
 
 class Identity(Stateless):
     """The input itself."""
+
+    def rule(self, stated: Stated) -> None:
+        """Nothing is done."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -164,6 +185,10 @@ class LogTwo(Stateless):
 class OverTensorView(Stateless):
     """All elements in one axis: ``(n,)``."""
 
+    def rule(self, stated: Stated) -> Granularity:
+        """One statistic for all."""
+        return Granularity(None)
+
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(-1)
 
@@ -175,7 +200,19 @@ class OverOutputChannelView(Stateless):
         super().__init__()
         self.permute_dims = permute_dims
 
+    def rule(self, stated: Stated) -> Granularity:
+        """The axis that changes places with the first one."""
+        order = self.permute_dims
+        if order is None:
+            return Granularity(0)
+        axis, swapped = order[0], list(range(len(order)))
+        swapped[0], swapped[axis] = axis, 0
+        if tuple(swapped) != tuple(order):
+            raise NotStated(f"permute_dims={tuple(order)} does more than to bring an axis first")
+        return Granularity(axis)
+
     def forward(self, x: Tensor) -> Tensor:
+        """One row per channel."""
         if self.permute_dims is not None:
             if len(self.permute_dims) != x.dim():
                 raise ValueError(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, Stateless
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.zero_point import shift_zero_point
 from qframework.functional import MinifloatFormat, minifloat_quantize, split_groups
 
@@ -68,7 +68,7 @@ class RuntimeDynamicGroupStatsScaling(CoreModule):
         super().__init__()
         self.view, self.scaling_stats_impl = input_view_impl, scaling_stats_impl
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -77,7 +77,7 @@ class RuntimeDynamicGroupStatsScaling(CoreModule):
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scales for ``x``, of its grouped shape with 1 for the elements of a group."""
         statistic: Tensor = self.scaling_stats_impl(self.view(x))
-        return self.restriction(self.restriction.to_domain(statistic), threshold)  # type: ignore[no-any-return]
+        return self.restriction.of_statistic(statistic, threshold)
 
 
 class RuntimeDynamicGroupZeroPoint(CoreModule):

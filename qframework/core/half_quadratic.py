@@ -11,12 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import widen
 from qframework.core.search import ScaleTrial, ZeroPointTrial, beside
 from qframework.core.stats import Statistic
-
-#: Steps between two looks at whether an eager search has ended.
-_LOOK_EVERY = 16
+from qframework.functional import repeat_while, upcast
 
 
 def shrink(error: Tensor, beta: Tensor | float, norm: float) -> Tensor:
@@ -37,6 +34,8 @@ class HalfQuadratic(Statistic):
         iterations: at most so many steps.
         keepdim: keep the axis with length 1.
     """
+
+    is_search = True
 
     def __init__(
         self,
@@ -67,33 +66,21 @@ class HalfQuadratic(Statistic):
         """
 
         def advance(
-            count: Tensor, going: Tensor, now: Tensor, best: Tensor, least: Tensor, beta: Tensor
+            going: Tensor, now: Tensor, best: Tensor, least: Tensor, beta: Tensor
         ) -> tuple[Tensor, ...]:
             error, following = step(now, beta)
             going = going & (error < least)
             best, least = torch.where(going, now, best), torch.where(going, error, least)
-            return count + 1, going, following, best, least, beta * self.kappa
+            return going, following, best, least, beta * self.kappa
 
-        state: tuple[Tensor, ...] = (
-            torch.zeros((), dtype=torch.int64, device=x.device),
+        state = (
             torch.ones((), dtype=torch.bool, device=x.device),
             start,
             start.clone(),
             torch.full((), torch.inf, dtype=x.dtype, device=x.device),
             torch.full((), self.beta, dtype=torch.float64, device=x.device),
         )
-        if torch.compiler.is_compiling():
-            loop = torch._higher_order_ops.while_loop
-
-            def goes_on(count: Tensor, going: Tensor, *_: Tensor) -> Tensor:
-                return going & (count < self.iterations)
-
-            return loop(goes_on, advance, state)[3]  # type: ignore[no-any-return]
-        for count in range(self.iterations):
-            state = advance(*state)
-            if count % _LOOK_EVERY == 0 and not x.is_meta and not bool(state[1]):
-                break
-        return state[3]
+        return repeat_while(lambda going, *_: going, advance, state, self.iterations)[2]
 
 
 class HalfQuadraticOptimizerScale(HalfQuadratic):
@@ -130,7 +117,7 @@ class HalfQuadraticOptimizerScale(HalfQuadratic):
     @torch.no_grad()
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """The best statistic of the viewed ``x``, ``(n,)`` or ``(C, n)``."""
-        x, trial = widen(x), self.trial
+        x, trial = upcast(x), self.trial
         offset, threshold = trial.offset(x), trial.threshold()
 
         def step(statistic: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,7 +165,7 @@ class HalfQuadraticOptimizerZeroPoint(HalfQuadratic):
     @torch.no_grad()
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """The best statistic of the viewed ``x`` at the scale ``context[0]``."""
-        x, trial = widen(x), self.trial
+        x, trial = upcast(x), self.trial
         scale = beside(context[0].detach(), x)
         minimum = trial.int_quant.min_int(trial.bits())  # type: ignore[operator]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless, wide_dtype
+from qframework.core.base import CoreModule, Stateless
 from qframework.core.function_wrapper import Identity
-from qframework.functional import floor_ste, round_ste, scalar_clamp_ste
+from qframework.functional import compute_dtype, floor_ste, round_ste, scalar_clamp_ste
 
 
 class LearnedRoundHardSigmoid(Stateless):
@@ -73,7 +73,7 @@ class LearnedRoundSte(CoreModule):
         super().__init__()
         self.learned_round_impl = learned_round_impl
         self.input_view_impl = input_view_impl or Identity()
-        init = learned_round_init.detach().clone().to(dtype=wide_dtype(dtype), device=device)
+        init = learned_round_init.detach().clone().to(dtype=compute_dtype(dtype), device=device)
         self.value = nn.Parameter(init)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from qframework.core.base import CoreModule, widen
+from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.collector import CollectThenLearn
 from qframework.core.quant import IntQuant, QuantOutput
 from qframework.core.scaling import (
@@ -20,7 +20,7 @@ from qframework.core.scaling import (
     ParameterFromStatsFromParameterScaling,
 )
 from qframework.core.stats import Statistic
-from qframework.functional import max_int, min_int, round_ste
+from qframework.functional import IntegerGrid, ScaleRule, max_int, min_int, round_ste, upcast
 
 
 class _ScaleGradient(Function):
@@ -65,32 +65,19 @@ class ClipThenRoundIntQuant(IntQuant):
     :class:`~qframework.core.quant.IntQuant`.
     """
 
+    def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
+        """Nothing is stated of values that are clipped before they are rounded."""
+        raise NotStated("values are clipped before they are rounded")
+
     def _ends(self, bit_width: Tensor) -> tuple[Tensor, Tensor]:
         return self.min_int(bit_width), self.max_int(bit_width)
 
     def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """The integers, in the float dtype of ``x``."""
         low, high = self._ends(bit_width)
-        steps = x / scale + zero_point
+        steps = upcast(x) / scale + zero_point
         clipped = torch.where(steps >= high, high, torch.where(steps <= low, low, steps))
         return self.float_to_int_impl(clipped)  # type: ignore[no-any-return]
-
-    def forward(
-        self,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        bit_width: Tensor,
-        x: Tensor,
-        bits: int | None = None,
-        rectify: bool = False,
-    ) -> Tensor:
-        """The dequantized values of ``x``; arguments as in the base."""
-        x = torch.relu(x) if rectify else x
-        zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
-        viewed = self.input_view_impl(x)
-        q = self.to_int(scale, zero_point, bit_width, widen(viewed))
-        y: Tensor = ((q - zero_point) * scale).to(x.dtype)
-        return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
 
 
 class ClipGradientIntQuant(ClipThenRoundIntQuant):
@@ -99,21 +86,11 @@ class ClipGradientIntQuant(ClipThenRoundIntQuant):
     A value inside gets the gradient and the scale none; beyond an end the end gets it, through the scale.
     """
 
-    def forward(
-        self,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        bit_width: Tensor,
-        x: Tensor,
-        bits: int | None = None,
-        rectify: bool = False,
-    ) -> Tensor:
-        """The dequantized values of ``x``; arguments as in the base."""
-        x = torch.relu(x) if rectify else x
-        zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
+    def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """The dequantized values of ``x``; arguments as for :meth:`~qframework.core.quant.IntQuant.forward`."""
         viewed = self.input_view_impl(x)
         low, high = (((end - zero_point) * scale) for end in self._ends(bit_width))
-        wide = widen(viewed)
+        wide = upcast(viewed)
         clipped = torch.where(wide >= high, high, torch.where(wide < low, low, wide))
         with torch.no_grad():
             q = self.to_int(scale, zero_point, bit_width, wide)
@@ -156,14 +133,14 @@ class LearnedStepStart(_StepStart):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return 2 * self._mean(widen(x).abs()) / self.top().sqrt()
+        return 2 * self._mean(upcast(x).abs()) / self.top().sqrt()
 
 
 class ThreeSigmaStepStart(_StepStart):
     """``max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1)``, the start of LSQ+ for weights; arguments as in LSQ."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = widen(x)
+        x = upcast(x)
         mean, dim = self._mean(x), self.stats_reduce_dim
         sigma = x.std(correction=0) if dim is None else x.std(dim, correction=0)
         reach = torch.maximum((mean - 3 * sigma).abs(), (mean + 3 * sigma).abs())
@@ -174,7 +151,7 @@ class RangeStepStart(_StepStart):
     """``(max x - min x) / (Q_P + Q_N)``, the start of LSQ+ for activations; arguments as in LSQ."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = widen(x)
+        x = upcast(x)
         return (self._max(x) - self._min(x)) / self.codes()
 
 
@@ -182,7 +159,7 @@ class Minimum(Statistic):
     """``min x``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._min(widen(x))
+        return self._min(upcast(x))
 
 
 # ------------------------------------------------------------------ learned steps
@@ -194,6 +171,10 @@ class _Slowed:
     def _keep(self, signed: bool, narrow_range: bool, bit_width_impl: nn.Module) -> None:
         # In a tuple: the module belongs to the tensor quantizer, under its name there.
         self.__dict__["_range"] = (signed, narrow_range, bit_width_impl)
+
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """Nothing is stated of a step whose gradient is scaled."""
+        raise NotStated("the gradient of the scale is scaled")
 
     def _slow(self, number: Tensor, count: int) -> Tensor:
         signed, narrow_range, bit_width_impl = self.__dict__["_range"]
@@ -335,13 +316,9 @@ class LearnedOffset(_Slowed, CollectThenLearn):
         self.signed, self.narrow_range = signed, narrow_range
         self.stats, self.view = zero_point_stats_impl, zero_point_stats_input_view_shape_impl
 
-    def view_of(self, x: Tensor) -> Tensor:
-        """The batch in the shape that the statistic reduces."""
-        return self.view(x)  # type: ignore[no-any-return]
-
-    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
-        """The minimum of a viewed batch, in the shape of the zero point."""
-        return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
+    def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The minimum of a batch, in the shape of the zero point."""
+        return self.stats(self.view(x)).reshape(self.value.shape)  # type: ignore[no-any-return]
 
     def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
         """The statistic itself."""
@@ -390,6 +367,6 @@ class DoReFaWeightQuant(CoreModule):
 
     def forward(self, x: Tensor) -> QuantOutput:
         scale, zero_point, bits = self.parameters_for(x)
-        bent = torch.tanh(widen(x))
+        bent = torch.tanh(upcast(x))
         q = round_ste((bent / bent.abs().max() / 2 + 0.5) * (2.0**bits - 1))
         return ((q - zero_point) * scale).to(x.dtype), scale, zero_point, bits

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless
+from qframework.core.base import Constant, CoreModule, Stated, Stateless
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.function_wrapper import TensorClamp
 
@@ -20,16 +20,17 @@ class MantissaBitWidthConst(BitWidthConst):
     least = 0
 
 
-class StaticExponentBias(CoreModule):
+class StaticExponentBias(Constant):
     """A fixed bias, an integer.
 
     Args:
         exponent_bias: the smallest normal number is ``2^(1 - exponent_bias)``.
         dtype: of the 0-dim tensor that ``forward()`` returns.
         device: likewise.
-    """
 
-    exponent_bias: Tensor
+    Attributes:
+        bias: the number, an int; assign another one to change it.
+    """
 
     def __init__(
         self,
@@ -37,11 +38,20 @@ class StaticExponentBias(CoreModule):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.initial = exponent_bias
-        self.register_constant("exponent_bias", float(exponent_bias), dtype, device)
+        super().__init__(dtype, device)
+        self.bias = exponent_bias
+
+    @property
+    def exponent_bias(self) -> Tensor:
+        """The bias as a 0-dim tensor."""
+        return self.number(float(self.bias))
+
+    def rule(self, stated: Stated) -> int:
+        """The bias."""
+        return self.bias
 
     def forward(self) -> Tensor:
+        """The bias as a 0-dim tensor."""
         return self.exponent_bias
 
 
@@ -62,6 +72,10 @@ class ComputeExponentBias(CoreModule):
 
 class ComputeMaxMantissa(Stateless):
     """The largest significand of a width: ``2 - 2^-m``."""
+
+    def rule(self, stated: Stated, mantissa_bits: int) -> float:
+        """The number for a width in bits."""
+        return 2.0 - 2.0**-mantissa_bits
 
     def forward(self, mantissa_bit_width: Tensor) -> Tensor:
         return 2.0 - 2.0 ** (-mantissa_bit_width)
@@ -86,6 +100,13 @@ class FloatScaling(Stateless):
         super().__init__()
         self.max_available_float = max_available_float
         self.compute_max_mantissa = compute_max_mantissa or ComputeMaxMantissa()
+
+    def rule(self, stated: Stated, exponent_bits: int, mantissa_bits: int, bias: int) -> float:
+        """The number for widths in bits and a bias."""
+        top = stated(self.compute_max_mantissa, mantissa_bits) * 2.0 ** (
+            2**exponent_bits - 1 - bias
+        )
+        return float(top if self.max_available_float is None else min(top, self.max_available_float))
 
     def forward(
         self, exponent_bit_width: Tensor, mantissa_bit_width: Tensor, exponent_bias: Tensor
@@ -131,6 +152,10 @@ class FloatClamp(Stateless):
         self.inf_values = None if inf_values is None else tuple(inf_values)
         self.nan_values = None if nan_values is None else tuple(nan_values)
         self.max_available_float = max_available_float
+
+    def rule(self, stated: Stated) -> bool:
+        """Whether the clamp is differentiated."""
+        return bool(stated(self.tensor_clamp_impl))
 
     @property
     def overflow(self) -> float | None:

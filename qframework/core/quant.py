@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.changes import changes
-from qframework.core.base import CoreModule
+from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
-from qframework.core.function_wrapper import (
-    Identity,
-    Rounding,
-    RoundSte,
-    TensorClamp,
-    TensorClampSte,
-)
-from qframework.core.one_step import OneStep, traced_weight
-from qframework.core.zero_point import ZeroZeroPoint
-from qframework.functional import FixedStep, check_range, fake_quantize, is_fused, max_int, min_int
-from qframework.functional.autograd import transforms_active
+from qframework.core.function_wrapper import Identity, RoundSte, TensorClamp
+from qframework.functional import IntegerGrid, check_range, max_int, min_int, upcast
 
 #: Integers of more bits aren't all numbers of float32.
 _EXACT_BITS = 24
@@ -38,7 +28,6 @@ def _largest_float_below(power: Tensor) -> Tensor:
 class IntQuant(CoreModule):
     """``q = clamp(round(x / scale + zero_point), min_int, max_int)``, ``y = (q - zero_point) * scale``.
 
-    With the rounding rules and clamps of the library this is one fused step; with others it is composed.
     Bounds that the float dtype can't hold (over 24 bits in float32) are the nearest inside the range.
 
     Args:
@@ -75,74 +64,39 @@ class IntQuant(CoreModule):
         power = 2.0 ** (bit_width - 1) if self.signed else 2.0**bit_width
         return torch.minimum(bound, _largest_float_below(power))
 
+    def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
+        """The integers of a width in bits; None for a width that isn't a number, whose bounds infinities stand for."""
+        if self.delay_wrapper is not None:
+            raise NotStated("quantization starts after some steps")
+        how = (stated(self.float_to_int_impl), stated(self.tensor_clamp_impl))
+        if bits is None:
+            return IntegerGrid(-math.inf, math.inf, *how)
+        if bits > _EXACT_BITS:
+            raise NotStated(f"float32 doesn't hold the bounds of {bits} bits")
+        if self.signed:
+            return IntegerGrid(
+                float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1), *how
+            )
+        return IntegerGrid(0.0, float(2**bits - 1 - self.narrow_range), *how)
+
     def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
-        """The integers ``q``, in the float dtype of ``x``, with straight-through gradients."""
-        q = self.float_to_int_impl(x / scale + zero_point)
+        """The integers ``q`` of a viewed ``x``, in float32 at least, with straight-through gradients."""
+        q = self.float_to_int_impl(upcast(x) / scale + zero_point)
         return self.tensor_clamp_impl(q, self.min_int(bit_width), self.max_int(bit_width))  # type: ignore[no-any-return]
 
-    def bounds_of(self, bits: int) -> tuple[float, float] | None:
-        """Smallest and largest integer of a width as numbers; None where float32 may not hold them."""
-        if bits > _EXACT_BITS:
-            return None
-        if self.signed:
-            return float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
-        return 0.0, float(2**bits - 1 - self.narrow_range)
-
-    def fixed_range(self, bits: int) -> tuple[float, float] | None:
-        """The bounds, where one step rounds and clamps and nothing else is done."""
-        if type(self) is not IntQuant or not self.is_fused or self.delay_wrapper is not None:
-            return None
-        return self.bounds_of(bits)
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether the rounding and the clamp are those of the library, which one step does."""
-        rounding, clamp = type(self.float_to_int_impl), type(self.tensor_clamp_impl)
-        return rounding.forward is Rounding.forward and clamp.forward in _CLAMPS
-
-    def forward(
-        self,
-        scale: Tensor,
-        zero_point: Tensor | None,
-        bit_width: Tensor,
-        x: Tensor,
-        bits: int | None = None,
-        rectify: bool = False,
-    ) -> Tensor:
+    def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """The dequantized values of ``x``.
 
         Args:
             scale: tensor that broadcasts to the viewed ``x``.
-            zero_point: likewise, in integer steps; None for 0, which costs less.
+            zero_point: in integer steps, a tensor that broadcasts to the viewed ``x``.
             bit_width: 0-dim tensor.
             x: floating-point values.
-            bits: the bit width, where it is a number, which costs less.
-            rectify: quantize ``relu(x)``.
         """
-        delayed = self.delay_wrapper is not None
-        viewed = self.input_view_impl(torch.relu(x) if rectify and delayed else x)
-        rectify = rectify and not delayed
-        if self.is_fused:
-            bounds: Any = None if bits is None else self.bounds_of(bits)
-            if bounds is None:
-                bounds = self.min_int(bit_width), self.max_int(bit_width)
-                if rectify:
-                    viewed, rectify = torch.relu(viewed), False
-            how: Any = (
-                *bounds,
-                self.float_to_int_impl.rule,
-                self.tensor_clamp_impl.masked,
-                rectify,
-            )
-            y = fake_quantize(viewed, scale, zero_point, *how)
-        else:
-            viewed = torch.relu(viewed) if rectify else viewed
-            zero = torch.zeros_like(scale) if zero_point is None else zero_point
-            y = ((self.to_int(scale, zero, bit_width, viewed) - zero) * scale).to(x.dtype)
+        viewed = self.input_view_impl(x)
+        q = self.to_int(scale, zero_point, bit_width, viewed)
+        y = ((q - zero_point) * scale).to(x.dtype)
         return y if self.delay_wrapper is None else self.delay_wrapper(viewed, y)
-
-
-_CLAMPS = (TensorClamp.forward, TensorClampSte.forward)
 
 
 class DecoupledIntQuant(CoreModule):
@@ -175,6 +129,16 @@ class DecoupledIntQuant(CoreModule):
         bit_width: Tensor,
         x: Tensor,
     ) -> Tensor:
+        """The dequantized values of ``x``.
+
+        Args:
+            pre_scale: of the integers, a tensor that broadcasts to the viewed ``x``.
+            pre_zero_point: of the integers, in steps of ``pre_scale``.
+            scale: of the values.
+            zero_point: of the values, in steps of ``scale``.
+            bit_width: 0-dim tensor.
+            x: floating-point values.
+        """
         viewed = self.input_view_impl(x)
         q = self.int_quant.to_int(pre_scale, pre_zero_point, bit_width, viewed)
         y = (q - zero_point) * scale
@@ -190,6 +154,9 @@ class RescalingIntQuant(CoreModule):
         int_scaling_impl: from the bit width to the integer threshold of the scale.
         zero_point_impl: called with ``(x, scale, bit_width)``.
         bit_width_impl: called with nothing.
+
+    Attributes:
+        observer_only: return the input as it is, while statistics are collected.
 
     Raises:
         ValueError: a constant width whose range holds no integer but 0.
@@ -210,112 +177,38 @@ class RescalingIntQuant(CoreModule):
         self.zero_point_impl = zero_point_impl
         self.msb_clamp_bit_width_impl = bit_width_impl
         self.observer_only = False
-        self._one_step: OneStep | None = None
-        self._known_threshold: tuple[Tensor, nn.Module, Tensor] | None = None
         if isinstance(bit_width_impl, BitWidthConst) and isinstance(int_quant, IntQuant):
-            check_range(int_quant.signed, int_quant.narrow_range, bit_width_impl.initial)
+            check_range(int_quant.signed, int_quant.narrow_range, bit_width_impl.bits)
+
+    def rule(self, stated: Stated) -> None:
+        """The composition of its parts, whose rules say the rest."""
 
     def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scale, zero point and bit width for ``x``."""
         bit_width = self.msb_clamp_bit_width_impl()
-        scale = self.scaling_impl(x, self._threshold(bit_width))
+        scale = self.scaling_impl(x, self.int_scaling_impl(bit_width))
         return scale, self.zero_point_impl(x, scale, bit_width), bit_width
 
-    def _threshold(self, bit_width: Tensor) -> Tensor:
-        """The integer threshold, computed once for a constant width."""
-        rule, width = self.int_scaling_impl, self.msb_clamp_bit_width_impl
-        if type(width) is not BitWidthConst:
-            return rule(bit_width)  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            # computed while it is compiled
-            return rule(torch.full_like(bit_width, width.initial))  # type: ignore[no-any-return]
-        if torch.compiler.is_compiling() or transforms_active():  # whose tensors must not be kept
-            return rule(bit_width)  # type: ignore[no-any-return]
-        known = self._known_threshold
-        if known is None or known[0] is not bit_width or known[1] is not rule:
-            known = (bit_width, rule, rule(bit_width))
-            object.__setattr__(self, "_known_threshold", known)
-        return known[2]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_one_step": None, "_known_threshold": None}
-
-    def _in_one_step(self, x: Tensor, rectify: bool) -> QuantOutput | None:
-        """All of it in one step, where there is one; None for others."""
-        if self.observer_only or not is_fused():
-            return None
-        if torch.compiler.is_compiling():
-            return None if rectify else traced_weight(self, x)
-        step = self._one_step
-        if step is None or step.count != changes.count or step.quantizer is not self:
-            step = OneStep(self)
-            object.__setattr__(self, "_one_step", step)
-        return step.run(x, rectify)
-
     @property
-    def looks_at_input(self) -> bool:
+    def depends_on_input(self) -> bool:
         """Whether scale or zero point depend on the input of the present call."""
         return any(
-            getattr(part, "looks_at_input", True)
+            getattr(part, "depends_on_input", True)
             for part in (self.scaling_impl, self.zero_point_impl)
         )
 
-    def _looks_at_input_now(self) -> bool:
-        parts: tuple[Any, ...] = (self.scaling_impl, self.zero_point_impl)
-        for part in parts:
-            if hasattr(part, "hand_over_if_due"):
-                part.hand_over_if_due()
-        return self.looks_at_input
-
-    def forward(self, x: Tensor, rectify: bool = False) -> QuantOutput:
-        """Quantize.
-
-        Args:
-            x: floating-point values.
-            rectify: quantize ``relu(x)``.
-        """
-        done = self._in_one_step(x, rectify)
-        if done is not None:
-            return done
-        if rectify and torch.compiler.is_compiling():
-            # Where nothing looks at it, the compiler leaves it out.
-            scale, zero_point, bit_width = self.parameters_for(torch.relu(x))
-        else:
-            if rectify and self._looks_at_input_now():
-                x, rectify = torch.relu(x), False
-            scale, zero_point, bit_width = self.parameters_for(x)
-        return self.quantize(x, scale, zero_point, bit_width, rectify), scale, zero_point, bit_width
-
     def quantize(
-        self,
-        x: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        bit_width: Tensor,
-        rectify: bool = False,
+        self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor
     ) -> Tensor:
         """Values of ``x`` by parameters that are known; arguments as :meth:`parameters_for` gives them."""
-        return self.step(scale, zero_point, bit_width)(x, rectify)
-
-    def step(
-        self, scale: Tensor, zero_point: Tensor, bit_width: Tensor
-    ) -> Callable[[Tensor, bool], Tensor]:
-        """The function ``(x, rectify)`` that quantizes by parameters that are known."""
         if self.observer_only:
-            return lambda x, rectify: torch.relu(x) if rectify else x
-        int_quant, width = self.int_quant, self.msb_clamp_bit_width_impl
-        if type(int_quant) is not IntQuant:
-            return lambda x, rectify: int_quant(
-                scale, zero_point, bit_width, torch.relu(x) if rectify else x
-            )
-        zero = None if isinstance(self.zero_point_impl, ZeroZeroPoint) else zero_point
-        bits = width.initial if isinstance(width, BitWidthConst) else None
-        fixed = None if bits is None else int_quant.fixed_range(bits)
-        if fixed is None or type(int_quant.input_view_impl) is not Identity:
-            return lambda x, rectify: int_quant(scale, zero, bit_width, x, bits, rectify)
-        rule: Any = int_quant.float_to_int_impl.rule
-        masked: Any = int_quant.tensor_clamp_impl.masked
-        return FixedStep(scale, zero, *fixed, rule, masked)
+            return x
+        return self.int_quant(scale, zero_point, bit_width, x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        """Values, scale, zero point and bit width of ``x``, a floating-point tensor of any shape."""
+        scale, zero_point, bit_width = self.parameters_for(x)
+        return self.quantize(x, scale, zero_point, bit_width), scale, zero_point, bit_width
 
 
 class PrescaledRestrictIntQuant(CoreModule):
@@ -330,11 +223,14 @@ class PrescaledRestrictIntQuant(CoreModule):
         super().__init__()
         self.int_quant, self.msb_clamp_bit_width_impl = int_quant, bit_width_impl
 
+    def rule(self, stated: Stated) -> None:
+        """The composition of its parts, whose rules say the rest."""
+
     def forward(self, x: Tensor, scale: Tensor) -> QuantOutput:
         """Quantize ``x`` by ``scale``, which broadcasts to it."""
         bit_width = self.msb_clamp_bit_width_impl()
         zero_point = torch.zeros((), dtype=scale.dtype, device=scale.device)
-        return self.int_quant(scale, None, bit_width, x), scale, zero_point, bit_width
+        return self.int_quant(scale, zero_point, bit_width, x), scale, zero_point, bit_width
 
 
 def is_integer_quantizer(module: Any) -> bool:

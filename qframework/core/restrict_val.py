@@ -6,14 +6,14 @@ A learned scale is stored in the domain where gradient steps make sense (log2 fo
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import Stateless
-from qframework.core.function_wrapper import Identity, Rounding, RoundSte, ScalarSignedClampMinSte
-from qframework.functional import abs_binary_sign_grad, is_fused, statistic_scale, stored_scale
+from qframework.core.base import NotStated, Stated, Stateless
+from qframework.core.function_wrapper import Identity, RoundSte, ScalarSignedClampMinSte
+from qframework.functional import RestrictionRule, ScaleRule, abs_binary_sign_grad
 
 
 class RestrictValue(Stateless):
@@ -31,6 +31,10 @@ class RestrictValue(Stateless):
 class FloatRestrictValue(RestrictValue):
     """Any positive number: ``|x|``, with gradient +1 at 0."""
 
+    def rule(self, stated: Stated) -> RestrictionRule:
+        """The domain ``'fp'``."""
+        return RestrictionRule("fp")
+
     def to_domain(self, x: Tensor) -> Tensor:
         return x.abs()
 
@@ -44,6 +48,10 @@ class SignedFloatRestrictValue(RestrictValue):
 
 class LogFloatRestrictValue(RestrictValue):
     """Any positive number, stored as its logarithm: ``2^x``."""
+
+    def rule(self, stated: Stated) -> RestrictionRule:
+        """The domain ``'log_fp'``."""
+        return RestrictionRule("log_fp")
 
     def to_domain(self, x: Tensor) -> Tensor:
         return torch.log2(x)
@@ -70,6 +78,10 @@ class PowerOfTwoRestrictValue(RestrictValue):
         super().__init__()
         self.float_to_int_impl = restrict_value_float_to_int_impl or RoundSte()
 
+    def rule(self, stated: Stated) -> RestrictionRule:
+        """The domain ``'power_of_two'`` and its rounding."""
+        return RestrictionRule("power_of_two", stated(self.float_to_int_impl))
+
     def to_domain(self, x: Tensor) -> Tensor:
         return torch.log2(x)
 
@@ -89,16 +101,43 @@ class ScaleRestriction(Stateless):
 
     def __init__(
         self,
-        restrict_scaling_impl: RestrictValue,
+        restrict_scaling_impl: RestrictValue | None = None,
         restrict_threshold_impl: RestrictValue | None = None,
         restrict_scale_threshold_impl: nn.Module | None = None,
         scaling_min_val: float | None = None,
     ) -> None:
         super().__init__()
-        self.restrict = restrict_scaling_impl
-        self.restrict_threshold = restrict_threshold_impl or restrict_scaling_impl
+        self.restrict = restrict_scaling_impl or FloatRestrictValue()
+        self.restrict_threshold = restrict_threshold_impl or self.restrict
         self.restrict_quotient = restrict_scale_threshold_impl or Identity()
         self.clamp_min = ScalarSignedClampMinSte(scaling_min_val) if scaling_min_val else Identity()
+
+    def rule(
+        self,
+        stated: Stated,
+        source: str,
+        threshold: float,
+        shape: tuple[int, ...],
+        channel_axis: int | None = None,
+    ) -> ScaleRule:
+        """The scale that is made of a source; see :class:`~qframework.functional.ScaleRule`.
+
+        Args:
+            stated: gives the rules of the parts.
+            source: ``'absmax'``, ``'minmax'`` or ``'learned'``.
+            threshold: the integer that the magnitude is divided by, before its own restriction.
+            shape: of the scale.
+            channel_axis: whose indices have a scale each.
+        """
+        if stated(self.restrict_quotient) is not None:
+            raise NotStated("restrict_scale_threshold_impl changes the scale")
+        restriction: RestrictionRule = stated(self.restrict)
+        of_threshold: RestrictionRule = stated(self.restrict_threshold)
+        if of_threshold.domain != "fp" and not math.log2(threshold).is_integer():
+            raise NotStated(f"the threshold {threshold:g} is rounded in its domain")
+        minimum = stated(self.clamp_min)
+        how = (restriction.domain, restriction.rounding, minimum)
+        return ScaleRule(source, threshold, *how, shape, channel_axis)
 
     def to_domain(self, scale: Tensor) -> Tensor:
         """The stored number for ``scale``, which is first kept above the minimum."""
@@ -106,8 +145,6 @@ class ScaleRestriction(Stateless):
 
     def threshold(self, threshold: Tensor) -> Tensor:
         """The threshold in its domain."""
-        if type(self.restrict_threshold) is FloatRestrictValue:
-            return threshold  # positive
         return self.restrict_threshold(self.restrict_threshold.to_domain(threshold))  # type: ignore[no-any-return]
 
     def divide(self, scale: Tensor, threshold: Tensor | None = None) -> Tensor:
@@ -117,37 +154,14 @@ class ScaleRestriction(Stateless):
         return self.restrict_quotient(scale)  # type: ignore[no-any-return]
 
     def forward(self, stored: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """The scale for a stored number."""
-        fused = self.fused()
-        if fused is not None and threshold is not None and is_fused():
-            return stored_scale(stored, self.threshold(threshold), *fused)
+        """The scale for a stored number.
+
+        Args:
+            stored: in the domain of the scale, of its shape.
+            threshold: positive, 0-dim; None for 1.
+        """
         return self.divide(self.clamp_min(self.restrict(stored)), threshold)
 
     def of_statistic(self, statistic: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a statistic: ``forward(to_domain(statistic))``."""
-        fused = self.fused()
-        if fused is not None and threshold is not None and is_fused():
-            return statistic_scale(statistic, self.threshold(threshold), *fused)
-        return self.forward(self.to_domain(statistic), threshold)
-
-    def fused(self) -> tuple[str, str, float | None] | None:
-        """Domain, rounding and minimum for the fused functions, where these do what the parts do."""
-        domain = _FUSED_DOMAINS.get(type(self.restrict))
-        if domain is None or type(self.restrict_quotient) is not Identity:
-            return None
-        clamp: Any = self.clamp_min
-        minimum: float | None = None if type(clamp) is Identity else clamp.min_val
-        rule = "round"
-        if domain == "power_of_two":
-            rounding: Any = self.restrict.float_to_int_impl
-            if type(rounding).forward is not Rounding.forward:
-                return None
-            rule = rounding.rule
-        return domain, rule, minimum
-
-
-_FUSED_DOMAINS = {
-    FloatRestrictValue: "fp",
-    LogFloatRestrictValue: "log_fp",
-    PowerOfTwoRestrictValue: "power_of_two",
-}
+        return self(self.to_domain(statistic), threshold)  # type: ignore[no-any-return]

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import Stateless, widen
+from qframework.core.base import Stateless
 from qframework.core.function_wrapper import Rounding, RoundSte
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.stats import Statistic
 from qframework.core.zero_point import shift_zero_point
+from qframework.functional import upcast
 
 #: Scale and zero point that the values of a search are quantized with, where they aren't searched for.
 Context = tuple[Tensor, ...]
@@ -94,7 +95,7 @@ class ScaleTrial(Trial):
     ) -> None:
         super().__init__(int_quant, int_scaling_impl, bit_width_impl)
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -196,6 +197,8 @@ class MSE(Statistic):
         keepdim: keep that axis with length 1.
     """
 
+    is_search = True
+
     def __init__(
         self,
         mse_trial: nn.Module,
@@ -220,7 +223,7 @@ class MSE(Statistic):
             x: values, ``(n,)`` or ``(C, n)``.
             *context: for the trial.
         """
-        x = widen(x)
+        x = upcast(x)
         quantized = self.mse_trial.of(x, *context)  # type: ignore[operator]
         start: Tensor = self.mse_init_op(x)
         best, least = start, torch.full_like(start, torch.inf)

@@ -58,6 +58,10 @@ class SearchedZeroPointFromParameter(ParameterFromStatsFromParameterZeroPoint):
         scaling, threshold, bit_width = parts
         return (scaling(self.tracked_parameter_list[0], threshold(bit_width())),)
 
+    def origins(self) -> Sequence[Tensor]:
+        """The tracked parameters, and the scale of the search."""
+        return [*self.tracked_parameter_list, *self.context()]
+
 
 class SearchedZeroPointFromRuntime(ParameterFromRuntimeZeroPoint):
     """An offset that is searched for in each batch at the batch's scale, collected, then learned.
@@ -65,10 +69,6 @@ class SearchedZeroPointFromRuntime(ParameterFromRuntimeZeroPoint):
     Arguments and state as for :class:`~qframework.core.zero_point.ParameterFromRuntimeZeroPoint`; the statistic is
     called with the viewed batch and the scale.
     """
-
-    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
-        """The statistic of a viewed batch at the scale ``context[0]``, in the shape of the zero point."""
-        return self.stats(viewed, *context).reshape(self.value.shape)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
         offset = self.collect_or_learned(x, scale)

@@ -11,21 +11,16 @@ import math
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import Stateless, wide_dtype, widen
+from qframework.core.base import Stated, Stateless
 from qframework.functional import (
+    StatisticRule,
     abs_max,
-    can_order,
+    compute_dtype,
     high_rank,
-    is_fused,
+    kth_smallest,
     low_rank,
-    order_statistic,
-    percentile_if,
+    upcast,
 )
-
-#: Up to how many of the largest or smallest elements a selection beats a partial sort.
-_FEW = 64
-#: Up to how many elements a partial sort of all of them costs next to nothing.
-_SMALL = 1024
 
 
 class Statistic(Stateless):
@@ -56,42 +51,8 @@ class Statistic(Stateless):
         return x.mean(dim=self.stats_reduce_dim, keepdim=self.keepdim)
 
     def _kth(self, x: Tensor, rank: int, magnitude: bool = False) -> Tensor:
-        """The ``rank``-th smallest ``x`` or ``|x|``; the extremes and what lies near them without sorting the rest."""
-        if self.stats_reduce_dim is None and x.numel() <= _SMALL:
-            # Nothing to gain; and of elements that tie, the one that torch takes gets the gradient.
-            few = widen(x).abs() if magnitude else widen(x)
-            return few.reshape(-1).kthvalue(rank).values
-        if self.stats_reduce_dim is None:
-            n = x.numel()
-            largest = n - rank + 1 <= rank
-            near = n - rank + 1 if largest else rank
-            if near <= _FEW and can_order(x, near) and is_fused():
-                return widen(order_statistic(x, near, largest, magnitude))
-        x = widen(x).abs() if magnitude else widen(x)
-        if self.stats_reduce_dim is None:
-            x, dim, keepdim = x.reshape(-1), 0, False
-        else:
-            dim, keepdim = self.stats_reduce_dim, self.keepdim
-        from_top = x.shape[dim] - rank + 1
-        if from_top == 1:
-            return x.max(dim, keepdim).values
-        if rank == 1:
-            return x.min(dim, keepdim).values
-        if from_top <= _FEW or rank <= _FEW:
-            few = x.topk(min(from_top, rank), dim, largest=from_top <= rank, sorted=False).values
-            return (
-                few.min(dim, keepdim).values if from_top <= rank else few.max(dim, keepdim).values
-            )
-        return x.kthvalue(rank, dim, keepdim).values
-
-    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic where ``wanted``, else any number; None where it has no such form.
-
-        Args:
-            x: all elements, in any shape.
-            wanted: 0-dim bool tensor on the CPU.
-        """
-        return None
+        """The ``rank``-th smallest ``x`` or ``|x|``."""
+        return kth_smallest(x, rank, magnitude, self.stats_reduce_dim, self.keepdim)
 
     def _length(self, x: Tensor) -> int:
         return x.numel() if self.stats_reduce_dim is None else x.shape[self.stats_reduce_dim]
@@ -103,28 +64,32 @@ def _check_percentile(name: str, q: float) -> float:
     return q
 
 
-def _at_most_zero(x: Tensor) -> Tensor:
+def at_most_zero(x: Tensor) -> Tensor:
+    """``x`` where it is 0 or below, else 0."""
     return torch.where(x <= 0, x, torch.zeros_like(x))
 
 
-def _at_least_zero(x: Tensor) -> Tensor:
+def at_least_zero(x: Tensor) -> Tensor:
+    """``x`` where it is 0 or above, else 0."""
     return torch.where(x >= 0, x, torch.zeros_like(x))
 
 
 class AbsMax(Statistic):
     """``max|x|``."""
 
+    def rule(self, stated: Stated) -> StatisticRule:
+        """The kind ``'absmax'``."""
+        return StatisticRule("absmax", self.stats_reduce_dim, self.keepdim)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.stats_reduce_dim is None and is_fused() and not torch.compiler.is_compiling():
-            return widen(abs_max(x))
-        return self._max(widen(x).abs())
+        return abs_max(x) if self.stats_reduce_dim is None else self._max(upcast(x).abs())
 
 
 class SignedAbsMax(Statistic):
     """``-x*`` at the element ``x*`` of largest magnitude, so that it maps to the most negative integer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = widen(x)
+        x = upcast(x)
         if self.stats_reduce_dim is None:
             flat = x.reshape(-1)
             return -flat[flat.abs().argmax()]
@@ -145,37 +110,45 @@ class AbsMinMax(Statistic):
     ) -> None:
         super().__init__(stats_reduce_dim, keepdim)
 
+    def rule(self, stated: Stated) -> StatisticRule:
+        """The kind ``'minmax'``."""
+        return StatisticRule("minmax", self.stats_reduce_dim, self.keepdim)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = widen(x)
-        return _at_least_zero(self._max(x)) - _at_most_zero(self._min(x))
+        x = upcast(x)
+        return at_least_zero(self._max(x)) - at_most_zero(self._min(x))
 
 
 class NegativeMinOrZero(AbsMinMax):
     """``min(min(x), 0)``."""
 
+    def rule(self, stated: Stated) -> StatisticRule:
+        """The kind ``'negative_min'``."""
+        return StatisticRule("negative_min", self.stats_reduce_dim, self.keepdim)
+
     def forward(self, x: Tensor) -> Tensor:
-        return _at_most_zero(self._min(widen(x)))
+        return at_most_zero(self._min(upcast(x)))
 
 
 class AbsAve(Statistic):
     """``mean|x|``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._mean(widen(x).abs())
+        return self._mean(upcast(x).abs())
 
 
 class AbsMaxAve(Statistic):
     """Mean over rows of ``max|x|`` of each row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._max(widen(x).abs()).mean()
+        return self._max(upcast(x).abs()).mean()
 
 
 class AbsMaxL2(Statistic):
     """Quadratic mean over the ``C`` rows of ``max|x|`` of each: ``||max|x|||_2 / sqrt(C)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        top = self._max(widen(x).abs())
+        top = self._max(upcast(x).abs())
         norm: Tensor = torch.linalg.vector_norm(top)
         return norm / math.sqrt(top.numel())
 
@@ -194,14 +167,12 @@ class AbsPercentile(Statistic):
         super().__init__(stats_reduce_dim, keepdim)
         self.q = _check_percentile("high_percentile_q", high_percentile_q)
 
+    def rule(self, stated: Stated) -> StatisticRule:
+        """The kind ``'percentile'``."""
+        return StatisticRule("percentile", self.stats_reduce_dim, self.keepdim, high=self.q)
+
     def forward(self, x: Tensor) -> Tensor:
         return self._kth(x, high_rank(self.q, self._length(x)), magnitude=True)
-
-    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic where ``wanted``, else any number; None where it has no such form."""
-        if self.stats_reduce_dim is not None:
-            return None
-        return widen(percentile_if(x, wanted, self.q, magnitude=True))
 
 
 class NegativePercentileOrZero(Statistic):
@@ -218,14 +189,12 @@ class NegativePercentileOrZero(Statistic):
         super().__init__(stats_reduce_dim, keepdim)
         self.q = _check_percentile("low_percentile_q", low_percentile_q)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _at_most_zero(self._kth(x, low_rank(self.q, self._length(x))))
+    def rule(self, stated: Stated) -> StatisticRule:
+        """The kind ``'negative_percentile'``."""
+        return StatisticRule("negative_percentile", self.stats_reduce_dim, self.keepdim, self.q)
 
-    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic where ``wanted``, else any number; None where it has no such form."""
-        if self.stats_reduce_dim is not None:
-            return None
-        return _at_most_zero(widen(percentile_if(x, wanted, self.q, low=True)))
+    def forward(self, x: Tensor) -> Tensor:
+        return at_most_zero(self._kth(x, low_rank(self.q, self._length(x))))
 
 
 class PercentileInterval(Statistic):
@@ -251,18 +220,15 @@ class PercentileInterval(Statistic):
                 f"low_percentile_q={low_percentile_q} must be below {high_percentile_q=}"
             )
 
+    def rule(self, stated: Stated) -> StatisticRule:
+        """The kind ``'percentile_interval'``."""
+        ends = (self.low_q, self.high_q)
+        return StatisticRule("percentile_interval", self.stats_reduce_dim, self.keepdim, *ends)
+
     def forward(self, x: Tensor) -> Tensor:
         n = self._length(x)
         low, high = self._kth(x, low_rank(self.low_q, n)), self._kth(x, high_rank(self.high_q, n))
-        return _at_least_zero(high) - _at_most_zero(low)
-
-    def only_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic where ``wanted``, else any number; None where it has no such form."""
-        if self.stats_reduce_dim is not None:
-            return None
-        low = widen(percentile_if(x, wanted, self.low_q, low=True))
-        high = widen(percentile_if(x, wanted, self.high_q))
-        return _at_least_zero(high) - _at_most_zero(low)
+        return at_least_zero(high) - at_most_zero(low)
 
 
 class L1Norm(Statistic):
@@ -270,7 +236,7 @@ class L1Norm(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         return (
-            widen(x).abs().sum(dim=self.stats_reduce_dim, keepdim=self.stats_reduce_dim is not None)
+            upcast(x).abs().sum(dim=self.stats_reduce_dim, keepdim=self.stats_reduce_dim is not None)
         )
 
 
@@ -279,7 +245,7 @@ class L2Norm(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         keep = self.stats_reduce_dim is not None
-        norm: Tensor = torch.linalg.vector_norm(widen(x), dim=self.stats_reduce_dim, keepdim=keep)
+        norm: Tensor = torch.linalg.vector_norm(upcast(x), dim=self.stats_reduce_dim, keepdim=keep)
         return norm
 
 
@@ -303,7 +269,7 @@ class MeanSigmaStd(Statistic):
         self.sigma, self.std_dev_epsilon = sigma, std_dev_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return _mean_sigma(self, widen(x).abs(), self.sigma, self.std_dev_epsilon)
+        return _mean_sigma(self, upcast(x).abs(), self.sigma, self.std_dev_epsilon)
 
 
 def _mean_sigma(
@@ -337,10 +303,10 @@ class MeanLearnedSigmaStd(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        start = torch.full(stats_output_shape, float(sigma), dtype=wide_dtype(dtype), device=device)
+        start = torch.full(stats_output_shape, float(sigma), dtype=compute_dtype(dtype), device=device)
         self.value = nn.Parameter(start)
         self.std_dev_epsilon = std_dev_epsilon
         self._axes = (stats_reduce_dim, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _mean_sigma(Statistic(*self._axes), widen(x).abs(), self.value, self.std_dev_epsilon)
+        return _mean_sigma(Statistic(*self._axes), upcast(x).abs(), self.value, self.std_dev_epsilon)

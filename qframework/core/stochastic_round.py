@@ -24,11 +24,6 @@ class StochasticRoundSte(CoreModule):
         self.deterministic_inference, self.seed = deterministic_inference, seed
         self._generator: torch.Generator | None = None
 
-    @property
-    def repeatable(self) -> bool:
-        """Only while it doesn't draw."""
-        return self.deterministic_inference and not self.training
-
     def _source(self, device: torch.device) -> torch.Generator | None:
         if self.seed is None:
             return None

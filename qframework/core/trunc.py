@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless, widen
+from qframework.core.base import CoreModule, Stateless
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import TensorClamp
-from qframework.functional import max_int, min_int, round_ste, tensor_clamp
+from qframework.functional import max_int, min_int, round_ste, tensor_clamp, upcast
 
 TruncOutput = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -98,7 +98,7 @@ class TruncIntQuant(CoreModule):
             signed: of ``x`` and of the output.
         """
         bits: Tensor = self.msb_clamp_bit_width_impl()
-        q = round_ste(widen(x) / scale + zero_point)
+        q = round_ste(upcast(x) / scale + zero_point)
         divisor: Tensor = self.trunc_scaling_impl(q, input_bit_width, bits, signed)
         low, high = (
             min_int(signed, self.narrow_range, bits),

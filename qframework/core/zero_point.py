@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
-from qframework.core.collector import CollectThenLearn
-from qframework.core.function_wrapper import OverTensorView
-from qframework.core.pristine import FollowsParameters, Pristine
+from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.collector import CollectThenLearn, whole_statistic
+from qframework.core.following import FollowsParameters, follow
 from qframework.core.scaling.affine import affine_or_none
-from qframework.core.stats import Statistic
+from qframework.core.scaling.from_parameter import statistic_axis
 from qframework.core.tracked import tracked_view
-from qframework.functional import abs_binary_sign_grad
+from qframework.functional import Granularity, StatisticRule, abs_binary_sign_grad, compute_dtype
 
 
 def shift_zero_point(
@@ -32,24 +31,26 @@ def shift_zero_point(
 
 
 class ZeroZeroPoint(CoreModule):
-    """No shift: 0-dim 0.
+    """No shift: 0-dim 0, in the dtype and on the device of the scale.
 
     Args:
-        dtype, device: of the result.
+        dtype, device: not looked at.
     """
 
-    zero: Tensor
     symmetric = True
-    looks_at_input = False
+    depends_on_input = False
 
     def __init__(
         self, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        self.register_constant("zero", 0.0, dtype, device)
+
+    def rule(self, stated: Stated) -> None:
+        """There is no zero point."""
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
-        return self.zero
+        """0."""
+        return torch.zeros((), dtype=scale.dtype, device=scale.device)
 
 
 class ParameterZeroPoint(CoreModule):
@@ -64,7 +65,7 @@ class ParameterZeroPoint(CoreModule):
     """
 
     symmetric = False
-    looks_at_input = False
+    depends_on_input = False
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class ParameterZeroPoint(CoreModule):
     ) -> None:
         super().__init__()
         init = (
-            torch.as_tensor(zero_point_init, dtype=wide_dtype(dtype), device=device)
+            torch.as_tensor(zero_point_init, dtype=compute_dtype(dtype), device=device)
             .detach()
             .clone()
         )
@@ -147,6 +148,17 @@ class StatsFromParameterZeroPoint(CoreModule):
     def _start(self) -> None:
         """For subclasses: the last step of construction."""
 
+    def rule(self, stated: Stated) -> Granularity:
+        """That the zero point is minus the smallest element, or 0, as an integer, of the tensor or of each channel."""
+        if not self.quantize_zero_point or self.scale_shift_zero_point_impl is not None:
+            raise NotStated("the zero point isn't rounded as the values are")
+        if self.affine_rescaling is not None or len(self.tracked_parameter_list) > 1:
+            raise NotStated("the zero point isn't that of the tensor's own range")
+        statistic = stated(self.stats)
+        if statistic.kind != "negative_min":
+            raise NotStated(f"no faster form has a zero point of the statistic {statistic.kind!r}")
+        return Granularity(statistic_axis(statistic, stated(self.view)))
+
     def context(self) -> tuple[Tensor, ...]:
         """For subclasses: what the statistic is called with beside the parameter."""
         return ()
@@ -180,24 +192,31 @@ class ParameterFromStatsFromParameterZeroPoint(FollowsParameters, StatsFromParam
 
     def _start(self) -> None:
         first = self.tracked_parameter_list[0]
-        start = torch.zeros(
-            self.zero_point_shape, dtype=wide_dtype(first.dtype), device=first.device
-        )
-        self.value = nn.Parameter(start)
-        self.pristine = Pristine()
-        self.init_from_parameters()
+        self._start_following(self.zero_point_shape, compute_dtype(first.dtype), first.device)
 
-    @torch.no_grad()
-    def init_from_parameters(self) -> None:
-        """Start anew from the statistic of the tracked parameters."""
+    def rule(self, stated: Stated) -> Granularity:
+        """Nothing is stated of a learned offset."""
+        raise NotStated("the zero point is learned")
+
+    @property
+    def is_costly(self) -> bool:  # type: ignore[override]
+        """Whether the statistic is searched for."""
+        return bool(getattr(self.stats, "is_search", False))
+
+    def origins(self) -> Sequence[Tensor]:
+        """The tracked parameters."""
+        return list(self.tracked_parameter_list)
+
+    def computed(self) -> Tensor:
+        """The statistic of the tracked parameters."""
         statistic = self.statistic(None)
         if self.affine_rescaling is not None:
             statistic = -self.affine_rescaling(-statistic)
-        self.pristine.start(self.value, statistic)
+        return statistic
 
     def offset(self, x: Tensor) -> Tensor:
         """The magnitude of the learned number."""
-        self.follow()
+        follow(self)
         return abs_binary_sign_grad(self.value)
 
 
@@ -243,20 +262,13 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
         self.int_quant, self.quantize_zero_point = int_quant, quantize_zero_point
         self.stats, self.view = zero_point_stats_impl, zero_point_stats_input_view_shape_impl
 
-    def view_of(self, x: Tensor) -> Tensor:
-        """The batch in the shape that the statistic reduces."""
-        return self.view(x)  # type: ignore[no-any-return]
+    def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The statistic of a batch, in the shape of the zero point."""
+        return self.shaped(self.stats(self.view(x), *context))
 
-    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
-        """The statistic of a viewed batch, in the shape of the zero point."""
-        return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
-
-    def reduce_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic of a batch where ``wanted``."""
-        if type(self.view) is not OverTensorView or not isinstance(self.stats, Statistic):
-            return None
-        statistic = self.stats.only_if(x, wanted)
-        return None if statistic is None else statistic.reshape(self.value.shape)
+    def statistic_rule(self, stated: Stated) -> StatisticRule:
+        """The statistic, where it is one of all elements."""
+        return whole_statistic(stated, self.stats, self.view)
 
     def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
         """The magnitude of the statistic."""

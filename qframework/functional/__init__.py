@@ -1,43 +1,52 @@
-"""Pure tensor functions: straight-through rounding and clamping, integer ranges, fused kernels."""
+"""Pure tensor functions, whose bodies are their definitions; see :mod:`qframework.functional.registry`."""
 
-from qframework.functional.autograd import is_fused
-from qframework.functional.codebook import codebook_quantize, codebook_reference
-from qframework.functional.fake_quantize import (
-    FixedStep,
-    fake_quantize,
-    fake_quantize_reference,
-)
-from qframework.functional.fixed_range import can_rectify
+from qframework.functional.codebook import codebook_quantize, nearest_entry
+from qframework.functional.execution import is_recomputing, repeat_while
 from qframework.functional.groups import grouped_shape, join_groups, split_groups
-from qframework.functional.gru_sequence import GRURanges, gru_sequence
 from qframework.functional.integer_range import check_range, max_int, min_int
-from qframework.functional.learned import LearnedScaled, quantize_by_stored
-from qframework.functional.lstm_sequence import LSTMRanges, lstm_sequence
 from qframework.functional.minifloat import (
     MinifloatFormat,
     largest_available,
     largest_minifloat,
     minifloat_codes,
     minifloat_quantize,
-    minifloat_reference,
     power_below,
+    round_to_minifloat,
 )
+from qframework.functional.precision import compute_dtype, is_half, upcast
 from qframework.functional.products import convolution, linear, transposed_convolution
-from qframework.functional.rnn_sequence import RNNRanges, rnn_sequence
-from qframework.functional.scale import statistic_scale, stored_scale
-from qframework.functional.sequence import Range, takes_sequences
-from qframework.functional.spanned_weight import quantize_by_span
-from qframework.functional.statistics import (
-    abs_max,
-    abs_max_of_channels,
-    can_order,
-    high_rank,
-    low_rank,
-    order_statistic,
+from qframework.functional.quantize import (
+    fake_quantize,
+    quantize_by_absmax,
+    quantize_by_learned_scale,
+    quantize_by_minmax,
+    rows_of,
+    to_integers,
 )
+from qframework.functional.recurrent import (
+    GRURanges,
+    LSTMRanges,
+    Range,
+    RNNRanges,
+    gru_sequence,
+    in_order,
+    lstm_sequence,
+    rnn_sequence,
+)
+from qframework.functional.registry import Defined, Kernel, add_kernel, defined
+from qframework.functional.rules import (
+    Granularity,
+    IntegerGrid,
+    RestrictionRule,
+    ScaleRule,
+    StatisticRule,
+)
+from qframework.functional.scales import learned_scale, over, statistic_scale
+from qframework.functional.statistics import abs_max, high_rank, kth_smallest, low_rank
 from qframework.functional.straight_through import (
     ROUNDINGS,
     abs_binary_sign_grad,
+    apply_step,
     binary_sign_ste,
     ceil_ste,
     dpu_round_ste,
@@ -50,69 +59,73 @@ from qframework.functional.straight_through import (
     tensor_clamp_ste,
     ternary_sign_ste,
 )
-from qframework.functional.traced_statistics import percentile_if
-from qframework.functional.traced_weight import forget, traced_largest
-from qframework.functional.weight import LargestScaled, quantize_by_largest
 
 __all__ = [
-    "FixedStep",
+    "Defined",
     "GRURanges",
-    "RNNRanges",
-    "gru_sequence",
-    "rnn_sequence",
+    "Granularity",
+    "IntegerGrid",
+    "Kernel",
     "LSTMRanges",
-    "LargestScaled",
-    "LearnedScaled",
     "MinifloatFormat",
+    "RNNRanges",
     "ROUNDINGS",
     "Range",
+    "RestrictionRule",
+    "ScaleRule",
+    "StatisticRule",
     "abs_binary_sign_grad",
     "abs_max",
-    "abs_max_of_channels",
+    "add_kernel",
+    "apply_step",
     "binary_sign_ste",
-    "can_order",
-    "can_rectify",
     "ceil_ste",
     "check_range",
     "codebook_quantize",
-    "codebook_reference",
+    "compute_dtype",
     "convolution",
+    "defined",
     "dpu_round_ste",
     "fake_quantize",
-    "fake_quantize_reference",
-    "forget",
     "floor_ste",
     "grouped_shape",
+    "gru_sequence",
     "high_rank",
-    "linear",
-    "low_rank",
-    "is_fused",
+    "in_order",
+    "is_half",
+    "is_recomputing",
     "join_groups",
+    "kth_smallest",
     "largest_available",
     "largest_minifloat",
+    "learned_scale",
+    "linear",
+    "low_rank",
     "lstm_sequence",
     "max_int",
     "min_int",
     "minifloat_codes",
     "minifloat_quantize",
-    "minifloat_reference",
-    "order_statistic",
-    "percentile_if",
+    "nearest_entry",
+    "over",
     "power_below",
-    "quantize_by_largest",
-    "quantize_by_span",
-    "quantize_by_stored",
+    "quantize_by_absmax",
+    "quantize_by_learned_scale",
+    "quantize_by_minmax",
+    "repeat_while",
+    "rnn_sequence",
     "round_ste",
+    "round_to_minifloat",
     "round_to_zero_ste",
+    "rows_of",
     "scalar_clamp_min_ste",
     "scalar_clamp_ste",
     "split_groups",
     "statistic_scale",
-    "stored_scale",
-    "takes_sequences",
     "tensor_clamp",
     "tensor_clamp_ste",
     "ternary_sign_ste",
-    "traced_largest",
+    "to_integers",
     "transposed_convolution",
+    "upcast",
 ]

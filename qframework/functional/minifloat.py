@@ -9,29 +9,23 @@ With ``m`` mantissa bits and exponent bias ``B``, the numbers around ``v = x / s
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from qframework.functional.autograd import apply, is_fused, keep, kept
-from qframework.functional.fixed_range import compute_dtype, sum_to
+from qframework.functional.precision import upcast
+from qframework.functional.registry import defined
 from qframework.functional.straight_through import (
-    ROUNDINGS,
     apply_step,
     round_ste,
     tensor_clamp,
     tensor_clamp_ste,
 )
 
-#: What is left of a floating-point number without its significand, by its dtype.
-_EXPONENT = {
-    torch.float32: (torch.int32, 0x7F800000),
-    torch.float64: (torch.int64, 0x7FF0000000000000),
-}
+#: A number, or a 0-dim tensor that is differentiated.
+Number = float | Tensor
 
 
 class MinifloatFormat(NamedTuple):
@@ -42,7 +36,7 @@ class MinifloatFormat(NamedTuple):
         exponent_bias: ``B``; the smallest normal number is ``2^(1 - B)``.
         largest: the largest number.
         signed: whether there are negative numbers.
-        overflow: what becomes of larger numbers: ``largest`` itself, infinity or NaN.
+        overflow: what becomes of larger numbers: ``largest`` itself (0.0 says that), infinity or NaN.
     """
 
     mantissa_bits: int
@@ -89,139 +83,47 @@ def largest_available(
 
 
 def power_below(x: Tensor) -> Tensor:
-    """``2^floor(log2|x|)`` exactly, for float32 or float64; 0 for 0 and subnormal numbers, infinity for infinity, NaN."""
-    integers, mask = _EXPONENT[x.dtype]
-    return (x.view(integers) & mask).view(x.dtype)
+    """``2^floor(log2|x|)`` exactly; 0 for 0, ``|x|`` for what isn't finite.
+
+    Args:
+        x: float32 or float64 tensor of any shape.
+    """
+    exponent = torch.frexp(x).exponent
+    power = torch.ldexp(torch.ones_like(x), exponent - 1)
+    return torch.where(x == 0, 0.0, torch.where(x.isfinite(), power, x.abs()))
 
 
-def _rounded(v: Tensor, fmt: MinifloatFormat, rounding: str) -> tuple[Tensor, Tensor]:
-    """``v`` on the unbounded grid, and ``2^floor(log2|v|)``."""
-    power = power_below(v)
-    unit = power.clamp_min(2.0 ** (1 - fmt.exponent_bias)) * 2.0**-fmt.mantissa_bits
-    q = ROUNDINGS[rounding](v / unit) * unit
-    return q if fmt.saturates else torch.where(v.isinf(), v, q), power
-
-
-def _bounded(q: Tensor, fmt: MinifloatFormat) -> Tensor:
-    bounded = q.clamp(-fmt.largest if fmt.signed else 0.0, fmt.largest)
-    if fmt.saturates:
-        return bounded
-    if fmt.signed:
-        bounded = torch.where(q < -fmt.largest, -fmt.overflow, bounded)
-    return torch.where(q > fmt.largest, fmt.overflow, bounded)
-
-
-class _Minifloat(Function):
-    """Keeps its input alone; see :func:`minifloat_quantize`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor, scale: Tensor | None, fmt: MinifloatFormat, rounding: str, masked: bool
-    ) -> Tensor:
-        v = x.to(compute_dtype(x))
-        v = v if scale is None else v / scale
-        q = _bounded(_rounded(v, fmt, rounding)[0], fmt)
-        return (q if scale is None else q * scale).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, scale, ctx.format, ctx.rounding, ctx.masked = inputs
-        keep(ctx, x, scale)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        x, scale = kept(ctx)
-        fmt: MinifloatFormat = ctx.format
-        g = grad.to(compute_dtype(x))
-        v = x.to(g.dtype)
-        v = v if scale is None else v / scale
-        q, power = _rounded(v, fmt, ctx.rounding)
-        normal = power >= 2.0 ** (1 - fmt.exponent_bias)
-        inside = None
-        grad_x = g * torch.where(normal, q / v, 1.0)
-        if ctx.masked:
-            inside = (q.abs() if fmt.signed else q) <= fmt.largest
-            inside = inside if fmt.signed else inside & (q >= 0)
-            grad_x = torch.where(inside, grad_x, 0.0)
-        grad_scale = None
-        if scale is not None and ctx.needs_input_grad[1]:
-            moved = torch.where(normal, q, v)
-            moved = moved if inside is None else torch.where(inside, moved, 0.0)
-            grad_scale = sum_to(g * (_bounded(q, fmt) - moved), scale)
-        return grad_x.to(grad.dtype), grad_scale, None, None, None
-
-
-def minifloat_quantize(
+def round_to_minifloat(
     x: Tensor,
     scale: Tensor | None,
-    fmt: MinifloatFormat,
-    rounding: str = "round",
-    masked: bool = True,
+    mantissa_bits: Number,
+    exponent_bias: Number,
+    largest: Number,
+    signed: bool = True,
+    overflow: float | None = None,
+    rounding: Callable[[Tensor], Tensor] = round_ste,
+    clamp: Callable[[Tensor, Tensor, Tensor], Tensor] = tensor_clamp,
 ) -> Tensor:
-    """The numbers of a format, times a scale, that are nearest to ``x``.
-
-    Gradients pass straight through both roundings, that of the exponent and that of the significand, so that they
-    grow and shrink with the value: a normal number gets ``y / x`` times the gradient, a subnormal one the gradient
-    itself, and what is clamped none. The scale gets the rest.
+    """The numbers of a format, times a scale, that are nearest to ``x``; differentiable by all that is a tensor.
 
     Args:
         x: floating-point tensor; half precision is computed in float32 and returned in its own dtype.
         scale: positive tensor that broadcasts to ``x``; None for 1.
-        fmt: the format.
-        rounding: a name of :data:`~qframework.functional.straight_through.ROUNDINGS`.
-        masked: whether what is clamped gets no gradient.
-
-    Returns:
-        Tensor with the shape and dtype of ``x``. NaN stays NaN. An infinity overflows as a format without saturation
-        has it, and has no nearest number, NaN, in one that saturates.
-    """
-    if is_fused():
-        return apply(_Minifloat, x, scale, fmt, rounding, masked)  # type: ignore[no-any-return]
-    return minifloat_reference(
-        x,
-        scale,
-        fmt.mantissa_bits,
-        fmt.exponent_bias,
-        fmt.largest,
-        fmt.signed,
-        None if fmt.saturates else fmt.overflow,
-        lambda v: apply_step(v, rounding),
-        tensor_clamp if masked else tensor_clamp_ste,
-    )
-
-
-def minifloat_reference(
-    x: Tensor,
-    scale: Tensor | None,
-    mantissa_bits: Any,
-    exponent_bias: Any,
-    largest: Any,
-    signed: bool = True,
-    overflow: float | None = None,
-    rounding: Any = round_ste,
-    clamp: Any = tensor_clamp,
-) -> Tensor:
-    """:func:`minifloat_quantize` composed of straight-through functions, differentiable by all that is a tensor.
-
-    Args:
-        x: as there.
-        scale: as there.
-        mantissa_bits: a number or a 0-dim tensor.
-        exponent_bias: likewise.
-        largest: the largest number, likewise.
+        mantissa_bits: of the significand, without the leading one.
+        exponent_bias: the smallest normal number is ``2^(1 - exponent_bias)``.
+        largest: the largest number.
         signed: whether there are negative numbers.
         overflow: what a larger magnitude becomes, None for the largest number.
         rounding: a straight-through rounding.
         clamp: the clamp, which decides on its gradient.
+
+    Returns:
+        Tensor with the shape and dtype of ``x``.
     """
-    v = x.to(compute_dtype(x))
-    v = v if scale is None else v / scale
+    v = upcast(x) if scale is None else upcast(x) / scale
     smallest = 2.0 ** (1 - exponent_bias)
     fixed = v.detach()
-    power = _power_below_anywhere(fixed)
+    power = power_below(fixed)
     normal = power >= smallest
     # A factor of 1 whose gradient is that of the power: floor(log2|v|) passes gradients straight through.
     follows = torch.where(normal, v / torch.where(normal, fixed, 1.0), 1.0)
@@ -234,15 +136,45 @@ def minifloat_reference(
         bounded = torch.where(over, overflow, bounded)
         if signed:
             bounded = torch.where((q < -top) | (fixed == -math.inf), -overflow, bounded)
-    scaled: Tensor = bounded if scale is None else bounded * scale
-    return scaled.to(x.dtype)
+    return (bounded if scale is None else bounded * scale).to(x.dtype)
 
 
-def _power_below_anywhere(x: Tensor) -> Tensor:
-    """:func:`power_below` by functions that every transform knows."""
-    exponent = torch.frexp(x).exponent
-    power = torch.ldexp(torch.ones_like(x), exponent - 1)
-    return torch.where(x == 0, 0.0, torch.where(x.isfinite(), power, x.abs()))
+@defined
+def minifloat_quantize(
+    x: Tensor,
+    scale: Tensor | None,
+    format: MinifloatFormat,
+    rounding: str = "round",
+    clamp_gradient: bool = True,
+) -> Tensor:
+    """The numbers of a format, times a scale, that are nearest to ``x``.
+
+    Gradients pass straight through both roundings, that of the exponent and that of the significand, so that they
+    grow and shrink with the value: a normal number gets ``y / x`` times the gradient, a subnormal one the gradient
+    itself, and what is clamped none. The scale gets the rest.
+
+    Args:
+        x: floating-point tensor; half precision is computed in float32 and returned in its own dtype.
+        scale: positive tensor that broadcasts to ``x``; None for 1.
+        format: of the numbers.
+        rounding: a name of :data:`~qframework.functional.straight_through.ROUNDINGS`.
+        clamp_gradient: differentiate the clamp, so that what is clamped gets no gradient.
+
+    Returns:
+        Tensor with the shape and dtype of ``x``. NaN stays NaN. An infinity overflows as a format without saturation
+        has it, and has no nearest number, NaN, in one that saturates.
+    """
+    return round_to_minifloat(
+        x,
+        scale,
+        format.mantissa_bits,
+        format.exponent_bias,
+        format.largest,
+        format.signed,
+        None if format.saturates else format.overflow,
+        lambda v: apply_step(v, rounding),
+        tensor_clamp if clamp_gradient else tensor_clamp_ste,
+    )
 
 
 def minifloat_codes(

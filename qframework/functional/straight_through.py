@@ -1,7 +1,7 @@
 """Straight-through estimators: a step function forwards, the identity backwards.
 
 The gradient rule is the one of Bengio et al., "Estimating or Propagating Gradients Through Stochastic
-Neurons for Conditional Computation", https://arxiv.org/abs/1308.3432.
+Neurons for Conditional Computation", https://arxiv.org/abs/1308.3432. Forward-mode derivatives follow it too.
 """
 
 from __future__ import annotations
@@ -12,12 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-
-from qframework.functional.autograd import refuse_tangents
-
-
-def _round_to_zero(x: Tensor) -> Tensor:
-    return torch.trunc(x)
 
 
 def _dpu_round(x: Tensor) -> Tensor:
@@ -35,7 +29,7 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "round": torch.round,
     "ceil": torch.ceil,
     "floor": torch.floor,
-    "round_to_zero": _round_to_zero,
+    "round_to_zero": torch.trunc,
     "dpu": _dpu_round,
 }
 
@@ -57,16 +51,21 @@ class _StraightThrough(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         return grad, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        return tangent.clone()
+
 
 def apply_step(x: Tensor, step: str) -> Tensor:
     """A step function by name, with a straight-through gradient.
 
-    Raises:
-        NotImplementedError: ``x`` has a tangent, for forward-mode derivatives.
+    Args:
+        x: floating-point tensor of any shape.
+        step: a name of :data:`ROUNDINGS`, ``'binary_sign'`` or ``'ternary_sign'``.
+
+    Returns:
+        Tensor with the shape and dtype of ``x``.
     """
-    refuse_tangents(x)
-    if not torch.is_grad_enabled():  # an autograd function costs 40 us more than what it calls
-        return _STEPS[step](x)
     return _StraightThrough.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -100,23 +99,27 @@ def round_to_zero_ste(x: Tensor) -> Tensor:
 def dpu_round_ste(x: Tensor) -> Tensor:
     """Round as AMD's DPU does: halves to even, but negative halves go up; identity gradient.
 
-    For example -0.5 -> -0, -1.5 -> -1, -2.5 -> -2, 0.5 -> 0, 1.5 -> 2, 2.5 -> 2.
+    For example -0.5 -> -0, -1.5 -> -1, -2.5 -> -2, 0.5 -> 0, 1.5 -> 2, 2.5 -> 2. Shapes and dtype as :func:`round_ste`.
     """
     return apply_step(x, "dpu")
 
 
 def binary_sign_ste(x: Tensor) -> Tensor:
-    """1 where ``x >= 0``, else -1; the gradient passes unchanged."""
+    """1 where ``x >= 0``, else -1; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
     return apply_step(x, "binary_sign")
 
 
 def ternary_sign_ste(x: Tensor) -> Tensor:
-    """-1, 0 or 1 as ``torch.sign``; the gradient passes unchanged."""
+    """-1, 0 or 1 as ``torch.sign``; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
     return apply_step(x, "ternary_sign")
 
 
 def abs_binary_sign_grad(x: Tensor) -> Tensor:
-    """``abs(x)`` whose gradient at 0 is +1 rather than 0, so that a parameter can leave 0."""
+    """``abs(x)`` whose gradient at 0 is +1 rather than 0, so that a parameter can leave 0.
+
+    Args:
+        x: floating-point tensor of any shape.
+    """
     return x * torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
@@ -135,26 +138,50 @@ class _ClampStraightThrough(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         return grad, None, None
 
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        return tangent.clone()
+
 
 def scalar_clamp_ste(x: Tensor, minimum: float | None, maximum: float | None) -> Tensor:
-    """Clamp to ``[minimum, maximum]``; the gradient passes unchanged, also outside."""
+    """Clamp to ``[minimum, maximum]``; the gradient passes unchanged, also outside.
+
+    Args:
+        x: floating-point tensor of any shape.
+        minimum: lower bound, None for none.
+        maximum: upper bound, None for none.
+    """
     return _ClampStraightThrough.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def scalar_clamp_min_ste(x: Tensor, minimum: float) -> Tensor:
-    """Clamp from below; the gradient passes unchanged."""
+    """Clamp from below; the gradient passes unchanged, also outside.
+
+    Args:
+        x: floating-point tensor of any shape.
+        minimum: lower bound.
+    """
     return scalar_clamp_ste(x, minimum, None)
 
 
-def tensor_clamp_ste(x: Tensor, minimum: Tensor, maximum: Tensor) -> Tensor:
-    """Clamp to tensor bounds that broadcast to ``x``; the gradient goes to ``x`` alone, unchanged."""
+def tensor_clamp_ste(x: Tensor, minimum: Tensor | float, maximum: Tensor | float) -> Tensor:
+    """Clamp; the gradient goes to ``x`` alone, unchanged, also outside.
+
+    Args:
+        x: floating-point tensor of any shape.
+        minimum: lower bound, a number or a tensor that broadcasts to ``x``.
+        maximum: upper bound, a number or a tensor that broadcasts to ``x``.
+    """
     return _ClampStraightThrough.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def tensor_clamp(x: Tensor, minimum: Tensor, maximum: Tensor) -> Tensor:
-    """Clamp to tensor bounds that broadcast to ``x``, with the true gradient.
+def tensor_clamp(x: Tensor, minimum: Tensor | float, maximum: Tensor | float) -> Tensor:
+    """Clamp with the true gradient: inside, bounds included, to ``x``, outside to the bound that was hit. NaN stays NaN.
 
-    Inside (bounds included) the gradient goes to ``x``, outside to the bound that was hit. NaN stays NaN.
+    Args:
+        x: floating-point tensor of any shape.
+        minimum: lower bound, a number or a tensor that broadcasts to ``x``.
+        maximum: upper bound, a number or a tensor that broadcasts to ``x``.
     """
     x = torch.where(x > maximum, maximum, x)
     return torch.where(x < minimum, minimum, x)

@@ -35,10 +35,17 @@ class Rows(tuple[Row, ...]):
 
 @dataclass(frozen=True)
 class Explanation:
-    """Rows for one quantizer, printed as a table; index it by name."""
+    """Rows for one quantizer, printed as a table; index it by name.
+
+    Attributes:
+        title: what is explained.
+        rows: one for each name.
+        note: what else there is to say, printed last.
+    """
 
     title: str
     rows: tuple[Row, ...]
+    note: str = ""
 
     def __getitem__(self, name: str) -> Row:
         for row in self.rows:
@@ -55,7 +62,7 @@ class Explanation:
         name = max(len(r.name) for r in self.rows)
         value = max(len(r.value) for r in self.rows)
         lines = [f"  {r.name:<{name}}  {r.value:<{value}}  {r.origin}".rstrip() for r in self.rows]
-        return "\n".join([self.title, *lines])
+        return "\n".join([self.title, *lines, *([f"  {self.note}"] if self.note else [])])
 
     __repr__ = __str__
 

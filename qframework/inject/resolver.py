@@ -21,7 +21,7 @@ from qframework.inject.errors import (
 from qframework.inject.explanation import Row, rows_of, short
 from qframework.inject.expressions import This, Value, arguments_of, this_levels, this_path
 from qframework.inject.injector import Binding, InjectorType, with_legacy_names
-from qframework.inject.plan import Step
+from qframework.inject.cached_resolution import Step
 from qframework.inject.policy import POLICY_NAMES, check_policy
 
 _MISSING = object()
@@ -88,9 +88,9 @@ class Resolver:
         self.used: set[str] = set()
         self.reads_layer = False  # whether a user's function looked at the layer
         self.absent: set[str] = set()  # names that were asked for and that nothing binds
-        self.steps: list[Step] = []  # what to do again for another layer, see Plan
+        self.steps: list[Step] = []  # what to do again for another layer, see CachedResolution
         self.graphs: dict[str, Graph] = {}
-        self.plannable = True
+        self.cacheable = True
         self._varying: set[str] = set()
         self._nodes: dict[str, Any] = {}
         self._stack: list[str] = []
@@ -230,24 +230,24 @@ class Resolver:
             if origin == "provided by the layer":
                 self._varies(Step(name, "provided"))
             elif isinstance(bound, InjectorType) and not name.endswith("_class"):
-                self.plannable = False
+                self.cacheable = False
             return
         first = expressions[0]
         if isinstance(first, This):
             path = this_path(first)
             if this_levels(first) or len(path) != 1:
-                self.plannable = False
+                self.cacheable = False
             elif path[0] in self._varying:
                 self._varies(Step(name, "alias", None, path))
-            self.plannable = self.plannable and len(expressions) == 1
+            self.cacheable = self.cacheable and len(expressions) == 1
             return
         names = tuple(a.name for a in first.arguments if a.required or self.find(a.name))
         if self._varying.isdisjoint(names) and _is_ours(first.function.__module__):
             return
-        self.plannable = self.plannable and len(expressions) == 1
+        self.cacheable = self.cacheable and len(expressions) == 1
         chosen = isinstance(bound, type) and not name.endswith("_class")
         if isinstance(bound, InjectorType):
-            self.plannable = False
+            self.cacheable = False
         self._varies(Step(name, "value", first, names, bound if chosen else None))
 
     def _varies(self, step: Step) -> None:

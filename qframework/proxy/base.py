@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
-from qframework.changes import changes
 from qframework.core.base import CompactModule, assign
-from qframework.inject.explanation import Explanation, Row, Rows
+from qframework.inject.explanation import Explanation, Row
 from qframework.inject.injector import InjectorType
-from qframework.inject.plan import remember, replayed
 from qframework.inject.resolver import Resolver
-from qframework.proxy.memory import Memory, is_watched
-from qframework.quant_tensor import QuantTensor
+from qframework.kernels import Plan, prepare
+from qframework.proxy.description import describe
+from qframework.proxy.freezing import Memory
+from qframework.proxy.resolution import Resolution, keep_identity, resolve
+from qframework.proxy.state_dict import LOAD_HOOKS, take_older_keys
+
+_is_compiling = torch.compiler.is_compiling
 
 
 class ScaleSource:
@@ -42,6 +43,7 @@ class QuantProxy(CompactModule):
         attribute: name of the proxy in the layer, ``"weight_quant"``.
         prefix: of the layer's keywords for this tensor, ``"weight_"``.
         provided: further names for the quantizer.
+        resolver: that has read the class of the proxy, and nothing else; None for a new one.
     """
 
     tensor_quant: nn.Module | None
@@ -56,6 +58,7 @@ class QuantProxy(CompactModule):
         attribute: str = "",
         prefix: str = "",
         provided: Mapping[str, Any] | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
         super().__init__()
         self.tracked_module_list: list[nn.Module] = [layer]
@@ -65,21 +68,17 @@ class QuantProxy(CompactModule):
         self._provided = dict(provided or {})
         self.disable_quant = False
         self._memory = Memory()
+        self._plan: Plan | None = None
         self.source = ScaleSource()
         self.tensor_quant = None
         self._absent_prefix: str | None = None
-        self.init_tensor_quant()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own = vars(cls)
-        if "_values" not in own and ("forward" in own or "_wrap" in own):
-            cls._values = QuantProxy._values  # type: ignore[method-assign]
+        self._build(resolver)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name != "training":
-            changes.note()
         assign(self, name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_plan": None}
 
     # ------------------------------------------------------------ resolution
 
@@ -107,57 +106,75 @@ class QuantProxy(CompactModule):
         Raises:
             QuantizerError: the declaration can't be built; the message says why.
         """
-        self._memory.clear()
-        resolver: Any = replayed(self.quantizer, self.overrides, self.provided_names(), self.prefix)
-        if resolver is None:
-            resolver = self._resolver()
-        built = resolver.read("tensor_quant")
-        self._read_settings(resolver, built)
-        resolver.check_names()
-        if isinstance(resolver, Resolver):
-            remember(resolver)
-        old, training = self.tensor_quant, self.training
+        self._build(None)
+
+    def _build(self, resolver: Resolver | None) -> None:
+        self.release()
+        resolution = resolve(self, resolver)
+        built = resolution.read("tensor_quant")
+        self._read_settings(resolution, built)
+        rows = resolution.finish()
+        old = self.tensor_quant
         if built is not None:
-            built.train(training)
+            built.train(self.training)
             if old is not None:
-                _keep_identity(old, built)
+                keep_identity(old, built)
         self.tensor_quant = built
-        self._versions = (
-            {} if built is None else {n: p._version for n, p in built.named_parameters()}
-        )
-        self._rows = Rows(resolver.rows())
-        self._reads_layer = resolver.reads_layer
+        self._rows, self._reads_layer = rows, resolution.reads_layer
 
-    def _resolver(self) -> Resolver:
-        layer = type(self.tracked_module_list[0]).__name__
-        return Resolver(
-            self.quantizer,
-            self.overrides,
-            self.provided_names(),
-            subject=f"{layer}.{self.attribute}" if self.attribute else layer,
-            prefix=self.prefix,
-        )
-
-    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
+    def _read_settings(self, resolution: Resolution, built: nn.Module | None) -> None:
         """For subclasses: read what the proxy itself needs to know."""
         if built is None:
-            resolver.used.update(resolver.overrides.keys() & {"quant_type"})
+            resolution.ignore({"quant_type"})
         enabled = built is not None
-        self.is_signed = bool(resolver.read("signed", True)) if enabled else None
-        self.is_narrow_range = bool(resolver.read("narrow_range", False)) if enabled else None
+        self.is_signed = bool(resolution.read("signed", True)) if enabled else None
+        self.is_narrow_range = bool(resolution.read("narrow_range", False)) if enabled else None
         zero_point = getattr(built, "zero_point_impl", None)
         self.is_symmetric = zero_point is None or bool(getattr(zero_point, "symmetric", False))
         #: whether 0 is on the grid: the zero point is an integer of the range, and not all integers are -1 or 1
         whole = self.is_symmetric or bool(getattr(zero_point, "quantize_zero_point", False))
         self.has_zero = whole and bool(getattr(built, "has_zero", True))
-        rounding = resolver.read("float_to_int_impl_type", None) if enabled else None
+        rounding = resolution.read("float_to_int_impl_type", None) if enabled else None
         self.rounding_mode = str(rounding).upper() if rounding is not None else None
 
+    # ------------------------------------------------------------ how it runs
+
+    def _planned(self) -> Plan:
+        """How the tensor quantizer runs; looked up anew where one of its parts has changed."""
+        parts = self._modules  # looked at directly, since a module's attributes take long
+        quantizer, activation = parts["tensor_quant"], self._activation()
+        if _is_compiling():
+            return prepare(quantizer, activation)
+        plan = self._plan
+        if plan is None or not plan.holds(quantizer, activation):
+            plan = self.__dict__["_plan"] = prepare(quantizer, activation)
+        return plan
+
+    def _activation(self) -> nn.Module | None:
+        """For subclasses: the activation function in front of the quantizer."""
+        return None
+
+    def path(self, x: Tensor | None = None) -> str:
+        """Which form of the quantizer runs, and why: ``'C++ function'``, ``'fused'``, ``'composed'`` or ``'frozen'``.
+
+        Args:
+            x: for these values; None for values of any size.
+
+        Returns:
+            A short text such as ``'fused: quantize_by_absmax'`` or ``'composed: MyScaling overrides forward'``; ``'float'`` where
+            nothing is quantized.
+        """
+        if not self.is_quant_enabled:
+            return "float"
+        return "frozen" if self.is_frozen else self._planned().path(x)
+
     def explain(self) -> Explanation:
-        """Every name that was resolved, its value and where it came from."""
+        """Every name that was resolved, its value and where it came from; and which form of the quantizer runs."""
         where = f"{type(self.tracked_module_list[0]).__name__}.{self.attribute} = {self.quantizer.__name__}"
-        rows: tuple[Row, ...] = self._rows if self.tensor_quant is not None else ()
-        return Explanation(where, tuple(sorted(rows, key=lambda r: r.name)))
+        rows: tuple[Row, ...] = ()
+        if self.tensor_quant is not None:
+            rows = tuple(sorted(self._rows, key=lambda r: r.name))
+        return Explanation(where, rows, f"runs {self.path()}" if rows else "")
 
     # ------------------------------------------------------------ sharing
 
@@ -166,19 +183,21 @@ class QuantProxy(CompactModule):
         if not any(layer is m for m in self.tracked_module_list):
             self.tracked_module_list.append(layer)
 
+    @torch.no_grad()
     def learned_parameters(self) -> dict[str, Tensor]:
-        """Copies of the parameters that were trained or loaded since the quantizer was built."""
+        """Copies of the parameters that were trained, loaded or written to since the quantizer was built."""
         if self.tensor_quant is None:
             return {}
-        untouched = {
-            f"{n}.value"
-            for n, m in self.tensor_quant.named_modules()
-            if getattr(m, "pristine", False)
+        following = {
+            f"{name}.value"
+            for name, m in self.tensor_quant.named_modules()
+            if getattr(m, "follows", False) and torch.equal(m.value, m.initial)  # type: ignore[arg-type]
         }
+        fresh = dict(resolve(self, None).read("tensor_quant").named_parameters())
         return {
-            n: p.detach().clone()
-            for n, p in self.tensor_quant.named_parameters()
-            if n not in untouched and p._version != self._versions.get(n)
+            name: p.detach().clone()
+            for name, p in self.tensor_quant.named_parameters()
+            if name not in following and not (name in fresh and torch.equal(p, fresh[name].to(p)))
         }
 
     @torch.no_grad()
@@ -190,33 +209,23 @@ class QuantProxy(CompactModule):
             if parameter.shape == values.shape:
                 parameter.copy_(values)
 
-    # ------------------------------------------------------------ values alone
+    # ------------------------------------------------------------ what is frozen
 
-    def values(self, x: Any) -> Any:
-        """The values of what a call gives, without the record around them; for layers that return plain tensors."""
-        if (
-            self._forward_hooks  # as is_watched, in one frame: see Memory.recall
-            or self._forward_pre_hooks
-            or self._backward_hooks
-            or self._backward_pre_hooks
-            or _has_any_global_hook()
-        ):
-            return plain(self(x))
-        return self._values(x)
+    @property
+    def is_frozen(self) -> bool:
+        """Whether results are kept until the quantizer is thawed, see :func:`qframework.frozen`."""
+        return self._memory.frozen
 
-    def _values(self, x: Any) -> Any:
-        """For subclasses that know a shorter way; one that has its own ``forward`` or ``_wrap`` and no such goes this way."""
-        return plain(self.forward(x))
-
-    # ------------------------------------------------------------ what is kept
+    def freeze(self) -> None:
+        """For subclasses: compute once what doesn't depend on the input."""
 
     def release(self) -> None:
-        """Free what is kept of earlier calls: quantized parameters, scales."""
+        """Thaw: free what was computed once, so that it is computed at each call."""
         self._memory.clear()
 
     def train(self, mode: bool = True) -> QuantProxy:
-        """Set the mode; a change of it frees what is kept."""
-        if mode != self.training:
+        """Set the mode; training thaws."""
+        if mode:
             self.release()
         super().train(mode)
         return self
@@ -238,19 +247,14 @@ class QuantProxy(CompactModule):
         """Whether a call would return its input, so that it can be left out."""
         parts = self._modules  # looked at directly, since a module's attributes take long
         idle = self.disable_quant or parts.get("tensor_quant") is None
-        return idle and parts.get("activation_impl") is None and not is_watched(self)
+        return idle and parts.get("activation_impl") is None and not has_hooks(self)
 
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        legacy = prefix + "fused_activation_quant_proxy."
-        for key in [k for k in state_dict if k.startswith(legacy)]:
-            state_dict[prefix + key.removeprefix(legacy)] = state_dict.pop(key)
-        for key in [
-            k for k in state_dict if k.startswith(prefix) and k.endswith("zero_hw_sentinel")
-        ]:
-            del state_dict[key]
+        self.release()
+        take_older_keys(state_dict, prefix)
         self._absent_prefix = None if any(k.startswith(prefix) for k in state_dict) else prefix
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -258,36 +262,11 @@ class QuantProxy(CompactModule):
 
     def summary(self) -> str:
         """One short line: format, bits, granularity, scaling."""
-        if self.tensor_quant is None:
-            return "float"
-        values = {row.name: row.value for row in self._rows}
-        learned = ", learned width" if _choice(values, "bit_width_impl_type") == "parameter" else ""
-        head = self._format(values)
-        if not self.is_symmetric:
-            head += ", zero point"
-        parts = [head + learned]
-        by_product = getattr(self, "requires_input_scale", False)
-        if "scaling_per_output_type" in values and not by_product:
-            size = f" of {values['group_size']}" if self.is_groupwise else ""
-            parts.append(f"per {_choice(values, 'scaling_per_output_type')}{size}")
-        scaling = _choice(values, "scaling_impl_type")
-        if by_product:
-            parts.append("input scale x weight scale")
-        elif scaling:
-            stat = _choice(values, "scaling_stats_op")
-            domain = _choice(values, "restrict_scaling_type")
-            parts.append(
-                scaling
-                + (f" {stat}" if stat else "")
-                + (f" {domain}" if domain not in (None, "fp") else "")
-            )
-        if self.disable_quant:
-            parts.append("disabled")
-        return ", ".join(parts)
+        return describe(self)
 
     def _format(self, values: Mapping[str, str]) -> str:
         """The number format, from the resolved names."""
-        kind = _choice(values, "quant_type") or "int"
+        kind = values.get("quant_type", "'int'").strip("'")
         if kind != "int":
             return kind
         narrow = " narrow" if self.is_narrow_range else ""
@@ -297,41 +276,15 @@ class QuantProxy(CompactModule):
         return f"{type(self).__name__}({self.summary()})"
 
 
-def _choice(values: Mapping[str, str], name: str) -> str | None:
-    return values[name].strip("'") if name in values else None
+#: Of all proxies: they follow what was loaded into their layers.
+QuantProxy._load_state_dict_post_hooks = LOAD_HOOKS
 
 
-@torch.no_grad()
-def _keep_identity(old: nn.Module, new: nn.Module) -> None:
-    """Move the values of ``new``'s parameters into those of ``old`` that have the same name and shape."""
-    before = dict(old.named_parameters())
-    for name, parameter in list(new.named_parameters()):
-        kept = before.get(name)
-        if kept is not None and kept.shape == parameter.shape and kept.dtype == parameter.dtype:
-            kept.data = kept.data.to(parameter.device)
-            kept.copy_(parameter)
-            path, _, leaf = name.rpartition(".")
-            setattr(new.get_submodule(path), leaf, kept)
-    for module in new.modules():
-        if hasattr(module, "init_from_parameters"):
-            module.init_from_parameters()  # type: ignore[operator]
-
-
-def _after_load(module: nn.Module, incompatible: Any) -> None:
-    assert isinstance(module, QuantProxy)
-    prefix = module._absent_prefix
-    if prefix is None:
-        return
-    module._absent_prefix = None
-    missing = incompatible.missing_keys
-    missing[:] = [k for k in missing if not k.startswith(prefix)]
-    module.reinitialize()
-
-
-#: Of all proxies; torch numbers those that are registered from 0.
-QuantProxy._load_state_dict_post_hooks = OrderedDict([(-1, _after_load)])
-
-
-def plain(x: Any) -> Tensor:
-    """The values of a quantized tensor, or the tensor itself."""
-    return x.value if isinstance(x, QuantTensor) else x  # type: ignore[no-any-return]
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks have to see each call of a module."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -65,11 +65,12 @@ def build_proxy(
             f"{where} must be None, a quantizer class or another layer's proxy to share{hint}; "
             f"got {quantizer!r} of type {type(quantizer).__name__}"
         )
-    proxy_class = Resolver(quantizer, overrides, subject=where, prefix=prefix).read("proxy_class")
+    resolver = Resolver(quantizer, overrides, subject=where, prefix=prefix)
+    proxy_class = resolver.read("proxy_class")
     if not issubclass(proxy_class, kind):
         raise PolicyTypeError(
             f"{where}: {quantizer.__name__} is a quantizer of another kind of tensor (proxy_class "
             f"{proxy_class.__name__}); needed is one whose proxy_class is a {kind.__name__}"
         )
-    proxy: QuantProxy = proxy_class(layer, quantizer, overrides, attribute, prefix, provided)
-    return proxy
+    given = (layer, quantizer, overrides, attribute, prefix, provided, resolver)
+    return proxy_class(*given)  # type: ignore[no-any-return]

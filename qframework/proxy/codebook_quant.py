@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qframework.functional import join_groups
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.parameter_quant import WeightQuantProxyFromInjector
+from qframework.proxy.resolution import Resolution
 from qframework.proxy.runtime_quant import ActQuantProxyFromInjector
 from qframework.quant_tensor import CodebookQuantTensor
 
@@ -21,12 +22,12 @@ class CodebookQuantProxy(QuantProxy):
     group_size: int | None = None
     group_dim: int | None = None
 
-    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
-        super()._read_settings(resolver, built)
-        if built is not None and resolver.read("scaling_per_output", None) == "group":
+    def _read_settings(self, resolution: Resolution, built: nn.Module | None) -> None:
+        super()._read_settings(resolution, built)
+        if built is not None and resolution.read("scaling_per_output", None) == "group":
             self.group_size, self.group_dim = (
-                resolver.read("group_size"),
-                resolver.read("group_dim"),
+                resolution.read("group_size"),
+                resolution.read("group_dim"),
             )
 
     def codebook(self) -> Tensor | None:

@@ -26,7 +26,12 @@ class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
         """
         if self.tensor_quant is None or self.disable_quant:
             return x
-        return self._wrap(self.tensor_quant(x, *self._of_input(quant_input))[:4], self.source, x)
+        if not self.requires_quant_input:
+            return self._frozen_or_quantized(x)
+        return self._quantized(x, *self._of_input(quant_input), source=self.source)
+
+    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+        return super()._wrap(output[:4], source, parameter)
 
     def _of_input(self, quant_input: Any) -> tuple[Any, ...]:
         return ()
@@ -58,6 +63,9 @@ class DecoupledWeightQuantWithInputProxyFromInjector(DecoupledWeightQuantProxyFr
     """The same for weights that depend on the width and sign of the layer's input."""
 
     requires_quant_input = True
+
+    def freeze(self) -> None:
+        """Nothing: the weights are others for inputs of another width."""
 
     def _of_input(self, quant_input: Any) -> tuple[Any, ...]:
         if isinstance(quant_input, IntQuantTensor):

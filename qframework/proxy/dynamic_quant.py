@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from qframework.inject.resolver import Resolver
 from qframework.proxy.naming import qualified_name
+from qframework.proxy.resolution import Resolution
 from qframework.proxy.runtime_quant import ActQuantProxyFromInjector
 
 
@@ -19,8 +19,8 @@ class DynamicActQuantProxyFromInjector(ActQuantProxyFromInjector):
 
     is_dynamic = True
 
-    def _read_settings(self, resolver: Resolver, built: Any) -> None:
-        super()._read_settings(resolver, built)
+    def _read_settings(self, resolution: Resolution, built: Any) -> None:
+        super()._read_settings(resolution, built)
         self.source = None  # type: ignore[assignment]
 
     def _depends(self, what: str) -> NoReturn:

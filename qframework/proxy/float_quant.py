@@ -19,33 +19,33 @@ class FloatQuantProxy(QuantProxy):
     """What the proxies of minifloats tell of their format."""
 
     @property
-    def _quantizer(self) -> FloatQuant:
+    def _float_quant(self) -> FloatQuant:
         assert isinstance(self.tensor_quant, FloatQuant)
         return self.tensor_quant
 
     def exponent_bit_width(self) -> Tensor | None:
         """Bits of the exponent, 0-dim; None when quantization is off."""
-        return self._quantizer.widths()[0] if self.is_quant_enabled else None
+        return self._float_quant.widths()[0] if self.is_quant_enabled else None
 
     def mantissa_bit_width(self) -> Tensor | None:
         """Bits of the mantissa, 0-dim; None when quantization is off."""
-        return self._quantizer.widths()[1] if self.is_quant_enabled else None
+        return self._float_quant.widths()[1] if self.is_quant_enabled else None
 
     def exponent_bias(self) -> Tensor | None:
         """The bias, 0-dim; None when quantization is off."""
-        return self._quantizer.widths()[2] if self.is_quant_enabled else None
+        return self._float_quant.widths()[2] if self.is_quant_enabled else None
 
     def is_saturating(self) -> bool | None:
         """Whether numbers that are too large become the largest; None when quantization is off."""
-        return self._quantizer.float_clamp_impl.saturating if self.is_quant_enabled else None
+        return self._float_quant.float_clamp_impl.saturating if self.is_quant_enabled else None
 
     def inf_values(self) -> tuple[str, ...] | None:
         """Mantissas that mean infinity at the top exponent; None where there are none."""
-        return self._quantizer.float_clamp_impl.inf_values if self.is_quant_enabled else None
+        return self._float_quant.float_clamp_impl.inf_values if self.is_quant_enabled else None
 
     def nan_values(self) -> tuple[str, ...] | None:
         """Mantissas that mean NaN at the top exponent; None where there are none."""
-        return self._quantizer.float_clamp_impl.nan_values if self.is_quant_enabled else None
+        return self._float_quant.float_clamp_impl.nan_values if self.is_quant_enabled else None
 
     def _format(self, values: Mapping[str, str]) -> str:
         exponent, mantissa = values["exponent_bit_width"], values["mantissa_bit_width"]
@@ -53,19 +53,16 @@ class FloatQuantProxy(QuantProxy):
 
     def format_fields(self) -> tuple[Any, ...]:
         """Overflow, reserved codes and sign, as a quantized tensor wants them."""
-        clamp = self._quantizer.float_clamp_impl
+        clamp = self._float_quant.float_clamp_impl
         return clamp.saturating, clamp.inf_values, clamp.nan_values, bool(self.is_signed)
 
 
 class WeightFloatQuantProxyFromInjector(FloatQuantProxy, WeightQuantProxyFromInjector):
     """Quantizes a weight to a :class:`~qframework.quant_tensor.FloatQuantTensor`."""
 
-    def _outputs(self, parameter: Tensor, *scales: Tensor) -> tuple[Tensor, ...]:
-        return self._quantizer(parameter)[:6]  # type: ignore[no-any-return]
-
     def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
         fields = (*self.format_fields(), self.training, source, True, True)
-        return FloatQuantTensor.of_fields((*output, *fields))
+        return FloatQuantTensor.of_fields((*output[:6], *fields))
 
 
 class ActFloatQuantProxyFromInjector(FloatQuantProxy, ActQuantProxyFromInjector):

@@ -11,6 +11,7 @@ from qframework.proxy.base import QuantProxy
 from qframework.proxy.dynamic_quant import DynamicActQuantProxyFromInjector
 from qframework.proxy.float_quant import FloatQuantProxy
 from qframework.proxy.parameter_quant import WeightQuantProxyFromInjector
+from qframework.proxy.resolution import Resolution
 from qframework.quant_tensor import GroupwiseFloatQuantTensor, GroupwiseIntQuantTensor
 
 
@@ -24,11 +25,11 @@ class GroupwiseQuantProxy(QuantProxy):
 
     is_groupwise = True
 
-    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
-        super()._read_settings(resolver, built)
+    def _read_settings(self, resolution: Resolution, built: nn.Module | None) -> None:
+        super()._read_settings(resolution, built)
         if built is not None:
-            self.group_size: int = resolver.read("group_size")
-            self.group_dim: int = resolver.read("group_dim")
+            self.group_size: int = resolution.read("group_size")
+            self.group_dim: int = resolution.read("group_dim")
 
     def _joined(self, value: Tensor, x: Tensor) -> Tensor:
         return join_groups(value, self.group_dim % x.dim(), x.shape)
@@ -93,9 +94,6 @@ class GroupwiseWeightQuantProxyFromInjector(_GroupwiseWeight):
 
 class GroupwiseWeightFloatQuantProxyFromInjector(_FloatGroups, _GroupwiseWeight):
     """Quantizes a weight to a :class:`~qframework.quant_tensor.GroupwiseFloatQuantTensor`."""
-
-    def _outputs(self, parameter: Tensor, *scales: Tensor) -> tuple[Tensor, ...]:
-        return self._quantizer(parameter)[:6]  # type: ignore[no-any-return]
 
     def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
         return self._float_groups(output, parameter, source)

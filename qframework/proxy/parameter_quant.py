@@ -8,19 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.tracked import TrackedParameters
-from qframework.functional import forget
-from qframework.functional.autograd import apply, distributed_active, transforms_active
 from qframework.inject.explanation import Rows
+from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
-from qframework.proxy.memory import Replay, can_run_again, hooks_active
 from qframework.proxy.naming import qualified_name
+from qframework.proxy.resolution import Resolution, resolver_of
 from qframework.quant_tensor import IntQuantTensor, product_source
 
-_functorch_active = torch._C._are_functorch_transforms_active
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+_is_compiling = torch.compiler.is_compiling
 
 
 class ParameterQuantProxyFromInjector(QuantProxy):
@@ -64,21 +59,21 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         if any(layer is m for m in self.tracked_module_list):
             return
         first = self.tracked_module_list[0]
-        self.tracked_module_list.append(layer)
         if self.tensor_quant is None:
+            self.tracked_module_list.append(layer)
             return
         shape = getattr(getattr(self.tensor_quant, "scaling_impl", None), "scaling_shape", ())
         mine = getattr(layer, self.parameter_name)
         if shape and tuple(shape) != ():
             axis = next((i for i, n in enumerate(shape) if n > 1), None)
             if axis is not None and (mine.dim() != len(shape) or mine.shape[axis] != shape[axis]):
-                self.tracked_module_list.pop()
                 raise ValueError(
                     f"{type(layer).__name__}.{self.attribute}: the quantizer shared from a {type(first).__name__} "
                     f"has {shape[axis]} scales, one a channel; this layer has {mine.shape[axis]} channels. "
                     "Share a per-tensor quantizer, or layers with equally many output channels."
                 )
         learned = self.learned_parameters()
+        self.tracked_module_list.append(layer)
         try:
             self.init_tensor_quant()
         except Exception:
@@ -102,83 +97,26 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         """Largest unsigned integer of a width: ``2^b - 1``, narrow ``2^b - 2``."""
         return 2.0**bit_width - (2 if self.is_narrow_range else 1)
 
-    def release(self) -> None:
-        """Free what is kept of earlier calls, in eager mode and for compiled graphs."""
-        super().release()
-        forget(*(p for p in self.tracked_parameter_list if p is not None))
+    def freeze(self) -> None:
+        """Quantize the parameters of all layers once."""
+        for parameter in self.tracked_parameter_list:
+            if isinstance(parameter, nn.Parameter):
+                result = self._quantized(parameter, source=self.source)
+                self._memory.keep(self.tensor_quant, (parameter,), result)  # type: ignore[arg-type]
 
-    def _recall_or_compute(self, parameter: Tensor, *scales: Tensor, source: Any) -> Any:
-        """The quantized parameter, computed once while it and its quantizer are unchanged.
+    def _frozen_or_quantized(self, parameter: Tensor) -> Any:
+        """The quantized parameter by the quantizer's own scale."""
+        if self._memory.frozen:
+            found = self._memory.recall(self._modules["tensor_quant"], parameter)
+            if found is not None:
+                return found
+        return self._quantized(parameter, source=self.source)
 
-        In evaluation that is between changes of the weights; in training all calls of one step share a result and its
-        graph.
-        """
-        quantizer: Any = self._modules["tensor_quant"]
-        if (
-            type(parameter) is not nn.Parameter
-            or torch.compiler.is_compiling()
-            or _functorch_active()
-        ):
-            return self._wrap(self._outputs(parameter, *scales), source, parameter)
-        known = self._memory.recall(id(parameter), quantizer, self.training, parameter, *scales)
-        if known is not None:
-            return known
-        training = self.training
-        if hooks_active():
-            # Checkpointing counts what is saved: as nothing is for a result that is kept, nothing may be for a new one.
-            with torch.autograd.graph.saved_tensors_hooks(_same, _same):
-                return self._compute(quantizer, parameter, scales, source, training)
-        return self._compute(quantizer, parameter, scales, source, training)
-
-    def _compute(
-        self,
-        quantizer: Any,
-        parameter: Tensor,
-        scales: tuple[Tensor, ...],
-        source: Any,
-        training: bool,
-    ) -> Any:
-        memory = self._memory
-        grows = torch.is_grad_enabled()
-        if grows and not scales and memory.replays and memory.is_repeatable(quantizer, training):
-            output = self._replayed(parameter)
-        else:
-            output = self._outputs(parameter, *scales)
-            grows = grows and any(t.requires_grad for t in output)
-            if grows and not can_run_again(output):
-                if scales or not memory.is_repeatable(quantizer, training):
-                    return self._wrap(output, source, parameter)
-                memory.replays = True
-                output = self._replayed(parameter)
-        result = self._wrap(output, source, parameter)
-        layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
-        inputs = (parameter, *scales)
-        self._memory.keep(id(parameter), quantizer, training, layers, result, output[:3], *inputs)
-        if grows and distributed_active():
-            # Sharded parameters are gathered into place without a trace in their version counters.
-            for tensor in output:
-                if tensor.requires_grad:
-                    tensor.register_hook(self._forget)
-        return result
-
-    def _outputs(self, parameter: Tensor, *scales: Tensor) -> tuple[Tensor, ...]:
-        """The tensors that the quantizer computes."""
-        return self.tensor_quant(parameter, *scales)  # type: ignore[misc, no-any-return]
-
-    def _replayed(self, parameter: Tensor) -> Any:
-        """What the quantizer gives, with a graph that can be used again."""
-        needed = [p for p in self._all_parameters() if p.requires_grad]
-        return apply(Replay, lambda: self._outputs(parameter), *needed)
-
-    def _forget(self, grad: Tensor) -> None:
-        self._memory.clear()
-
-    def _all_parameters(self) -> list[Tensor]:
-        found = [p for p in self.tracked_parameter_list if p is not None]
-        return found if self.tensor_quant is None else [*found, *self.tensor_quant.parameters()]
+    def _quantized(self, parameter: Tensor, *scales: Tensor, source: Any) -> Any:
+        return self._wrap(self._planned().run(parameter, *scales), source, parameter)
 
     def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
-        """The quantized tensor for what :meth:`_outputs` gave for a parameter."""
+        """The quantized tensor for what the quantizer gave for a parameter."""
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
             value,
@@ -207,14 +145,9 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         Returns:
             :class:`~qframework.quant_tensor.IntQuantTensor`, or ``x``.
         """
-        if self.tensor_quant is None or self.disable_quant:
+        if self._modules["tensor_quant"] is None or self.disable_quant:
             return x
-        return self._recall_or_compute(x, source=self.source)
-
-    def _values(self, x: Tensor) -> Tensor:
-        if self._modules.get("tensor_quant") is None or self.disable_quant:
-            return x
-        return self._recall_or_compute(x, source=self.source).value  # type: ignore[no-any-return]
+        return self._frozen_or_quantized(x)
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
@@ -242,24 +175,31 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
 
     parameter_name = "bias"
 
-    def init_tensor_quant(self) -> None:
+    def _build(self, resolver: Resolver | None) -> None:
         """As the base; a layer without a bias has nothing to build, but its keywords are looked at."""
         if self.tracked_parameter_list[0] is None:
-            self._resolver().check_spelling()
+            (resolver or resolver_of(self)).check_spelling()
             self.tensor_quant = None
             self.is_signed, self.is_narrow_range, self.is_symmetric = None, None, True
             self.has_zero = True
             self.rounding_mode, self.requires_input_scale, self._rows = None, False, Rows()
             self._reads_layer = True  # a bias may be assigned later
             return
-        super().init_tensor_quant()
+        super()._build(resolver)
 
-    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
-        super()._read_settings(resolver, built)
+    def _read_settings(self, resolution: Resolution, built: nn.Module | None) -> None:
+        super()._read_settings(resolution, built)
         enabled = built is not None
         self.requires_input_scale = (
-            bool(resolver.read("requires_input_scale", False)) if enabled else False
+            bool(resolution.read("requires_input_scale", False)) if enabled else False
         )
+
+    def freeze(self) -> None:
+        """Quantize the biases once; one by the scale of the input where that comes in first."""
+        if self.requires_input_scale:
+            self._memory.frozen = True
+        else:
+            super().freeze()
 
     def forward(
         self, bias: Tensor | None, quant_input: Any = None, quant_weight: Any = None
@@ -277,7 +217,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if bias is None or self.tensor_quant is None or self.disable_quant:
             return bias
         if not self.requires_input_scale:
-            return self._recall_or_compute(bias, source=self.source)
+            return self._frozen_or_quantized(bias)
         for tensor, what in ((quant_input, "input"), (quant_weight, "weight")):
             if not isinstance(tensor, IntQuantTensor):
                 raise RuntimeError(self._scale_missing(what))
@@ -287,29 +227,23 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         return self._by_product(bias, quant_input.scale, quant_weight.scale, source)
 
     def _by_product(self, bias: Tensor, first: Tensor, second: Tensor, source: Any) -> Any:
-        """Quantize by the product of two scales; kept in evaluation, where both stay the same tensors."""
-        keeps = not (
-            torch.compiler.is_compiling() or torch.is_grad_enabled() or transforms_active()
-        )
-        inputs = (bias, first, second)
-        quantizer: Any = self.tensor_quant
-        if keeps:
-            known = self._memory.recall(id(bias), quantizer, self.training, *inputs)
-            if known is not None:
-                return known.replace(source=source) if known.source != source else known
+        """Quantize by the product of two scales."""
+        memory = self._memory
+        if memory.frozen:
+            found = memory.recall(self._modules["tensor_quant"], bias, first, second)
+            if found is not None:
+                return found if found.source == source else found.replace(source=source)
         scale = (first * second).reshape(-1)
         if scale.numel() == 1:
             scale = scale.reshape(())
-        elif (
-            scale.numel() < bias.numel()
-        ):  # scales of positions within the groups of a transposed convolution
+        elif scale.numel() < bias.numel():
+            # scales of positions within the groups of a transposed convolution
             scale = scale.repeat(bias.numel() // scale.numel())
-        output = quantizer(bias, scale)
-        result = self._wrap(output, source, bias)
-        if keeps:
-            layers = [(m._parameters, self.parameter_name) for m in self.tracked_module_list]
-            made = output[:1]
-            self._memory.keep(id(bias), quantizer, self.training, layers, result, made, *inputs)
+        if not memory.frozen or _is_compiling() or not isinstance(bias, nn.Parameter):
+            return self._quantized(bias, scale, source=source)
+        with torch.inference_mode(False), torch.no_grad():
+            result = self._quantized(bias, scale.clone(), source=source)
+        memory.keep(self._modules["tensor_quant"], (bias, first, second), result)
         return result
 
     def _scale_missing(self, what: str) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.quant import RescalingIntQuant
-from qframework.proxy.base import QuantProxy, plain
-from qframework.proxy.memory import is_watched
+from qframework.kernels import Static, static
+from qframework.proxy.base import QuantProxy, has_hooks
 from qframework.proxy.naming import qualified_name
+from qframework.proxy.resolution import Resolution
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
+
+_is_compiling = torch.compiler.is_compiling
 
 
 class ActQuantProxyFromInjector(QuantProxy):
@@ -28,18 +30,14 @@ class ActQuantProxyFromInjector(QuantProxy):
         self._eval_checked = False
         super().__init__(*args, **kwargs)
 
-    def _read_settings(self, resolver: Any, built: nn.Module | None) -> None:
-        super()._read_settings(resolver, built)
-        act_impl = resolver.read("act_impl", None)
-        self.activation_impl = act_impl
-        self.is_passthrough_act = bool(resolver.read("passthrough_act", False))
-        self.drops_activation = bool(resolver.read("drop_act_when_quantized", False))
+    def _read_settings(self, resolution: Resolution, built: nn.Module | None) -> None:
+        super()._read_settings(resolution, built)
+        self.activation_impl = resolution.read("act_impl", None)
+        self.is_passthrough_act = bool(resolution.read("passthrough_act", False))
+        self.drops_activation = bool(resolution.read("drop_act_when_quantized", False))
         # Meant for whole networks, it may be given to a quantizer that has nothing to collect.
-        self.collect_stats_steps = resolver.read("collect_stats_steps", None)
+        self.collect_stats_steps = resolution.read("collect_stats_steps", None)
         self._eval_checked = False
-        whole = isinstance(built, RescalingIntQuant)
-        self._keeps_scales = whole
-        self._rectifies = whole and type(act_impl) is nn.ReLU
 
     @property
     def fused_activation_quant_proxy(self) -> ActQuantProxyFromInjector:
@@ -70,32 +68,36 @@ class ActQuantProxyFromInjector(QuantProxy):
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
-        return self._wrap(self._output(x), x)
-
-    def _values(self, x: Any) -> Any:
-        if self._modules.get("tensor_quant") is None or self.disable_quant:
-            return plain(x if self.activation_impl is None else self.activation_impl(x))
-        return self._output(x.value if isinstance(x, QuantTensor) else x)[0]
-
-    def _output(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What the quantizer gives for ``x``: values, scale, zero point and bit width."""
-        parts = self._modules  # looked at directly, since a module's attributes take long
-        quantizer: Any = parts["tensor_quant"]
-        eager = not torch.compiler.is_compiling()
-        activation, rectify = parts.get("activation_impl"), False
-        if activation is not None and (not self.drops_activation or self.observer_only):
-            rectify = self._rectifies and not is_watched(activation)
-            rectify = rectify and (eager or not torch.compiler.is_exporting())
-            x = x if rectify else activation(x)
-        training = self.training
-        if not (self._eval_checked or training) and eager:
+        if not (self._eval_checked or self.training or _is_compiling()):
             self._check_statistics()
-        if self._keeps_scales and eager and not (training or torch.is_grad_enabled()):
-            kept = self._kept_scales(quantizer, x)
+        if self._memory.frozen:
+            kept: Static | None = self._memory.recall(self._modules["tensor_quant"])
             if kept is not None:
-                scale, zero_point, bit_width, step = kept
-                return step(x, rectify), scale, zero_point, bit_width
-        return quantizer(x, True) if rectify else quantizer(x)  # type: ignore[no-any-return]
+                return self._wrap(kept(x), x)
+        return self._wrap(self._planned().run(x), x)
+
+    def _activation(self) -> nn.Module | None:
+        parts = self._modules  # looked at directly, since a module's attributes take long
+        if self.drops_activation and not self.observer_only:
+            return None
+        return parts.get("activation_impl")
+
+    def freeze(self) -> None:
+        """Compute the scale once, where it doesn't depend on the input."""
+        found = self.static(self._probe())
+        if found is not None:
+            self._memory.keep(self.tensor_quant, (), found)  # type: ignore[arg-type]
+
+    def static(self, like: Tensor) -> Static | None:
+        """The quantizer with its present scale, for several calls; None where each call has to go through the proxy.
+
+        Args:
+            like: a tensor on the device of the activations.
+        """
+        if not self.is_quant_enabled or has_hooks(self):
+            return None
+        kept: Static | None = self._memory.recall(self.tensor_quant)
+        return static(self._planned(), like) if kept is None else kept
 
     def _wrap(self, output: Any, x: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for ``x``."""
@@ -111,28 +113,6 @@ class ActQuantProxyFromInjector(QuantProxy):
             self.is_symmetric,
             self.has_zero,
         )
-
-    def parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scale, zero point and bit width for ``x`` alone; in evaluation they are kept while nothing changes."""
-        quantizer: Any = self.tensor_quant
-        eager = not torch.compiler.is_compiling()
-        if self._keeps_scales and eager and not (self.training or torch.is_grad_enabled()):
-            kept = self._kept_scales(quantizer, x)
-            if kept is not None:
-                return kept[:3]  # type: ignore[no-any-return]
-        return quantizer.parameters_for(x)  # type: ignore[no-any-return]
-
-    def _kept_scales(self, quantizer: Any, x: Tensor) -> Any:
-        """Scale, zero point, bit width and the step that they make, kept while what they are made of is unchanged.
-
-        None where they depend on the input, or hooks on the quantizer have to see each call.
-        """
-        known = self._memory.recall(0, quantizer, False)
-        if known is None and not (is_watched(quantizer) or quantizer.looks_at_input):
-            found = quantizer.parameters_for(x)
-            known = *found, quantizer.step(*found)
-            self._memory.keep(0, quantizer, False, (), known, found)
-        return known
 
     def collectors(self) -> list[Any]:
         """The modules that collect statistics."""
@@ -158,13 +138,17 @@ class ActQuantProxyFromInjector(QuantProxy):
             stacklevel=3,
         )
 
+    def _probe(self) -> Tensor:
+        """A tensor on the device of the quantizer."""
+        return torch.zeros(1, device=next((t.device for t in _tensors(self.tensor_quant)), None))
+
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
             return None, None, None
         training, quantizer = self.training, self.tensor_quant
         quantizer.eval()
         try:
-            probe = torch.zeros(1, device=next((t.device for t in _tensors(quantizer)), None))
+            probe = self._probe()
             if hasattr(quantizer, "parameters_for"):
                 return quantizer.parameters_for(probe)  # type: ignore[operator]
             return quantizer(probe)[1:]

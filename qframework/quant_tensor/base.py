@@ -15,15 +15,15 @@ from qframework.quant_tensor.registry import METHODS, RULES
 Self = TypeVar("Self", bound="QuantTensor")
 
 
-def unpack(x: Any) -> Any:
+def dequantize(x: Any) -> Any:
     """Quantized tensors replaced by their values, inside tuples, lists and dicts too."""
     if isinstance(x, QuantTensor):
         return x.value
     if isinstance(x, (tuple, list)):
-        items = [unpack(i) for i in x]
+        items = [dequantize(i) for i in x]
         return type(x)(*items) if hasattr(x, "_fields") else type(x)(items)
     if isinstance(x, dict):
-        return {k: unpack(v) for k, v in x.items()}
+        return {k: dequantize(v) for k, v in x.items()}
     return x
 
 
@@ -49,7 +49,7 @@ def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
             raise InPlaceError(_IN_PLACE.format(kind=type(args[0]).__name__, name=name))
     if kwargs.get("inplace"):
         kwargs = {**kwargs, "inplace": False}
-    return function(*unpack(args), **unpack(kwargs))
+    return function(*dequantize(args), **dequantize(kwargs))
 
 
 def _rules_for(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[Any, Any]:
@@ -177,7 +177,7 @@ class QuantTensor:
 
         Arguments as for ``torch.Tensor.to``. A dtype that isn't floating-point gives a plain tensor.
         """
-        value: Tensor = self.value.to(*unpack(args), **unpack(kwargs))
+        value: Tensor = self.value.to(*dequantize(args), **dequantize(kwargs))
         if not value.is_floating_point():
             return value
         return self.map_tensors(lambda t: value if t is self.value else t.to(value.device))
@@ -284,7 +284,7 @@ class _Method:
 
 def _comparison(function: Callable[[Any, Any], Any]) -> Any:
     def compare(self: QuantTensor, other: Any) -> Any:
-        return function(self.value, unpack(other))
+        return function(self.value, dequantize(other))
 
     return compare
 
@@ -295,7 +295,7 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 
 def _decaying(function: Callable[[Any, Any], Any], reverse: bool) -> Any:
     def apply(self: QuantTensor, other: Any) -> Any:
-        other = unpack(other)
+        other = dequantize(other)
         return function(other, self.value) if reverse else function(self.value, other)
 
     return apply

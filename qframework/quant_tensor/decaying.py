@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from qframework.quant_tensor.base import unpack
+from qframework.quant_tensor.base import dequantize
 from qframework.quant_tensor.record import Record
 
 
@@ -15,7 +15,7 @@ class DecayingRecord(Record):
 
 def _arithmetic(function: Any, reverse: bool) -> Any:
     def apply(self: Record, other: Any) -> Any:
-        other = unpack(other)
+        other = dequantize(other)
         return function(other, self.value) if reverse else function(self.value, other)
 
     return apply

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
+from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.restrict_val import ScaleRestriction
+from qframework.functional import ScaleRule, compute_dtype
 
 
 class AffineRescaling(CoreModule):
@@ -30,13 +33,14 @@ class AffineRescaling(CoreModule):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        start = torch.ones(shape, dtype=wide_dtype(dtype), device=device)
+        start = torch.ones(shape, dtype=compute_dtype(dtype), device=device)
         self.affine_weight = nn.Parameter(start * rescaling_init)
         self.affine_bias = None
         if shifting_init is not None:
             self.affine_bias = nn.Parameter(start * shifting_init)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The map of ``x``, of its shape."""
         x = x * self.affine_weight
         return x if self.affine_bias is None else x + self.affine_bias
 
@@ -65,7 +69,12 @@ def affine_or_none(
 
 
 class StatsScaling(CoreModule):
-    """From a statistic to a scale: minimum, domain, optional affine map, restriction, threshold."""
+    """From a statistic to a scale: minimum, domain, optional affine map, restriction, threshold.
+
+    Args:
+        restriction: the domain of the scale.
+        affine: the map; None for none.
+    """
 
     affine_rescaling: AffineRescaling | None
 
@@ -74,16 +83,17 @@ class StatsScaling(CoreModule):
         self.restriction = restriction
         self.affine_rescaling = affine
 
-    def fused(self) -> tuple[str, str, float | None] | None:
-        """Domain, rounding and minimum, where one step does all."""
-        return None if self.affine_rescaling is not None else self.restriction.fused()
+    def rule(self, stated: Stated, *source: Any) -> ScaleRule:
+        """The scale of a statistic; arguments as for :meth:`ScaleRestriction.rule`."""
+        if self.affine_rescaling is not None:
+            raise NotStated("an affine map is learned on the statistic")
+        return stated(self.restriction, *source)  # type: ignore[no-any-return]
 
     def stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction, after the affine map."""
         stored: Tensor = self.restriction.to_domain(statistic)
         return stored if self.affine_rescaling is None else self.affine_rescaling(stored)
 
-    def forward(self, statistic: Tensor, threshold: Tensor | None) -> Tensor:
-        if self.affine_rescaling is None:
-            return self.restriction.of_statistic(statistic, threshold)
+    def forward(self, statistic: Tensor, threshold: Tensor | None = None) -> Tensor:
+        """The scale of a statistic, of its shape."""
         return self.restriction(self.stored(statistic), threshold)  # type: ignore[no-any-return]

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype, widen
-from qframework.core.function_wrapper import OverOutputChannelView, OverTensorView
-from qframework.core.pristine import FollowsParameters, Pristine
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.following import FollowsParameters, follow
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
-from qframework.core.stats import AbsMax, Statistic
 from qframework.core.tracked import tracked_view
-from qframework.functional import abs_max, abs_max_of_channels, is_fused
-
-
-def largest_of(stats: Any, view: nn.Module, statistic: type[Statistic] = AbsMax) -> str | None:
-    """Of what a statistic, the largest magnitude, is taken: ``'tensor'`` or ``'channel'``; None for another one."""
-    if type(stats) is not statistic:
-        return None
-    if type(view) is OverTensorView and stats.stats_reduce_dim is None:
-        return "tensor"
-    if type(view) is OverOutputChannelView and stats.stats_reduce_dim == 1 and not stats.keepdim:
-        return "channel"
-    return None
-
-
-def _fused_abs_max(stats: nn.Module, view: Any, *parameters: Tensor) -> Tensor | None:
-    """The largest magnitude of whole parameters, or of one's channels, in one step; None for other statistics."""
-    kind = largest_of(stats, view)
-    if kind is None or torch.compiler.is_compiling() or not is_fused():
-        return None
-    if kind == "tensor" and len({p.dtype for p in parameters}) == 1:
-        return widen(abs_max(*parameters))
-    if kind == "channel" and len(parameters) == 1:
-        return widen(abs_max_of_channels(*parameters, view.permute_dims))
-    return None
+from qframework.functional import Granularity, ScaleRule, StatisticRule, compute_dtype
 
 
 class StatsFromParameterScaling(CoreModule):
@@ -89,7 +63,7 @@ class StatsFromParameterScaling(CoreModule):
             "scaling",
         )
         restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -100,22 +74,40 @@ class StatsFromParameterScaling(CoreModule):
     def _start(self) -> None:
         """For subclasses: the last step of construction."""
 
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The scale for a threshold, where its statistic is that of the tensor given, or of its channels."""
+        if self.force_parameter or len(self.tracked_parameter_list) > 1:
+            raise NotStated("the statistic is that of all layers that share the quantizer")
+        axis = statistic_axis(stated(self.scaling_stats_impl), stated(self.view))
+        kind = stated(self.scaling_stats_impl).kind
+        if kind not in ("absmax", "minmax"):
+            raise NotStated(f"no faster form has the statistic {kind!r}")
+        source = (kind, threshold, self.scaling_shape, axis)
+        return stated(self.stats_scaling_impl, *source)  # type: ignore[no-any-return]
+
     def statistic(self, x: Tensor) -> Tensor:
         """The statistic in the shape of the scale, of ``x`` or of all the tracked parameters."""
-        several = self.force_parameter or len(self.tracked_parameter_list) > 1
-        parameters = self.tracked_parameter_list if several else (x,)
-        largest = _fused_abs_max(self.scaling_stats_impl, self.view, *parameters)
-        if largest is not None:
-            return largest.reshape(self.scaling_shape)
-        if several:
+        if self.force_parameter or len(self.tracked_parameter_list) > 1:
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
             viewed = self.view(x)
         return self.scaling_stats_impl(viewed).reshape(self.scaling_shape)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """The scale of the parameter ``x``."""
+        """The scale of the parameter ``x``, for a 0-dim threshold (1 when None)."""
         return self.stats_scaling_impl(self.statistic(x), threshold)  # type: ignore[no-any-return]
+
+
+def statistic_axis(statistic: StatisticRule, view: Granularity) -> int | None:
+    """The axis of the channels that a statistic is taken of; None where it is that of the whole tensor.
+
+    Raises:
+        NotStated: it is reduced in another way.
+    """
+    axis = view.channel_axis
+    if statistic.axis != (None if axis is None else 1) or statistic.keepdim:
+        raise NotStated(f"the statistic is reduced along axis {statistic.axis} of its view")
+    return axis
 
 
 class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParameterScaling):
@@ -127,19 +119,33 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
 
     def _start(self) -> None:
         first = self.tracked_parameter_list[0]
-        start = torch.ones(self.scaling_shape, dtype=wide_dtype(first.dtype), device=first.device)
-        self.value = nn.Parameter(start)
-        self.pristine = Pristine()
-        self.init_from_parameters()
+        self._start_following(self.scaling_shape, compute_dtype(first.dtype), first.device)
 
-    @torch.no_grad()
-    def init_from_parameters(self) -> None:
-        """Start anew from the statistic of the tracked parameters."""
+    @property
+    def is_costly(self) -> bool:  # type: ignore[override]
+        """Whether the statistic is searched for."""
+        return bool(getattr(self.scaling_stats_impl, "is_search", False))
+
+    def origins(self) -> Sequence[Tensor]:
+        """The tracked parameters."""
+        return list(self.tracked_parameter_list)
+
+    def computed(self) -> Tensor:
+        """The statistic of the tracked parameters, in its domain."""
         viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         statistic = self.scaling_stats_impl(viewed).reshape(self.scaling_shape)
-        self.pristine.start(self.value, self.stats_scaling_impl.stored(statistic))
+        return self.stats_scaling_impl.stored(statistic)
+
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The learned scale for a threshold."""
+        restriction = self.stats_scaling_impl.restriction
+        return stated(restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+
+    def stored(self) -> Tensor:
+        """The learned number in its domain."""
+        follow(self)
+        return self.value
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """The scale; ``x`` is not looked at."""
-        self.follow()
-        return self.stats_scaling_impl.restriction(self.value, threshold)  # type: ignore[no-any-return]
+        """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""
+        return self.stats_scaling_impl.restriction(self.stored(), threshold)  # type: ignore[no-any-return]

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, is_recomputing, wide_dtype
-from qframework.core.collector import CollectThenLearn, running_update
-from qframework.core.function_wrapper import OverBatchOverTensorView, OverTensorView
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.base import CoreModule, Stated
+from qframework.core.collector import CollectThenLearn, running_update, whole_statistic
+from qframework.core.function_wrapper import OverBatchOverTensorView
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
-from qframework.core.stats import Statistic
+from qframework.functional import ScaleRule, StatisticRule, compute_dtype, is_recomputing
 
 
 class RuntimeStats(CoreModule):
@@ -44,19 +44,14 @@ class RuntimeStats(CoreModule):
         super().__init__()
         self.stats, self.view, self.shape, self.momentum = stats, view, tuple(shape), momentum
         self.register_buffer(
-            "running_stats", torch.ones(shape, dtype=wide_dtype(dtype), device=device)
+            "running_stats", torch.ones(shape, dtype=compute_dtype(dtype), device=device)
         )
         self.register_buffer("collected_steps", torch.zeros((), dtype=torch.int64, device=device))
 
     @property
-    def repeatable(self) -> bool:
-        """Training calls are counted."""
-        return not self.training
-
-    @property
     def has_statistics(self) -> bool:
         """Whether any batch was seen."""
-        return self.collected_steps.device.type != "meta" and int(self.collected_steps) > 0
+        return self.collected_steps.is_meta or int(self.collected_steps) > 0
 
     def forward(self, x: Tensor) -> Tensor:
         """In training the batch's own statistic, else the running mean."""
@@ -122,7 +117,7 @@ class RuntimeStatsScaling(CoreModule):
             "scaling",
         )
         restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -138,7 +133,7 @@ class RuntimeStatsScaling(CoreModule):
         self.stats_scaling_impl = StatsScaling(restriction, affine)
 
     @property
-    def looks_at_input(self) -> bool:
+    def depends_on_input(self) -> bool:
         """Whether the scale is that of the batch."""
         return self.training
 
@@ -189,7 +184,7 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         self.scaling_stats_impl = scaling_stats_impl
         self.view = scaling_stats_input_view_shape_impl or OverBatchOverTensorView()
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -197,24 +192,24 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         with torch.no_grad():
             self.value.copy_(self.to_stored(self.value))
 
-    def view_of(self, x: Tensor) -> Tensor:
-        """The batch in the shape that the statistic reduces."""
-        return self.view(x)  # type: ignore[no-any-return]
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The scale for a threshold, once it is learned."""
+        return stated(self.restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
 
-    def reduce(self, viewed: Tensor, *context: Tensor) -> Tensor:
-        """The statistic of a viewed batch, kept above the minimum, in the shape of the scale."""
-        statistic = self.scaling_stats_impl(viewed).reshape(self.value.shape)
-        return self.restriction.clamp_min(statistic)  # type: ignore[no-any-return]
+    def stored(self) -> Tensor:
+        """The learned number in its domain."""
+        return self.value
 
-    def reduce_if(self, x: Tensor, wanted: Tensor) -> Tensor | None:
-        """The statistic of a batch where ``wanted``, kept above the minimum."""
-        if type(self.view) is not OverTensorView or not isinstance(
-            self.scaling_stats_impl, Statistic
-        ):
-            return None
-        statistic = self.scaling_stats_impl.only_if(x, wanted)
-        if statistic is None:
-            return None
+    def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
+        """The statistic of a batch, kept above the minimum, in the shape of the scale."""
+        return self.shaped(self.scaling_stats_impl(self.view(x)))
+
+    def statistic_rule(self, stated: Stated) -> StatisticRule:
+        """The statistic, where it is one of all elements."""
+        return whole_statistic(stated, self.scaling_stats_impl, self.view)
+
+    def shaped(self, statistic: Tensor) -> Tensor:
+        """In the shape of the scale, above the minimum."""
         return self.restriction.clamp_min(statistic.reshape(self.value.shape))  # type: ignore[no-any-return]
 
     def to_stored(self, statistic: Tensor) -> Tensor:
@@ -230,9 +225,5 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         return self.restriction(stored, *context)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """The scale for the activations ``x``."""
-        return (
-            self.collect_or_learned(x)
-            if threshold is None
-            else self.collect_or_learned(x, threshold)
-        )
+        """The scale for the activations ``x`` and a 0-dim threshold (1 when None)."""
+        return self.collect_or_learned(x) if threshold is None else self.collect_or_learned(x, threshold)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, wide_dtype
-from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
+from qframework.core.base import CoreModule, Stated
+from qframework.core.restrict_val import RestrictValue, ScaleRestriction
+from qframework.functional import ScaleRule, compute_dtype
 
 
 def _as_scale(
@@ -16,8 +17,8 @@ def _as_scale(
 ) -> Tensor:
     place = torch.empty(0, device=device).device  # torch's default where None
     if isinstance(init, Tensor):
-        return init.detach().to(dtype=wide_dtype(dtype or init.dtype), device=place, copy=True)
-    return torch.tensor(float(init), dtype=wide_dtype(dtype), device=place)
+        return init.detach().to(dtype=compute_dtype(dtype or init.dtype), device=place, copy=True)
+    return torch.tensor(float(init), dtype=compute_dtype(dtype), device=place)
 
 
 class ConstScaling(CoreModule):
@@ -30,8 +31,8 @@ class ConstScaling(CoreModule):
         dtype, device: of the stored tensor.
     """
 
-    looks_at_input = False
-    stored: Tensor
+    depends_on_input = False
+    value: Tensor
 
     def __init__(
         self,
@@ -45,17 +46,25 @@ class ConstScaling(CoreModule):
     ) -> None:
         super().__init__()
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
         )
         init = _as_scale(scaling_init, dtype, torch.device("cpu"))
-        self.register_constant("stored", self.restriction.to_domain(init), init.dtype, device)
+        self.register_constant("value", self.restriction.to_domain(init), init.dtype, device)
+
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The scale for a threshold."""
+        return stated(self.restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+
+    def stored(self) -> Tensor:
+        """The number in its domain."""
+        return self.value
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """The scale; ``x`` is not looked at."""
-        return self.restriction(self.stored, threshold)  # type: ignore[no-any-return]
+        """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""
+        return self.restriction(self.stored(), threshold)  # type: ignore[no-any-return]
 
 
 class ParameterScaling(CoreModule):
@@ -72,7 +81,7 @@ class ParameterScaling(CoreModule):
         RuntimeError: ``scaling_init`` doesn't fit ``scaling_shape``.
     """
 
-    looks_at_input = False
+    depends_on_input = False
 
     def __init__(
         self,
@@ -87,7 +96,7 @@ class ParameterScaling(CoreModule):
     ) -> None:
         super().__init__()
         self.restriction = ScaleRestriction(
-            restrict_scaling_impl or FloatRestrictValue(),
+            restrict_scaling_impl,
             restrict_threshold_impl,
             restrict_scale_threshold_impl,
             scaling_min_val,
@@ -106,9 +115,17 @@ class ParameterScaling(CoreModule):
             )
         self.value = nn.Parameter(self.restriction.to_domain(init).clone())
 
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The learned scale for a threshold."""
+        return stated(self.restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+
+    def stored(self) -> Tensor:
+        """The learned number in its domain."""
+        return self.value
+
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
-        """The scale; ``x`` is not looked at."""
-        return self.restriction(self.value, threshold)  # type: ignore[no-any-return]
+        """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""
+        return self.restriction(self.stored(), threshold)  # type: ignore[no-any-return]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the older key ``learned_value``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qframework.core.base import Stateless
+from qframework.core.base import Stated, Stateless
 from qframework.functional import max_int, min_int
 
 
@@ -21,7 +21,14 @@ class IntScaling(Stateless):
         super().__init__()
         self.narrow_range, self.signed = narrow_range, signed
 
+    def rule(self, stated: Stated, bits: int) -> float:
+        """The threshold for a width in bits."""
+        if self.signed:
+            return 2.0 ** (bits - 1) - self.narrow_range
+        return 2.0**bits - 1 - self.narrow_range
+
     def forward(self, bit_width: Tensor) -> Tensor:
+        """The threshold, of the shape of ``bit_width``."""
         if self.signed:
             return -min_int(True, self.narrow_range, bit_width)
         return max_int(False, self.narrow_range, bit_width)
@@ -39,7 +46,12 @@ class PowerOfTwoIntScaling(Stateless):
         super().__init__()
         self.signed = signed
 
+    def rule(self, stated: Stated, bits: int) -> float:
+        """The threshold for a width in bits."""
+        return 2.0 ** (bits - self.signed)
+
     def forward(self, bit_width: Tensor) -> Tensor:
+        """The threshold, of the shape of ``bit_width``."""
         return max_int(self.signed, False, bit_width) + 1
 
 
@@ -53,5 +65,10 @@ class MicroscalingIntScaling(Stateless):
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         super().__init__()
 
+    def rule(self, stated: Stated, bits: int) -> float:
+        """The threshold for a width in bits."""
+        return 2.0 ** (bits - 2)
+
     def forward(self, bit_width: Tensor) -> Tensor:
+        """The threshold, of the shape of ``bit_width``."""
         return 2.0 ** (bit_width - 2)

@@ -1,0 +1,132 @@
+"""Quantize and dequantize: values, and values with the scale that they give or learn.
+
+q = clamp(round(x / scale + zero_point), minimum, maximum),   y = (q - zero_point) * scale
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qframework.functional.precision import upcast
+from qframework.functional.registry import defined
+from qframework.functional.rules import IntegerGrid, ScaleRule
+from qframework.functional.scales import learned_scale, statistic_scale
+from qframework.functional.straight_through import apply_step, tensor_clamp, tensor_clamp_ste
+
+
+def to_integers(steps: Tensor, grid: IntegerGrid) -> Tensor:
+    """The integers of a grid for numbers in its steps.
+
+    Args:
+        steps: floating-point tensor of any shape.
+        grid: the integers.
+
+    Returns:
+        Integers in the shape and dtype of ``steps``, with a straight-through gradient.
+    """
+    q = apply_step(steps, grid.rounding)
+    clamp = tensor_clamp if grid.clamp_gradient else tensor_clamp_ste
+    return clamp(q, grid.minimum, grid.maximum)
+
+
+@defined
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> Tensor:
+    """Quantize ``x`` to the values ``(q - zero_point) * scale`` of a grid of integers ``q``.
+
+    The gradient passes the rounding straight through, and the clamp as the grid says.
+
+    Args:
+        x: floating-point tensor; half precision is computed in float32 and returned in its own dtype.
+        scale: positive tensor that broadcasts to ``x``.
+        zero_point: in integer steps, a tensor that broadcasts to ``x``; None for 0.
+        grid: the integers.
+
+    Returns:
+        Dequantized tensor with the shape and dtype of ``x``.
+    """
+    steps = upcast(x) / scale
+    if zero_point is None:
+        return (to_integers(steps, grid) * scale).to(x.dtype)
+    return ((to_integers(steps + zero_point, grid) - zero_point) * scale).to(x.dtype)
+
+
+@defined
+def quantize_by_learned_scale(
+    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Quantize by a learned scale.
+
+    Args:
+        x: floating-point tensor.
+        stored: the learned number in the domain of the scale, of the shape of the scale, which broadcasts to ``x``.
+        grid: the integers.
+        rule: the scale, of source ``'learned'``.
+        relu: quantize ``relu(x)``.
+
+    Returns:
+        Dequantized values with the shape and dtype of ``x``, and the scale.
+    """
+    scale = learned_scale(stored, rule)
+    return fake_quantize(torch.relu(x) if relu else x, scale, None, grid), scale
+
+
+def rows_of(x: Tensor, channel_axis: int | None) -> Tensor:
+    """A row for each channel, ``(C, n)``; all elements ``(n,)`` where there is no axis of channels."""
+    if channel_axis is None:
+        return x.reshape(-1)
+    return x.transpose(0, channel_axis).reshape(x.shape[channel_axis], -1)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    return rows.max() if rows.dim() == 1 else rows.max(dim=1).values
+
+
+def _smallest(rows: Tensor) -> Tensor:
+    return rows.min() if rows.dim() == 1 else rows.min(dim=1).values
+
+
+@defined
+def quantize_by_absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+    """Quantize by the largest magnitude, of the tensor or of each channel.
+
+    The gradient also passes through the scale, to the elements of the largest magnitude: shared evenly among equals of
+    a tensor, to the first of a channel.
+
+    Args:
+        w: floating-point tensor, such as a weight.
+        grid: the integers.
+        rule: the scale, of source ``'absmax'``.
+
+    Returns:
+        Dequantized values with the shape and dtype of ``w``, and the scale.
+    """
+    largest = _largest(rows_of(upcast(w).abs(), rule.channel_axis)).reshape(rule.shape)
+    scale = statistic_scale(largest, rule)
+    return fake_quantize(w, scale, None, grid), scale
+
+
+@defined
+def quantize_by_minmax(
+    w: Tensor, grid: IntegerGrid, rule: ScaleRule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize by the range from the smallest to the largest element, 0 included, of the tensor or of each channel.
+
+    ``scale = (max(w, 0) - min(w, 0)) / threshold`` in its domain, ``zero_point = -min(w, 0) / scale + minimum``, an
+    integer of the grid.
+
+    Args:
+        w: floating-point tensor, such as a weight.
+        grid: the integers.
+        rule: the scale, of source ``'minmax'``.
+
+    Returns:
+        Dequantized values with the shape and dtype of ``w``, scale and zero point.
+    """
+    rows = rows_of(upcast(w), rule.channel_axis)
+    high, low = _largest(rows), _smallest(rows)
+    high = torch.where(high >= 0, high, torch.zeros_like(high)).reshape(rule.shape)
+    low = torch.where(low <= 0, low, torch.zeros_like(low)).reshape(rule.shape)
+    scale = statistic_scale(high - low, rule)
+    zero_point = to_integers(-low / scale + grid.minimum, grid)
+    return fake_quantize(w, scale, zero_point, grid), scale, zero_point

@@ -1,0 +1,87 @@
+"""Functions whose body is their definition, and to which faster forms are added.
+
+A function marked by :func:`defined` runs the first of its kernels that serves the arguments, and its own body where none does. The
+body says what the function means: kernels are held against it. This room knows of no kernel; those of
+:mod:`qframework.kernels` register themselves.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Kernel(NamedTuple, Generic[P, R]):
+    """A faster form of a function.
+
+    Attributes:
+        name: what it is, for people.
+        serves: whether it gives for some arguments what the definition gives.
+        run: the form itself, called with the arguments of the function.
+    """
+
+    name: str
+    serves: Callable[P, bool]
+    run: Callable[P, R]
+
+
+class Defined(Protocol[P, R_co]):
+    """A function with a definition and kernels.
+
+    Attributes:
+        definition: the body, which no kernel takes the place of.
+        kernels: faster forms; the first that serves runs.
+    """
+
+    definition: Callable[P, R_co]
+    kernels: list[Kernel[P, Any]]
+    __name__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+        """The result, by the first kernel that serves or by the definition."""
+
+
+def defined(body: Callable[P, R]) -> Defined[P, R]:
+    """Mark a function whose body is its definition.
+
+    Args:
+        body: the definition, differentiable, composed of torch's functions.
+
+    Returns:
+        The function, with the attributes of :class:`Defined`.
+    """
+    kernels: list[Kernel[P, R]] = []
+
+    @functools.wraps(body)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        for kernel in kernels:
+            if kernel.serves(*args, **kwargs):
+                return kernel.run(*args, **kwargs)
+        return body(*args, **kwargs)
+
+    function = cast(Any, call)
+    function.definition, function.kernels = body, kernels
+    return cast(Defined[P, R], function)
+
+
+def add_kernel(
+    function: Defined[P, R], name: str, serves: Callable[P, bool]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Add a kernel to a function, behind those that it has; a decorator.
+
+    Args:
+        function: marked by :func:`defined`.
+        name: what the kernel is, for people.
+        serves: whether it gives for some arguments what the definition gives.
+    """
+
+    def add(run: Callable[P, R]) -> Callable[P, R]:
+        function.kernels.append(Kernel(name, serves, run))
+        return run
+
+    return add

@@ -1,0 +1,41 @@
+"""How definitions run fast; see :func:`~qframework.kernels.prepare.prepare`. To import it adds the kernels to the definitions."""
+
+from qframework.kernels import (
+    absmax,
+    codebook,
+    collection,
+    graphs,
+    gru_sequence,
+    integer,
+    learned,
+    lstm_sequence,
+    minifloat,
+    minmax,
+    products,
+    rnn_sequence,
+    scales,
+    statistics,
+)
+from qframework.kernels.prepare import Plan, prepare
+from qframework.kernels.static import Static, static
+
+__all__ = [
+    "Plan",
+    "Static",
+    "absmax",
+    "codebook",
+    "collection",
+    "graphs",
+    "gru_sequence",
+    "integer",
+    "learned",
+    "lstm_sequence",
+    "minifloat",
+    "minmax",
+    "prepare",
+    "products",
+    "rnn_sequence",
+    "scales",
+    "static",
+    "statistics",
+]

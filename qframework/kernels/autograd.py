@@ -1,0 +1,156 @@
+"""What the fused functions share: when they may run, how they are called, how they are differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from qframework.configuration import settings
+
+# Named here, because to look them up in torch each time takes long where nothing is in a cache.
+is_compiling = torch.compiler.is_compiling
+_functorch_active = torch._C._are_functorch_transforms_active
+_is_grad_enabled = torch.is_grad_enabled
+_functorch: Any = torch._C._functorch
+
+
+def may_fuse() -> bool:
+    """Whether fused functions may run in eager mode.
+
+    They compute in place and have no forward-mode derivatives, so that definitions run under ``torch.func`` transforms and
+    for dual numbers.
+    """
+    return not (
+        settings.kernels == "reference"
+        or is_compiling()
+        or _functorch_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def may_fuse_in_graph() -> bool:
+    """Whether a graph that ``torch.compile`` traces may hold fused forms; exports hold definitions alone."""
+    return (
+        is_compiling()
+        and not torch.compiler.is_exporting()
+        and settings.kernels != "reference"
+    )
+
+
+def transforms_active(*tensors: Tensor | None) -> bool:
+    """Whether ``vmap``, ``grad`` or another transform is at work, or one of the tensors is a batch of tensors."""
+    if is_compiling():  # which can't look; what it makes changes nothing in place
+        return False
+    if _functorch_active():
+        return True
+    return any(
+        _functorch.is_batchedtensor(t) or _functorch.is_legacy_batchedtensor(t)
+        for t in tensors
+        if t is not None
+    )
+
+
+def hooks_on_saved_tensors() -> bool:
+    """Whether somebody looks at each tensor that is saved for the backward pass, as checkpointing does."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+class _NoGraph:
+    """Stands for the context of a function whose gradient nobody wants."""
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Save nothing."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """There are none."""
+
+    def mark_non_differentiable(self, *tensors: Any) -> None:
+        """All are."""
+
+
+class Fused(Function):
+    """A function in few passes over memory, with gradients written by hand.
+
+    Where a graph of the gradient is wanted (``create_graph=True``), or several gradients at once, those of the definition
+    are taken.
+
+    Attributes:
+        tensors: which arguments of ``forward`` the first saved tensors are.
+    """
+
+    tensors: ClassVar[tuple[int, ...]] = (0,)
+
+    @staticmethod
+    def define(ctx: Any, *tensors: Any) -> Any:
+        """The results by the definition, of the tensors that :attr:`tensors` names."""
+        raise NotImplementedError
+
+    @staticmethod
+    def gradients(ctx: Any, *grads: Any) -> Any:
+        """The gradient for each argument of ``forward``."""
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+
+        def backward(ctx: Any, *grads: Any) -> Any:
+            if not is_compiling() and (torch.is_grad_enabled() or transforms_active(*grads)):
+                return through_definition(cls, ctx, grads)
+            return cls.gradients(ctx, *grads)
+
+        cls.backward = staticmethod(backward)  # type: ignore[method-assign]
+
+
+def through_definition(kind: type[Fused], ctx: Any, grads: Iterable[Any]) -> Any:
+    """The gradients of the definition; differentiable where a graph of them is wanted.
+
+    Args:
+        kind: the function.
+        ctx: of a call of it.
+        grads: of its results.
+    """
+    saved = ctx.saved_tensors[: len(kind.tensors)]
+    graph = torch.is_grad_enabled()
+    needs = [ctx.needs_input_grad[place] for place in kind.tensors]
+    with torch.enable_grad():
+        # Aliases, so that what one argument was made of isn't counted through another.
+        given = [
+            t if t is None else t.view_as(t) if graph else t.detach().requires_grad_(need)
+            for t, need in zip(saved, needs, strict=True)
+        ]
+        results = kind.define(ctx, *given)
+    results = results if isinstance(results, tuple) else (results,)
+    pairs = [
+        (r, g)
+        for r, g in zip(results, grads, strict=False)
+        if g is not None and isinstance(r, Tensor) and r.requires_grad
+    ]
+    found: list[Any] = [None] * len(ctx.needs_input_grad)
+    wanted = [place for place, need in zip(kind.tensors, needs, strict=True) if need]
+    if pairs and wanted:
+        gradients = torch.autograd.grad(
+            [r for r, _ in pairs],
+            [t for t, need in zip(given, needs, strict=True) if need],
+            [g for _, g in pairs],
+            create_graph=graph,
+            allow_unused=True,
+        )
+        for place, gradient in zip(wanted, gradients, strict=True):
+            found[place] = gradient
+    return tuple(found)
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """``function.apply(*args)`` outside of transforms; without a gradient its ``forward`` alone.
+
+    The ordinary ``apply`` inspects the signature at each call, which takes longer than a small forward.
+    """
+    if is_compiling():
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    if not _is_grad_enabled():
+        return function.forward(_NoGraph(), *args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]

@@ -1,0 +1,52 @@
+"""Rounding to the entries of a codebook in one differentiable step, which keeps its inputs alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframework.functional import add_kernel, codebook_quantize, compute_dtype, nearest_entry
+from qframework.kernels.autograd import Fused, apply, may_fuse, may_fuse_in_graph
+from qframework.kernels.integer import sum_to
+
+
+class _Codebook(Fused):
+    tensors = (0, 1, 2)
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, scale, codebook)
+        v = x.to(compute_dtype(x.dtype)) / scale
+        entry = codebook[nearest_entry(v, codebook)]
+        return (torch.where(v.isnan(), v, entry) * scale).to(x.dtype)
+
+    @staticmethod
+    def define(ctx: Any, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
+        return codebook_quantize.definition(x, scale, codebook)
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, scale, codebook = ctx.saved_tensors
+        g = grad.to(compute_dtype(x.dtype))
+        v = x.to(g.dtype) / scale
+        index = nearest_entry(v, codebook)
+        inside = (v >= codebook[0]) & (v <= codebook[-1])
+        grad_x = torch.where(inside, g, 0.0)
+        grad_scale = grad_codebook = None
+        if ctx.needs_input_grad[1]:
+            grad_scale = sum_to(g * codebook[index] - grad_x * v, scale)
+        if ctx.needs_input_grad[2]:
+            each = (g * scale).reshape(-1)
+            grad_codebook = torch.zeros_like(codebook).index_add(0, index.reshape(-1), each)
+        return grad_x.to(grad.dtype), grad_scale, grad_codebook
+
+
+def _serves(x: Tensor, scale: Tensor, codebook: Tensor) -> bool:
+    return may_fuse() or may_fuse_in_graph()
+
+
+@add_kernel(codebook_quantize, "fused", _serves)
+def _fused(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
+    return apply(_Codebook, x, scale, codebook)  # type: ignore[no-any-return]

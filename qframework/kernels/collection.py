@@ -1,0 +1,186 @@
+"""Collected and learned numbers in graphs of compilers: the phase is chosen in the graph, so that its change compiles nothing anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from qframework.core.base import NotStated
+from qframework.core.collector import (
+    LEARNED,
+    CollectThenLearn,
+    collect_or_learned,
+    running_update,
+)
+from qframework.core.following import FollowsParameters, follow
+from qframework.core.stats import at_least_zero, at_most_zero
+from qframework.functional import add_kernel, high_rank, low_rank, upcast
+from qframework.kernels.autograd import is_compiling
+from qframework.kernels.graphs import places_in
+from qframework.kernels.prepare import Reader
+from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
+
+_Found = tuple[Tensor, Tensor, Tensor]
+
+
+# ------------------------------------------------------------ collection
+
+
+def _serves(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> bool:
+    return is_compiling()
+
+
+@add_kernel(collect_or_learned, "in a graph", _serves)
+def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
+    if collector.switched or not collector.training or x.numel() == 0:
+        return collector.from_stored(collector.value, *context)
+    steps, used = collector.collected_steps, collector.used_batches
+    with torch.no_grad():
+        steps.masked_fill_(steps >= collector.collect_stats_steps, LEARNED)
+    collecting = steps >= 0
+    # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
+    value = collector.value.clone()
+    statistic = _statistic_if(collector, x, collecting)
+    if statistic is None:
+        result, statistic = _branch(collector, collecting, x, value, *context)
+    else:
+        batch = collector.from_statistic(statistic, *context)
+        result = torch.where(collecting, batch, collector.from_stored(value, *context))
+        statistic = statistic.detach()
+    with torch.no_grad():
+        before = collector.running_stats
+        after = running_update(before, statistic, used, collector.momentum)
+        now = torch.where(collecting, after, before)
+        stored = torch.where(collecting, collector.to_stored(now), value)
+        before.copy_(now)
+        collector.value.copy_(stored)
+        used.add_(collecting & torch.isfinite(statistic).all())
+        steps.add_(collecting.to(torch.int64))
+    return result
+
+
+def _branch(
+    collector: CollectThenLearn, collecting: Tensor, *operands: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Result and statistic, by a branch in the graph."""
+
+    def collect(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        statistic = collector.statistic(x, *context)
+        return collector.from_statistic(statistic, *context), statistic.detach().clone()
+
+    def use_learned(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        return collector.from_stored(value, *context).clone(), torch.zeros_like(value)
+
+    return torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type, no-any-return]
+
+
+def _statistic_if(collector: CollectThenLearn, x: Tensor, wanted: Tensor) -> Tensor | None:
+    """The statistic of a batch where it is ``wanted``, else any number; None where a branch is needed for that."""
+    try:
+        rule = Reader().read(collector, "statistic_rule")
+    except NotStated:
+        return None
+    if rule.kind == "percentile":
+        found = percentile_if(x, wanted, rule.high, magnitude=True)
+    elif rule.kind == "negative_percentile":
+        found = at_most_zero(percentile_if(x, wanted, rule.low, low=True))
+    elif rule.kind == "percentile_interval":
+        high = percentile_if(x, wanted, rule.high)
+        low = percentile_if(x, wanted, rule.low, low=True)
+        found = at_least_zero(high) - at_most_zero(low)
+    else:
+        return None
+    return collector.shaped(upcast(found))
+
+
+# ------------------------------------------------------------ percentiles that are needed in some calls only
+
+
+@torch.library.custom_op(
+    "qframework::percentile_if",
+    mutates_args=(),
+    tags=(torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe),
+)
+def _percentile_if(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
+    """The element, its index in the flat tensor and the sign that ``magnitude`` took off; zeros when not wanted.
+
+    An operator of its own is skipped without a branch in the graph; it takes its input in whatever memory format the compiler
+    has chosen, and finds the rank itself, so that graphs hold for any batch.
+    """
+    if not bool(wanted):
+        return x.new_zeros(()), x.new_zeros(1, dtype=torch.int64), x.new_ones(())
+    n = x.numel()
+    rank = low_rank(q, n) if low else high_rank(q, n)
+    near, largest = from_end(rank, n)
+    flat = x.reshape(-1)
+    if can_search_blocks(n, near):
+        value, where = search_blocks(x, near, largest, magnitude)
+    else:
+        value, at = (flat.abs() if magnitude else flat).kthvalue(rank)
+        where = at.reshape(1)
+    slope = flat.gather(0, where).sign().reshape(())
+    return value.clone(), where, slope if magnitude else torch.ones_like(slope)
+
+
+@_percentile_if.register_fake
+def _(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
+    return x.new_empty(()), x.new_empty(1, dtype=torch.int64), x.new_empty(())
+
+
+class _PercentileIf(Function):
+    @staticmethod
+    def forward(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
+        found: _Found = torch.ops.qframework.percentile_if(x, wanted, q, low, magnitude)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, where, slope = output
+        ctx.mark_non_differentiable(where, slope)
+        ctx.save_for_backward(where, slope)
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
+        where, slope = ctx.saved_tensors
+        # A comparison with the position is done in the pass that computes the rest of the gradient.
+        places = places_in(ctx.shape, grad.device)
+        return torch.where(places == where, grad * slope, 0.0), None, None, None, None
+
+
+def percentile_if(
+    x: Tensor, wanted: Tensor, q: float, low: bool = False, magnitude: bool = False
+) -> Tensor:
+    """A percentile of all elements where ``wanted``, else 0; 0-dim.
+
+    Args:
+        x: tensor of any shape.
+        wanted: 0-dim bool tensor.
+        q: in percent, 0 to 100.
+        low: round the rank as for a low percentile, see :func:`~qframework.functional.low_rank`.
+        magnitude: of ``|x|`` rather than of ``x``.
+    """
+    return _PercentileIf.apply(x, wanted, q, low, magnitude)[0]  # type: ignore[no-any-return, no-untyped-call]
+
+
+# ------------------------------------------------------------ numbers that follow parameters
+
+
+@add_kernel(follow, "in a graph", lambda number: is_compiling())
+def _follow_in_graph(number: FollowsParameters) -> None:
+    """The number is compared and started anew in the graph, but for those that are searched for, and in exports."""
+    value = number.value
+    if not number.follows or number.is_costly or torch.compiler.is_exporting():
+        return
+    if not isinstance(value, torch.nn.Parameter) or not value.requires_grad:
+        return
+    with torch.no_grad():
+        untouched = (value == number.initial).all()
+        start = torch.where(untouched, number.computed(), value)
+        number.initial.copy_(torch.where(untouched, start, number.initial))
+        value.copy_(start)

@@ -1,0 +1,201 @@
+"""Quantization in graphs of ``torch.compile``, in a form that inductor makes few passes over memory of.
+
+It quantizes in the pass that computes the values, and masks and sums gradients in the passes of the layer before. Nothing else of the
+size of the values is kept than they: backwards all starts from them and the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from qframework.functional import (
+    ROUNDINGS,
+    IntegerGrid,
+    ScaleRule,
+    add_kernel,
+    fake_quantize,
+    is_recomputing,
+    learned_scale,
+    quantize_by_absmax,
+    quantize_by_learned_scale,
+    repeat_while,
+)
+from qframework.kernels.autograd import is_compiling, may_fuse_in_graph
+from qframework.kernels.integer import quantize, quantize_gradients, sum_to
+from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
+
+
+def own_buffer(t: Tensor, again: bool = False) -> Tensor:
+    """``t`` in memory of its own, computed once.
+
+    Inductor would compute a small tensor again for each element of the large one that it is used with, but not what a view
+    of any strides is taken of.
+
+    Args:
+        t: small tensor.
+        again: make a node that isn't taken for that of another call, so that what is computed with it in the backward pass
+            is not what was computed in the forward pass, which would then be kept.
+    """
+    if again:
+        return t.unsqueeze(0).as_strided(t.shape, t.stride())
+    return t.as_strided(t.shape, t.stride())
+
+
+# ------------------------------------------------------------ by a scale that is known
+
+
+class _Range(Function):
+    @staticmethod
+    def forward(
+        x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid, relu: bool
+    ) -> Tensor:
+        x = torch.relu(x) if relu else x
+        return quantize(x, own_buffer(scale), zero_point, grid)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, scale, zero_point, *ctx.how = inputs
+        ctx.save_for_backward(x, scale, zero_point)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        x, scale, zero_point = ctx.saved_tensors
+        grid, relu = ctx.how
+        _, need_scale, need_zero, _, _ = ctx.needs_input_grad
+        x = torch.relu(x) if relu else x  # as forwards, and so the same tensor
+        scale, needed = own_buffer(scale, True), {"need_scale": need_scale, "need_zero": need_zero}
+        return *quantize_gradients(grad, x, scale, zero_point, grid, relu, **needed), None, None
+
+
+def _serves_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> bool:
+    return may_fuse_in_graph() and not isinstance(grid.minimum, Tensor)
+
+
+@add_kernel(fake_quantize, "in a graph", _serves_range)
+def _range(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> Tensor:
+    return _Range.apply(x, scale, zero_point, grid, False)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _serves_learned(
+    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
+) -> bool:
+    return may_fuse_in_graph()
+
+
+@add_kernel(quantize_by_learned_scale, "in a graph", _serves_learned)
+def _learned(
+    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
+) -> tuple[Tensor, Tensor]:
+    scale = learned_scale(stored, rule)
+    if relu and (grid.minimum != 0 or grid.rounding != "round" or not grid.clamp_gradient):
+        x, relu = torch.relu(x), False
+    return _Range.apply(x, scale, None, grid, relu), scale  # type: ignore[no-untyped-call]
+
+
+# ------------------------------------------------------------ by the largest magnitude
+
+
+def places_in(shape: torch.Size, device: torch.device) -> Tensor:
+    """The index of each element in the flat tensor; of 32 bits where they suffice, since more of these fit into a register."""
+    count = shape.numel()
+    dtype = torch.int32 if count < 2**31 else torch.int64
+    return torch.arange(count, dtype=dtype, device=device).view(shape)
+
+
+class _Absmax(Function):
+    """Channels come first, or there is one scale. Sums are by channel first, as :func:`sum_to` does in graphs."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, grid: IntegerGrid, rule: ScaleRule
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        magnitudes = x.abs()
+        per_channel = rule.channel_axis is not None
+        top = magnitudes.amax(_inner(x), keepdim=True) if per_channel else magnitudes.amax()
+        upcast = torch.float64 if x.dtype == torch.float64 else torch.float32
+        scale = statistic_scale_values(top.to(upcast), rule)
+        scale = own_buffer(scale.reshape(rule.shape))
+        return quantize(x, scale, None, grid), scale, top
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, *ctx.how = inputs
+        _, scale, top = output
+        ctx.mark_non_differentiable(top)
+        ctx.save_for_backward(x, scale, top)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, grad_scale: Tensor, _: Any) -> Any:  # type: ignore[override]
+        x, scale, top = ctx.saved_tensors
+        grid, rule = ctx.how
+        exact = x.to(scale.dtype) / scale
+        error = ROUNDINGS[grid.rounding](exact).clamp(grid.minimum, grid.maximum) - exact
+        hit = x.abs() == top
+        slope = statistic_scale_slope(top.to(scale.dtype), rule)
+        share = (sum_to(error * grad, scale) + grad_scale).reshape(top.shape) * slope
+        if rule.channel_axis is not None:
+            places = places_in(x.shape[1:], x.device)
+            first = torch.where(hit, places, x[0].numel()).amin(_inner(x), keepdim=True)
+            hit = places == first
+        else:
+            share = share / sum_to(hit.to(scale.dtype), top)
+        moved = torch.where(top > 0, share, 0.0).to(x.dtype) * x.sign()
+        return torch.where(hit, grad + moved, grad), None, None
+
+
+def _inner(x: Tensor) -> list[int]:
+    return list(range(1, x.dim()))
+
+
+def _serves_absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> bool:
+    return may_fuse_in_graph() and not grid.clamp_gradient and rule.channel_axis in (None, 0)
+
+
+@add_kernel(quantize_by_absmax, "in a graph", _serves_absmax)
+def _absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+    found = _Absmax.apply(w, grid, rule)  # type: ignore[no-untyped-call]
+    return found[0], found[1]
+
+
+# ------------------------------------------------------------ what definitions ask
+
+
+@add_kernel(is_recomputing, "in a graph", is_compiling)
+def _never() -> bool:
+    """A compiler makes the pass that recomputes itself, and what is counted it counts once."""
+    return False
+
+
+def _serves_loop(
+    going: Callable[..., Tensor],
+    advance: Callable[..., tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    limit: int,
+    look_every: int = 16,
+) -> bool:
+    return is_compiling()
+
+
+@add_kernel(repeat_while, "in a graph", _serves_loop)
+def _loop(
+    going: Callable[..., Tensor],
+    advance: Callable[..., tuple[Tensor, ...]],
+    state: tuple[Tensor, ...],
+    limit: int,
+    look_every: int = 16,
+) -> tuple[Tensor, ...]:
+    count = torch.zeros((), dtype=torch.int64, device=state[0].device)
+
+    def goes_on(count: Tensor, *now: Tensor) -> Tensor:
+        return going(*now) & (count < limit)
+
+    def step(count: Tensor, *now: Tensor) -> tuple[Tensor, ...]:
+        return count + 1, *advance(*now)
+
+    loop = torch._higher_order_ops.while_loop
+    return loop(goes_on, step, (count, *state))[1:]  # type: ignore[no-any-return]

@@ -1,0 +1,375 @@
+"""Quantize and dequantize by a scale that is known, in few passes over memory; and its gradients.
+
+q = clamp(round(x / scale + zero_point), minimum, maximum);   y = (q - zero_point) * scale
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframework.configuration import settings
+from qframework.functional import (
+    ROUNDINGS,
+    IntegerGrid,
+    add_kernel,
+    compute_dtype,
+    fake_quantize,
+)
+from qframework.kernels import native
+from qframework.kernels.autograd import (
+    Fused,
+    apply,
+    hooks_on_saved_tensors,
+    is_compiling,
+    may_fuse,
+)
+from qframework.kernels.native import tensors
+
+
+def sum_to(grad: Tensor, like: Tensor) -> Tensor:
+    """Sum over broadcast axes, in float64: a scale's gradient is a small sum of many numbers of both signs."""
+    if grad.shape == like.shape:
+        return grad.to(like.dtype)
+    lead = grad.dim() - like.dim()
+    axes = list(range(lead))
+    axes += [i + lead for i, n in enumerate(like.shape) if n == 1 and grad.shape[i + lead] != 1]
+    wide = grad.dtype if grad.device.type == "mps" else torch.float64
+    if len(axes) == grad.dim() > 2 and is_compiling():
+        # By channel first: so a compiler sums in the pass over memory that sums for norms and biases, too.
+        channels = 1 if grad.dim() > 3 else grad.dim() - 1
+        axes = [i for i in axes if i != channels]
+        grad, axes = grad.sum(dim=axes, dtype=wide), [0]
+    return grad.sum(dim=axes, dtype=wide).reshape(like.shape).to(like.dtype)
+
+
+# ------------------------------------------------------------ values
+
+
+def can_fuse_relu(zero_point: Tensor | None, grid: IntegerGrid) -> bool:
+    """Whether clamping to the grid does what a ReLU in front would do, gradient included."""
+    return (
+        zero_point is None
+        and isinstance(grid.minimum, (int, float))
+        and grid.minimum == 0
+        and grid.rounding == "round"
+        and grid.clamp_gradient
+    )
+
+
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid, relu: bool = False
+) -> Tensor:
+    """The values of :func:`~qframework.functional.fake_quantize`; ``relu`` where :func:`can_fuse_relu` allows it."""
+    layout = _native_layout(x, scale, zero_point, grid)
+    if layout is not None:
+        return native.quantize(layout, x, scale, zero_point, grid, relu)
+    q = x.to(compute_dtype(x.dtype)) / scale
+    if zero_point is not None:
+        q += zero_point
+    q = q.round_() if grid.rounding == "round" else ROUNDINGS[grid.rounding](q)
+    q = q.clamp_(grid.minimum, grid.maximum)  # type: ignore[arg-type]
+    if zero_point is not None:
+        q -= zero_point
+    return q.mul_(scale).to(x.dtype)
+
+
+def _native_layout(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    g: Tensor | None = None,
+) -> native.Layout | None:
+    if zero_point is not None and zero_point.shape != scale.shape:
+        return None
+    if isinstance(grid.minimum, Tensor):
+        return None
+    return native.serves(x, scale.shape, grid.rounding, scale, zero_point, g=g)
+
+
+# ------------------------------------------------------------ gradients
+
+
+def _first_outside(maximum: float, dtype: torch.dtype) -> float:
+    """The smallest number that rounds, half to even, to an integer above ``maximum``."""
+    half = maximum + 0.5
+    step = 2.0 ** (math.frexp(half)[1] - (53 if dtype == torch.float64 else 24))
+    if step > 0.5:
+        return maximum + 1
+    return half if maximum % 2 == 1 else half + step
+
+
+def quantize_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool,
+    *,
+    need_scale: bool,
+    need_zero: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of ``x``, scale and zero point for that of the result of :func:`quantize`; bounds are numbers."""
+    if not (grid.clamp_gradient or need_scale):
+        return grad, None, None
+    layout = _native_layout(x, scale, zero_point, grid, grad)
+    if layout is not None:
+        return native.gradients(layout, grad, x, scale, zero_point, grid, relu)
+    compute = compute_dtype(x.dtype)
+    operands = (grad.to(compute), x.to(compute), scale, zero_point)
+    needed: Any = (grid, relu, need_scale, need_zero and grid.clamp_gradient)
+    slices = _slices(*operands) if grid.clamp_gradient else None
+    if slices is None:
+        grad_x, error, outside = _summands(*operands, *needed)
+        grad_scale = sum_to(error, scale) if error is not None else None
+        grad_zero = None
+        if outside is not None and zero_point is not None:
+            grad_zero = sum_to(outside * scale, zero_point)
+    else:
+        grad_x, grad_scale, grad_zero = _by_slices(slices, *operands, *needed)
+    return grad_x.to(grad.dtype) if grid.clamp_gradient else grad, grad_scale, grad_zero
+
+
+def _summands(
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool,
+    need_scale: bool,
+    need_zero: bool,
+    *,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradient of ``x``; summands of the scale's; summands of the zero point's, over the scale.
+
+    The scale's summand is, inside, ``q - x / scale`` (the difference itself, since the sum of each part is large), outside
+    the clipped integer. ``hardtanh_backward`` on the rounded value, with bounds half a step wider, masks in one pass and
+    without a boolean tensor.
+    """
+    minimum: Any = grid.minimum
+    maximum: Any = grid.maximum
+    exact = x / scale
+    shifted = exact if zero_point is None else exact + zero_point
+    if relu:
+        place, low, high = shifted, 0.0, _first_outside(maximum, exact.dtype)
+    else:
+        place, low, high = ROUNDINGS[grid.rounding](shifted), minimum - 0.5, maximum + 0.5
+    grad_x, inside = g, torch.ops.aten.hardtanh_backward
+    if grid.clamp_gradient and out is None:
+        grad_x = inside(g, place, low, high)
+    elif grid.clamp_gradient:
+        grad_x = inside.grad_input(g, place, low, high, grad_input=out)
+    outside = grad_x - g if need_zero else None
+    if not need_scale:
+        return grad_x, None, outside
+    moved = inside(exact, place, low, high) if grid.clamp_gradient else exact
+    q = place.round_() if relu else place
+    q = q.clamp_(minimum, maximum)
+    error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)
+    return grad_x, error.mul_(g), outside
+
+
+#: Elements of a slice: its intermediate results stay in the cache of a CPU core, and its memory is used again.
+SLICE = 1 << 17
+
+
+def _slices(g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Any:
+    """The slices that a large tensor is taken in on a CPU; None for the whole at once."""
+    if x.device.type != "cpu" or x.numel() < 2 * SLICE or scale.numel() != 1:
+        return None
+    if zero_point is not None and zero_point.numel() != 1:
+        return None
+    if is_compiling():
+        return None
+    order: Any = torch.contiguous_format
+    if not x.is_contiguous():
+        order = torch.channels_last
+        if x.dim() != 4 or not x.is_contiguous(memory_format=order):
+            return None
+    # An upstream gradient may be expanded, or laid out otherwise.
+    grad_x = torch.empty_like(x)
+    flat = [_flat(t) for t in (g.contiguous(memory_format=order), x, grad_x)]
+    return grad_x, list(zip(*(t.split(SLICE) for t in flat), strict=True))
+
+
+def _flat(t: Tensor) -> Tensor:
+    return t.view(-1) if t.is_contiguous() else t.permute(0, 2, 3, 1).view(-1)
+
+
+def total(sums: list[Tensor]) -> Tensor:
+    """The sum of the slices' sums, each of which was taken pairwise."""
+    return torch.stack(sums).double().sum().to(sums[0].dtype)
+
+
+def _by_slices(
+    slices: Any,
+    g: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    *needed: Any,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    grad_x, pieces = slices
+    errors, outsides = [], []
+    for g_piece, x_piece, out in pieces:
+        _, error, outside = _summands(
+            g_piece, x_piece, scale.reshape(()), zero_point, *needed, out=out
+        )
+        if error is not None:
+            errors.append(error.sum())
+        if outside is not None:
+            outsides.append(outside.sum())
+    grad_scale = total(errors).reshape(scale.shape) if errors else None
+    grad_zero = None
+    if outsides and zero_point is not None:
+        grad_zero = (total(outsides) * scale).reshape(zero_point.shape)
+    return grad_x, grad_scale, grad_zero
+
+
+def _learned_bounds_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    need: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of ``x``, scale, zero point and both bounds, which are tensors."""
+    minimum: Any = grid.minimum
+    maximum: Any = grid.maximum
+    compute = compute_dtype(x.dtype)
+    g = grad.to(compute)
+    exact = x.to(compute) / scale
+    zero = torch.zeros_like(scale) if zero_point is None else zero_point
+    rounded = ROUNDINGS[grid.rounding](exact + zero)
+    above, below = rounded > maximum, rounded < minimum
+    inside = ~(above | below)
+    found: list[Tensor | None] = [grad, None, None, None, None]
+    if grid.clamp_gradient:
+        found[0] = grad * inside
+        if need[2] and zero_point is not None:
+            found[2] = sum_to(torch.where(inside, 0.0, -g * scale), zero_point)
+        if need[3]:
+            found[3] = sum_to(torch.where(below, g * scale, 0.0), minimum)
+        if need[4]:
+            found[4] = sum_to(torch.where(above, g * scale, 0.0), maximum)
+    if need[1]:
+        moved = torch.where(inside, exact, 0.0) if grid.clamp_gradient else exact
+        found[1] = sum_to(g * (torch.clamp(rounded, minimum, maximum) - zero - moved), scale)
+    return tuple(found)
+
+
+# ------------------------------------------------------------ the functions
+
+
+class FakeQuantize(Fused):
+    """Bounds that are numbers: the common case.
+
+    Attributes of a node: ``origin``, what its result can be made of again, see :mod:`qframework.kernels.recomputation`.
+    """
+
+    tensors = (0, 1, 2)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        grid: IntegerGrid,
+        relu: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point)
+        ctx.how = (grid, relu)
+        note_origin(ctx, x, scale, zero_point, grid, relu)
+        return quantize(x, scale, zero_point, grid, relu)
+
+    @staticmethod
+    def define(ctx: Any, x: Tensor, scale: Tensor, zero_point: Any) -> Any:  # type: ignore[override]
+        grid, relu = ctx.how
+        return fake_quantize.definition(torch.relu(x) if relu else x, scale, zero_point, grid)
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        ctx.origin = None
+        _, need_scale, need_zero, _, _ = ctx.needs_input_grad
+        needed = {"need_scale": need_scale, "need_zero": need_zero}
+        found = quantize_gradients(grad, *ctx.saved_tensors, *ctx.how, **needed)
+        return *found, None, None
+
+
+class _LearnedBounds(Fused):
+    """Bounds that are tensors, as those of learned widths are; gradients for all operands."""
+
+    tensors = (0, 1, 2, 3, 4)
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        minimum: Tensor,
+        maximum: Tensor,
+        rounding: str,
+        clamp_gradient: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, zero_point, minimum, maximum)
+        ctx.how = (rounding, clamp_gradient)
+        return quantize(x, scale, zero_point, IntegerGrid(minimum, maximum, rounding))
+
+    @staticmethod
+    def define(ctx: Any, x: Any, scale: Any, zero_point: Any, *bounds: Any) -> Any:  # type: ignore[override]
+        return fake_quantize.definition(x, scale, zero_point, IntegerGrid(*bounds, *ctx.how))
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        *operands, minimum, maximum = ctx.saved_tensors
+        grid = IntegerGrid(minimum, maximum, *ctx.how)
+        found = _learned_bounds_gradients(grad, *operands, grid, ctx.needs_input_grad[:5])
+        return *found, None, None
+
+
+def _serves(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> bool:
+    return may_fuse()
+
+
+@add_kernel(fake_quantize, "fused", _serves)
+def fused_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool = False,
+) -> Tensor:
+    """:func:`~qframework.functional.fake_quantize`, of ``relu(x)`` where that is asked for."""
+    if relu and not can_fuse_relu(zero_point, grid):
+        x, relu = torch.relu(x), False
+    if isinstance(grid.minimum, Tensor):
+        bounds: Any = (grid.minimum, grid.maximum, grid.rounding, grid.clamp_gradient)
+        return apply(_LearnedBounds, x, scale, zero_point, *bounds)  # type: ignore[no-any-return]
+    return apply(FakeQuantize, x, scale, zero_point, grid, relu)  # type: ignore[no-any-return]
+
+
+def note_origin(
+    ctx: Any,
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool,
+) -> None:
+    """Let a node know what its result can be made of again, where that is quick and nobody looks at saved tensors."""
+    wanted = settings.recompute
+    quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
+    if wanted == "never" or not (quick or wanted == "always") or hooks_on_saved_tensors():
+        ctx.origin = None
+    else:
+        ctx.origin = (x, scale, zero_point, grid, relu)

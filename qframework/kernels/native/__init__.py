@@ -1,0 +1,29 @@
+"""C++ functions for large tensors on CPUs: quantization and its gradients in one pass over memory each.
+
+They take and return tensors outside of autograd; the fused functions call them where
+:func:`~qframework.kernels.native.tensors.serves` says so. See kernels.cpp for what they compute.
+"""
+
+from qframework.kernels.native.calls import (
+    absmax,
+    absmax_gradients,
+    gradients,
+    quantize,
+    quantize_by_learned_scale,
+    spread,
+)
+from qframework.kernels.native.static import StaticQuantizer
+from qframework.kernels.native.tensors import Layout, available, serves
+
+__all__ = [
+    "Layout",
+    "StaticQuantizer",
+    "absmax",
+    "absmax_gradients",
+    "available",
+    "gradients",
+    "quantize",
+    "quantize_by_learned_scale",
+    "serves",
+    "spread",
+]

@@ -1,0 +1,74 @@
+"""Calls of the C++ quantizer that are laid out once and made many times, for a scale that stays."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from qframework.functional import IntegerGrid
+from qframework.kernels.native import tensors
+from qframework.kernels.native.build import Call, library
+from qframework.kernels.native.tensors import DTYPES, ROUNDINGS, is_channels_last, serves
+
+# Named here: see tensors.py.
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_threads, _empty_like = torch.get_num_threads, torch.empty_like
+
+
+class StaticQuantizer:
+    """:func:`~qframework.kernels.native.quantize` for one scale and grid: what doesn't depend on the values is laid out once.
+
+    The numbers are copied, so that whoever moves or frees the tensors doesn't matter.
+    """
+
+    __slots__ = ("_call", "_dtype", "_how", "_numbers", "_run")
+
+    def __init__(
+        self, dtype: torch.dtype, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid
+    ) -> None:
+        self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
+        self._call = Call(
+            low=grid.minimum,
+            high=grid.maximum,
+            scale=self._numbers[0].data_ptr(),  # type: ignore[union-attr]
+            zero=None if self._numbers[1] is None else self._numbers[1].data_ptr(),
+        )
+        self._dtype = dtype
+        self._how = (DTYPES[dtype][0], ROUNDINGS[grid.rounding], ctypes.byref(self._call))
+        self._run = library().qframework_quantize
+
+    @classmethod
+    def for_values(
+        cls, x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid
+    ) -> StaticQuantizer | None:
+        """One for values such as ``x``; None where C++ functions don't take them."""
+        if scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
+            return None
+        if serves(x, scale.shape, grid.rounding, scale, zero_point) is None:
+            return None
+        return cls(x.dtype, scale, zero_point, grid)
+
+    def __call__(self, x: Tensor, relu: bool) -> Tensor | None:
+        """The quantized values; None where the ordinary function has to."""
+        # As in tensors.serves, in one frame: between two convolutions each takes several times as long as alone.
+        if (
+            type(x) is not Tensor
+            or x.dtype is not self._dtype
+            or x.numel() < tensors.SMALLEST
+            or not (x.is_contiguous() or is_channels_last(x))
+            or not x.is_cpu
+            or x.is_neg()
+            or _tracing_state() is not None
+            or _dispatch_modes() > 0
+            or _transforms_active()
+            or forward_ad._current_level >= 0
+        ):
+            return None
+        y = _empty_like(x)
+        self._run(*self._how, x.data_ptr(), y.data_ptr(), x.numel(), relu, _threads())
+        return y

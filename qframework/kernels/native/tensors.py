@@ -1,0 +1,129 @@
+"""Which tensors the C++ functions take, and how scales lie over them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from qframework.configuration import settings
+from qframework.kernels.native.build import compiler, library
+
+#: With fewer elements there is little to gain, and nothing is built for them.
+SMALLEST = 1 << 13
+#: Rows that are too short to be worth a call each.
+_SHORTEST = 16
+
+#: The dtypes of tensors: their number in kernels.cpp, and the dtype of scales beside them.
+DTYPES = {
+    torch.float32: (0, torch.float32),
+    torch.float64: (1, torch.float64),
+    torch.bfloat16: (2, torch.float32),
+}
+ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3}
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+# Named here, because to look them up in torch each time takes long where nothing is in a cache.
+_is_compiling = torch.compiler.is_compiling
+_tracing_state = torch._C._get_tracing_state
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transforms_active = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+
+#: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
+Layout = tuple[int, int]
+
+
+@cache
+def available() -> bool:
+    """Whether the functions can be had here; builds them."""
+    if compiler() is None:
+        return False
+    try:
+        library()
+    except (RuntimeError, OSError) as error:
+        warnings.warn(
+            f"the C++ functions can't be used, so that 'fused' ones compute: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def serves(
+    x: Tensor,
+    shape: tuple[int, ...],
+    rounding: str,
+    *numbers: Tensor | None,
+    g: Tensor | None = None,
+    incoming: tuple[Tensor | None, ...] = (),
+) -> Layout | None:
+    """How C++ functions take a tensor; None where the ordinary functions have to.
+
+    Args:
+        x: the tensor.
+        shape: of the scale: one element, or one for each index of an axis.
+        rounding: a name of :data:`~qframework.functional.ROUNDINGS`.
+        *numbers: what they will read besides: scale, zero point.
+        g: the gradient that comes from behind.
+        incoming: gradients of the scale and the zero point that come in besides.
+    """
+    count, dtype = x.numel(), x.dtype
+    if (
+        _is_compiling()
+        or count < SMALLEST
+        or settings.kernels != "auto"
+        or not x.is_cpu
+        or dtype not in DTYPES
+        or rounding not in ROUNDINGS
+        or type(x) not in _PLAIN
+        or x.is_neg()
+        # what records operators would miss what isn't one
+        or _tracing_state() is not None
+        or _dispatch_modes() > 0
+        or _transforms_active()
+    ):
+        return None
+    small = DTYPES[dtype][1]
+    for t in numbers:
+        if t is not None and not (t.dtype is small and t.is_cpu and t.is_contiguous()):
+            return None
+    if g is not None and not (
+        g.dtype is dtype and g.stride() == x.stride() and g.is_cpu and _is_one(g)
+    ):
+        return None
+    for t in incoming:
+        if t is not None and not (t.is_cpu and _is_one(t)):
+            return None
+    if max(shape, default=1) == 1:
+        layout = (1, count) if x.is_contiguous() or is_channels_last(x) else None
+    else:
+        layout = _by_axis(x, shape)
+    return layout if layout is not None and available() else None
+
+
+def _is_one(g: Tensor) -> bool:
+    """Whether a gradient is one, rather than a batch of several that are taken at once."""
+    return not (_is_batched(g) or _is_legacy_batched(g) or g.is_neg())
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether neighbours in memory are channels of one place, as in images of torch's ``channels_last`` format."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _by_axis(x: Tensor, shape: tuple[int, ...]) -> Layout | None:
+    channels = max(shape)
+    axis = shape.index(channels)
+    if len(shape) != x.dim() or math.prod(shape) != channels:
+        return None
+    if not (x.is_contiguous() or (axis == 0 and is_channels_last(x))):
+        return None
+    inner = x.stride(axis)
+    return (channels, inner) if inner >= _SHORTEST and x.shape[axis] == channels else None

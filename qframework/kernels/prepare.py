@@ -1,0 +1,330 @@
+"""From what the parts of a quantizer state to the fast form of the quantizer.
+
+A plan is made when a quantizer runs first, and anew when one of its parts has changed. Where a part doesn't state what it means,
+or isn't what states it, the plan is to call the quantizer: the composition of its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.configuration import settings
+from qframework.core.base import NotStated
+from qframework.core.float_quant import FloatQuant
+from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
+from qframework.functional import (
+    Granularity,
+    IntegerGrid,
+    ScaleRule,
+    fake_quantize,
+    minifloat_quantize,
+    quantize_by_absmax,
+    quantize_by_learned_scale,
+    quantize_by_minmax,
+)
+from qframework.kernels import native
+from qframework.kernels.autograd import is_compiling, may_fuse, may_fuse_in_graph
+from qframework.kernels.trust import Guards, distrust, distrust_all
+
+#: From values, and for some quantizers a scale, to what the quantizer returns.
+Form = Callable[..., Any]
+
+
+class Reader:
+    """Reads the rules of parts, and remembers what they depend on.
+
+    Args:
+        guards: remember the parts; None under a compiler, which has guards of its own.
+    """
+
+    def __init__(self, guards: Guards | None = None) -> None:
+        self.guards = guards
+        reason = distrust_all()
+        if reason is not None:
+            raise NotStated(reason)
+
+    def stated(self, part: nn.Module, *args: Any) -> Any:
+        """The rule of a part.
+
+        Args:
+            part: of a quantizer.
+            *args: what its ``rule`` takes besides.
+
+        Raises:
+            NotStated: there is none, or it isn't what the part computes.
+        """
+        return self.read(part, "rule", *args)
+
+    def read(self, part: nn.Module, method: str, *args: Any) -> Any:
+        """What a method states, see :meth:`stated`."""
+        if self.guards is not None:
+            self.guards.watch(part)
+        reason = distrust(part, method)
+        if reason is not None:
+            raise NotStated(reason)
+        return getattr(part, method)(self.stated, *args)
+
+
+class Plan:
+    """How a quantizer runs.
+
+    Attributes:
+        name: of the function that computes, for people; ``'composed'`` where the quantizer itself is called.
+        reason: why it is called itself, else empty.
+        grid: the integers, where values by a scale that is known are those of
+            :func:`~qframework.functional.fake_quantize`, else None.
+        symmetric: whether there is no zero point.
+        format: of minifloats, their rounding and whether the clamp is differentiated; else empty.
+        fuses_relu: whether the form does what the activation function would do, a ReLU.
+        guards: what holds as long as the plan does; None under a compiler.
+    """
+
+    def __init__(
+        self, quantizer: Any, activation: nn.Module | None, guards: Guards | None
+    ) -> None:
+        self.quantizer, self.activation, self.guards = quantizer, activation, guards
+        self.form: Form | None = None
+        self.fuses_relu = False
+        self.name, self.reason = "composed", ""
+        self.grid: IntegerGrid | None = None
+        self.symmetric = False
+        self.format: tuple[Any, ...] = ()
+
+    def holds(self, quantizer: Any, activation: nn.Module | None) -> bool:
+        """Whether it still is the plan of a quantizer, behind an activation function."""
+        return (
+            self.quantizer is quantizer
+            and self.activation is activation
+            and self.guards is not None
+            and self.guards.hold()
+        )
+
+    def run(self, x: Tensor, *scales: Tensor) -> Any:
+        """What the quantizer returns for what the activation function makes of ``x``.
+
+        Args:
+            x: floating-point values.
+            *scales: what the quantizer takes besides.
+        """
+        fast = self.form is not None and (may_fuse() or may_fuse_in_graph())
+        if self.activation is not None and not (fast and self.fuses_relu):
+            x = self.activation(x)
+        if fast:
+            return self.form(x, *scales)  # type: ignore[misc]
+        return self.quantizer(x, *scales)
+
+    def path(self, x: Tensor | None = None) -> str:
+        """Which form runs, for people: ``'C++ function'``, ``'fused'`` or ``'composed'``, of which function, and why.
+
+        Args:
+            x: for these values; None for any.
+        """
+        if settings.kernels == "reference":
+            return "composed: settings.kernels is 'reference'"
+        if self.form is None:
+            return f"composed: {self.reason}"
+        if settings.kernels == "auto" and self.name not in _NOT_NATIVE and native.available():
+            if x is None:
+                least = native.tensors.SMALLEST
+                return f"C++ function from {least:,} elements on, else fused: {self.name}"
+            if native.serves(x.detach(), (), "round") is not None:
+                return f"C++ function: {self.name}"
+        return f"fused: {self.name}"
+
+
+_NOT_NATIVE = ("minifloat_quantize",)
+
+
+def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
+    """How to run a quantizer: by the fast form that means the same, or by itself.
+
+    Args:
+        quantizer: a tensor quantizer.
+        activation: applied before; None for none.
+    """
+    guards = None if is_compiling() else Guards()
+    plan = Plan(quantizer, activation, guards)
+    try:
+        _find_form(plan, Reader(guards))
+    except NotStated as why:
+        plan.reason = str(why)
+    if guards is not None:
+        guards.watch(quantizer)
+        if activation is not None:
+            guards.watch(activation)
+        guards.close()
+    return plan
+
+
+def _find_form(plan: Plan, reader: Reader) -> None:
+    quantizer = plan.quantizer
+    rule = reader.stated(quantizer)
+    if getattr(quantizer, "observer_only", False):
+        raise NotStated("values pass unquantized while statistics are collected")
+    if isinstance(quantizer, RescalingIntQuant):
+        _plan_integers(plan, reader)
+    elif isinstance(quantizer, PrescaledRestrictIntQuant):
+        _plan_prescaled(plan, reader)
+    elif isinstance(quantizer, FloatQuant):
+        plan.name, plan.form, plan.format = "minifloat_quantize", _minifloat(quantizer, *rule), rule
+    else:
+        raise NotStated(f"no faster form is known of {type(quantizer).__name__}")
+
+
+# ------------------------------------------------------------ integers
+
+
+def _plan_integers(plan: Plan, reader: Reader) -> None:
+    quantizer = plan.quantizer
+    try:
+        bits = reader.stated(quantizer.msb_clamp_bit_width_impl)
+    except NotStated:
+        bits = None
+    grid: IntegerGrid = reader.stated(quantizer.int_quant, bits)
+    symmetric = _is_symmetric(reader, quantizer.zero_point_impl)
+    plan.name, plan.form = "fake_quantize", _by_parts(quantizer, grid, bits is None, symmetric)
+    if bits is None:
+        return
+    try:
+        reader.stated(quantizer.int_quant.input_view_impl)
+        plan.grid, plan.symmetric = grid, symmetric
+        threshold = reader.stated(quantizer.int_scaling_impl, bits)
+        rule: ScaleRule = reader.stated(quantizer.scaling_impl, threshold)
+        if rule.source == "learned":
+            if not symmetric:
+                return
+            plan.name = "quantize_by_learned_scale"
+            plan.fuses_relu = _is_relu(plan.activation)
+            plan.form = _by_learned_scale(quantizer, grid, rule, plan.fuses_relu)
+        elif grid.clamp_gradient:
+            return
+        elif rule.source == "absmax" and symmetric:
+            plan.name, plan.form = "quantize_by_absmax", _by_absmax(quantizer, grid, rule)
+        elif rule.source == "minmax" and _follows(reader, quantizer, rule):
+            plan.name, plan.form = "quantize_by_minmax", _by_minmax(quantizer, grid, rule)
+    except NotStated:  # the scale is computed by its parts
+        return
+
+
+def _is_symmetric(reader: Reader, zero_point: nn.Module) -> bool:
+    """Whether there is no zero point."""
+    try:
+        return reader.stated(zero_point) is None
+    except NotStated:
+        return False
+
+
+def _follows(reader: Reader, quantizer: Any, rule: ScaleRule) -> bool:
+    """Whether the zero point is that of the range that the scale is taken from, rounded as the values are."""
+    zero_point = quantizer.zero_point_impl
+    found: Granularity = reader.stated(zero_point)
+    return (
+        found == Granularity(rule.channel_axis)
+        and zero_point.int_quant is quantizer.int_quant
+        and zero_point.zero_point_shape == rule.shape
+    )
+
+
+_RELU = nn.ReLU.forward
+
+
+def _is_relu(activation: nn.Module | None) -> bool:
+    return (
+        type(activation) is nn.ReLU
+        and not activation.inplace
+        and nn.ReLU.forward is _RELU
+        and distrust(activation, "forward") is None
+    )
+
+
+def _by_parts(quantizer: Any, grid: IntegerGrid, learned_width: bool, symmetric: bool) -> Form:
+    """By scale, zero point and width of the parts themselves."""
+    rounds = quantizer.int_quant
+
+    def run(x: Tensor) -> Any:
+        scale, zero_point, bit_width = quantizer.parameters_for(x)
+        bounds = grid
+        if learned_width:
+            low, high = rounds.min_int(bit_width), rounds.max_int(bit_width)
+            bounds = IntegerGrid(low, high, grid.rounding, grid.clamp_gradient)
+        y = fake_quantize(
+            rounds.input_view_impl(x), scale, None if symmetric else zero_point, bounds
+        )
+        return y, scale, zero_point, bit_width
+
+    return run
+
+
+def _by_learned_scale(quantizer: Any, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Form:
+    scaling, width = quantizer.scaling_impl, quantizer.msb_clamp_bit_width_impl
+    collects = getattr(scaling, "is_collecting", None)
+    by_parts = _by_parts(quantizer, grid, False, True)
+
+    def run(x: Tensor) -> Any:
+        if collects is not None and may_collect(scaling):
+            return by_parts(torch.relu(x) if relu else x)
+        y, scale = quantize_by_learned_scale(x, scaling.stored(), grid, rule, relu)
+        return y, scale, _zero(scale), width.forward()
+
+    return run
+
+
+def may_collect(scaling: Any) -> bool:
+    """Whether the present call collects; under a compiler, whether it might."""
+    if is_compiling():
+        return bool(scaling.training and not scaling.switched)
+    return bool(scaling.is_collecting())
+
+
+def _by_absmax(quantizer: Any, grid: IntegerGrid, rule: ScaleRule) -> Form:
+    width = quantizer.msb_clamp_bit_width_impl
+
+    def run(x: Tensor) -> Any:
+        y, scale = quantize_by_absmax(x, grid, rule)
+        return y, scale, _zero(scale), width.forward()
+
+    return run
+
+
+def _by_minmax(quantizer: Any, grid: IntegerGrid, rule: ScaleRule) -> Form:
+    width = quantizer.msb_clamp_bit_width_impl
+
+    def run(x: Tensor) -> Any:
+        return *quantize_by_minmax(x, grid, rule), width.forward()
+
+    return run
+
+
+def _zero(scale: Tensor) -> Tensor:
+    return torch.zeros((), dtype=scale.dtype, device=scale.device)
+
+
+def _plan_prescaled(plan: Plan, reader: Reader) -> None:
+    quantizer = plan.quantizer
+    width, rounds = quantizer.msb_clamp_bit_width_impl, quantizer.int_quant
+    grid: IntegerGrid = reader.stated(rounds, reader.stated(width))
+
+    def run(x: Tensor, scale: Tensor) -> Any:
+        y = fake_quantize(rounds.input_view_impl(x), scale, None, grid)
+        return y, scale, _zero(scale), width.forward()
+
+    plan.name, plan.form, plan.grid = "fake_quantize", run, grid
+
+
+# ------------------------------------------------------------ minifloats
+
+
+def _minifloat(quantizer: Any, format: Any, rounding: str, clamp_gradient: bool) -> Form:
+    def run(x: Tensor) -> Any:
+        scale = quantizer.scale_for(x)
+        used = None if quantizer.scaling_impl is None else scale
+        y = minifloat_quantize(
+            quantizer.input_view_impl(x), used, format, rounding, clamp_gradient
+        )
+        return quantizer.described(y, scale)
+
+    return run

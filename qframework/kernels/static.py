@@ -1,0 +1,117 @@
+"""Quantizers whose scale doesn't depend on what they quantize: it is computed once, for many calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qframework.core.float_quant import FloatQuant
+from qframework.functional import IntegerGrid, Range, fake_quantize, minifloat_quantize
+from qframework.kernels.autograd import may_fuse
+from qframework.kernels.integer import fused_fake_quantize
+from qframework.kernels.native.static import StaticQuantizer
+from qframework.kernels.prepare import Plan, may_collect
+
+#: From values, and whether they are to go through a ReLU, to quantized values.
+Step = Callable[[Tensor, bool], Tensor]
+
+
+class Static:
+    """A quantizer with a scale that is known, behind its activation function.
+
+    Attributes:
+        step: quantizes values.
+        rest: what the quantizer returns beside the values: scale, zero point, bit width, ...
+        grid: the integers; None where there are none.
+        symmetric: whether there is no zero point.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        step: Step,
+        rest: tuple[Any, ...],
+        grid: IntegerGrid | None = None,
+        symmetric: bool = False,
+    ) -> None:
+        self.activation: nn.Module | None = plan.activation
+        self.fuses_relu = plan.fuses_relu
+        self.step, self.rest, self.grid, self.symmetric = step, rest, grid, symmetric
+
+    def __call__(self, x: Tensor) -> tuple[Any, ...]:
+        """What the quantizer returns for what the activation function makes of ``x``."""
+        if self.activation is not None and not self.fuses_relu:
+            x = self.activation(x)
+        return self.step(x, self.fuses_relu), *self.rest
+
+    @property
+    def range(self) -> Range | None:
+        """Scale and integers, where there is one scale, and no zero point; else None."""
+        scale: Tensor = self.rest[0]
+        if self.grid is None or not self.symmetric or scale.numel() != 1:
+            return None
+        return Range(scale if scale.dim() == 0 else scale.reshape(()), self.grid)
+
+
+def static(plan: Plan, like: Tensor) -> Static | None:
+    """The quantizer of a plan with its present scale; None where each call has to compute it.
+
+    Args:
+        plan: of the quantizer.
+        like: a tensor on the device of the values.
+    """
+    quantizer: Any = plan.quantizer
+    if plan.form is None or _depends_on_input(quantizer):
+        return None
+    if isinstance(quantizer, FloatQuant):
+        scale = quantizer.scale_for(like)
+        rest = quantizer.described(like, scale)[1:]
+        return Static(plan, _minifloats(plan, quantizer, scale), rest)
+    if plan.grid is None:
+        return None
+    scale, zero_point, bit_width = quantizer.parameters_for(like)
+    shift = None if plan.symmetric else zero_point
+    step = _integers(scale, shift, plan.grid)
+    return Static(plan, step, (scale, zero_point, bit_width), plan.grid, plan.symmetric)
+
+
+def _depends_on_input(quantizer: Any) -> bool:
+    for part in (quantizer.scaling_impl, getattr(quantizer, "zero_point_impl", None)):
+        if part is None:
+            continue
+        if hasattr(part, "is_collecting"):
+            if may_collect(part):
+                return True
+        elif getattr(part, "depends_on_input", True):
+            return True
+    return False
+
+
+def _integers(scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> Step:
+    known: StaticQuantizer | None = None
+
+    def step(x: Tensor, relu: bool) -> Tensor:
+        nonlocal known
+        if not may_fuse():
+            return fake_quantize(torch.relu(x) if relu else x, scale, zero_point, grid)
+        if not torch.is_grad_enabled():
+            y = None if known is None else known(x, relu)
+            if y is not None:
+                return y
+            known = StaticQuantizer.for_values(x, scale, zero_point, grid)
+        return fused_fake_quantize(x, scale, zero_point, grid, relu)
+
+    return step
+
+
+def _minifloats(plan: Plan, quantizer: FloatQuant, scale: Tensor) -> Step:
+    used = None if quantizer.scaling_impl is None else scale
+
+    def step(x: Tensor, relu: bool) -> Tensor:
+        x = quantizer.input_view_impl(torch.relu(x) if relu else x)
+        return minifloat_quantize(x, used, *plan.format)
+
+    return step
