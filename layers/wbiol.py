@@ -43,9 +43,14 @@ class QuantWeightLayer(QuantLayer):
         Raises:
             RuntimeError: they do, and it isn't given.
         """
-        if self.weight_quant.requires_quant_input:
-            return self.weight_quant(self.weight, quant_input)  # type: ignore[call-arg]
-        return self.weight_quant(self.weight)
+        # Looked at directly, since a module's attributes take long.
+        weight_quant: Any = self._modules["weight_quant"]
+        weight = self._parameters.get("weight")
+        if weight is None:  # computed, by a parametrization or by pruning
+            weight = self.weight
+        if weight_quant.requires_quant_input:
+            return weight_quant(weight, quant_input)
+        return weight_quant(weight)
 
 
 class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
@@ -166,9 +171,9 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)
         ):
             raise RuntimeError(self._not_configured(quant_input, quant_weight))
-        quant_bias = self.bias
-        if quant_bias is not None and not self.bias_quant.is_idle:
-            quant_bias = self.bias_quant(quant_bias, quant_input, quant_weight)
+        quant_bias, bias_quant = self.bias, parts["bias_quant"]
+        if quant_bias is not None and not bias_quant.is_idle:
+            quant_bias = bias_quant(quant_bias, quant_input, quant_weight)
         if as_quant:
             out = self._compute(quant_input, quant_weight, quant_bias, *how)
         else:

@@ -182,8 +182,7 @@ class Constant(CoreModule):
 
     def number(self, value: float) -> Tensor:
         """A number as a 0-dim tensor, in the dtype and on the device of this part."""
-        place = self.place
-        return torch.full((), value, dtype=place.dtype, device=place.device)
+        return self.place.new_full((), value)
 
 
 def parts(module: nn.Module) -> Iterator[nn.Module]:

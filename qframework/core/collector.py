@@ -73,7 +73,7 @@ class CollectThenLearn(CoreModule):
         start = torch.full(shape, neutral, dtype=compute_dtype(dtype), device=device)
         self.register_buffer("running_stats", start.clone())
         self.value = nn.Parameter(start)
-        for name in ("collected_steps", "used_batches"):
+        for name in ("used_batches", "collected_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=start.device))
 
     # ------------------------------------------------------------ for subclasses

@@ -20,6 +20,7 @@ from qframework.functional.quantize import (
     quantize_by_absmax,
     quantize_by_learned_scale,
     quantize_by_minmax,
+    quantize_by_percentile,
     rows_of,
     to_integers,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "quantize_by_absmax",
     "quantize_by_learned_scale",
     "quantize_by_minmax",
+    "quantize_by_percentile",
     "repeat_while",
     "rnn_sequence",
     "round_ste",

@@ -11,8 +11,14 @@ from torch import Tensor
 from qframework.functional.precision import upcast
 from qframework.functional.registry import defined
 from qframework.functional.rules import IntegerGrid, ScaleRule
-from qframework.functional.scales import learned_scale, statistic_scale
-from qframework.functional.straight_through import apply_step, tensor_clamp, tensor_clamp_ste
+from qframework.functional.scales import learned_scale, over, statistic_scale
+from qframework.functional.statistics import kth_smallest
+from qframework.functional.straight_through import (
+    apply_step,
+    scalar_clamp_min_ste,
+    tensor_clamp,
+    tensor_clamp_ste,
+)
 
 
 def to_integers(steps: Tensor, grid: IntegerGrid) -> Tensor:
@@ -69,6 +75,33 @@ def quantize_by_learned_scale(
     """
     scale = learned_scale(stored, rule)
     return fake_quantize(torch.relu(x) if relu else x, scale, None, grid), scale
+
+
+@defined
+def quantize_by_percentile(
+    x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize by a percentile of the magnitudes of a batch, as quantizers do while they collect it.
+
+    ``scale = max(magnitude, minimum) / threshold``, whatever the domain of the rule. The gradient also passes through the scale,
+    to one element of that magnitude.
+
+    Args:
+        x: floating-point tensor.
+        rank: of the magnitude, 1 for the smallest of all elements.
+        grid: the integers.
+        rule: the scale.
+        relu: quantize ``relu(x)``, and take the percentile of that.
+
+    Returns:
+        Dequantized values with the shape and dtype of ``x``, the scale, and the magnitude, kept above the minimum.
+    """
+    x = torch.relu(x) if relu else x
+    magnitude = kth_smallest(x, rank, magnitude=True).reshape(rule.shape)
+    if rule.minimum:
+        magnitude = scalar_clamp_min_ste(magnitude, rule.minimum)
+    scale = over(magnitude, rule.threshold)
+    return fake_quantize(x, scale, None, grid), scale, magnitude
 
 
 def rows_of(x: Tensor, channel_axis: int | None) -> Tensor:

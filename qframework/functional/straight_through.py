@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from qframework.functional.registry import defined
+
 
 def _dpu_round(x: Tensor) -> Tensor:
     """Half to even, but halves of negative numbers go up: -1.5 -> -1, 1.5 -> 2."""
@@ -36,7 +38,9 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 _STEPS = {**ROUNDINGS, "binary_sign": _binary_sign, "ternary_sign": torch.sign}
 
 
-class _StraightThrough(Function):
+class StraightThroughStep(Function):
+    """A step function of :func:`apply_step`."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -56,6 +60,7 @@ class _StraightThrough(Function):
         return tangent.clone()
 
 
+@defined
 def apply_step(x: Tensor, step: str) -> Tensor:
     """A step function by name, with a straight-through gradient.
 
@@ -66,7 +71,7 @@ def apply_step(x: Tensor, step: str) -> Tensor:
     Returns:
         Tensor with the shape and dtype of ``x``.
     """
-    return _StraightThrough.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
+    return StraightThroughStep.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -123,7 +128,9 @@ def abs_binary_sign_grad(x: Tensor) -> Tensor:
     return x * torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
-class _ClampStraightThrough(Function):
+class StraightThroughClamp(Function):
+    """The clamp of :func:`tensor_clamp_ste`."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -151,7 +158,7 @@ def scalar_clamp_ste(x: Tensor, minimum: float | None, maximum: float | None) ->
         minimum: lower bound, None for none.
         maximum: upper bound, None for none.
     """
-    return _ClampStraightThrough.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
+    return tensor_clamp_ste(x, minimum, maximum)
 
 
 def scalar_clamp_min_ste(x: Tensor, minimum: float) -> Tensor:
@@ -164,15 +171,18 @@ def scalar_clamp_min_ste(x: Tensor, minimum: float) -> Tensor:
     return scalar_clamp_ste(x, minimum, None)
 
 
-def tensor_clamp_ste(x: Tensor, minimum: Tensor | float, maximum: Tensor | float) -> Tensor:
+@defined
+def tensor_clamp_ste(
+    x: Tensor, minimum: Tensor | float | None, maximum: Tensor | float | None
+) -> Tensor:
     """Clamp; the gradient goes to ``x`` alone, unchanged, also outside.
 
     Args:
         x: floating-point tensor of any shape.
-        minimum: lower bound, a number or a tensor that broadcasts to ``x``.
-        maximum: upper bound, a number or a tensor that broadcasts to ``x``.
+        minimum: lower bound, a number or a tensor that broadcasts to ``x``; None for none.
+        maximum: upper bound, a number or a tensor that broadcasts to ``x``; None for none.
     """
-    return _ClampStraightThrough.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
+    return StraightThroughClamp.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def tensor_clamp(x: Tensor, minimum: Tensor | float, maximum: Tensor | float) -> Tensor:

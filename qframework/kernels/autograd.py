@@ -54,11 +54,6 @@ def transforms_active(*tensors: Tensor | None) -> bool:
     )
 
 
-def hooks_on_saved_tensors() -> bool:
-    """Whether somebody looks at each tensor that is saved for the backward pass, as checkpointing does."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
-
-
 class _NoGraph:
     """Stands for the context of a function whose gradient nobody wants."""
 

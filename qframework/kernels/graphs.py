@@ -18,13 +18,16 @@ from qframework.functional import (
     IntegerGrid,
     ScaleRule,
     add_kernel,
+    apply_step,
     fake_quantize,
     is_recomputing,
     learned_scale,
     quantize_by_absmax,
     quantize_by_learned_scale,
     repeat_while,
+    tensor_clamp_ste,
 )
+from qframework.functional.straight_through import StraightThroughClamp, StraightThroughStep
 from qframework.kernels.autograd import is_compiling, may_fuse_in_graph
 from qframework.kernels.integer import quantize, quantize_gradients, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
@@ -44,6 +47,31 @@ def own_buffer(t: Tensor, again: bool = False) -> Tensor:
     if again:
         return t.unsqueeze(0).as_strided(t.shape, t.stride())
     return t.as_strided(t.shape, t.stride())
+
+
+# ------------------------------------------------------------ straight through
+
+
+class _Step(StraightThroughStep):
+    """Compilers take no function with forward-mode derivatives."""
+
+    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
+
+
+class _Clamp(StraightThroughClamp):
+    jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
+
+
+@add_kernel(apply_step, "in a graph", lambda x, step: is_compiling())
+def _apply_step(x: Tensor, step: str) -> Tensor:
+    return _Step.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@add_kernel(tensor_clamp_ste, "in a graph", lambda x, minimum, maximum: is_compiling())
+def _tensor_clamp_ste(
+    x: Tensor, minimum: Tensor | float | None, maximum: Tensor | float | None
+) -> Tensor:
+    return _Clamp.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
 
 
 # ------------------------------------------------------------ by a scale that is known

@@ -23,7 +23,6 @@ from qframework.kernels import native
 from qframework.kernels.autograd import (
     Fused,
     apply,
-    hooks_on_saved_tensors,
     is_compiling,
     may_fuse,
 )
@@ -270,10 +269,7 @@ def _learned_bounds_gradients(
 
 
 class FakeQuantize(Fused):
-    """Bounds that are numbers: the common case.
-
-    Attributes of a node: ``origin``, what its result can be made of again, see :mod:`qframework.kernels.recomputation`.
-    """
+    """Bounds that are numbers: the common case."""
 
     tensors = (0, 1, 2)
 
@@ -288,7 +284,6 @@ class FakeQuantize(Fused):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point)
         ctx.how = (grid, relu)
-        note_origin(ctx, x, scale, zero_point, grid, relu)
         return quantize(x, scale, zero_point, grid, relu)
 
     @staticmethod
@@ -298,7 +293,6 @@ class FakeQuantize(Fused):
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        ctx.origin = None
         _, need_scale, need_zero, _, _ = ctx.needs_input_grad
         needed = {"need_scale": need_scale, "need_zero": need_zero}
         found = quantize_gradients(grad, *ctx.saved_tensors, *ctx.how, **needed)
@@ -355,21 +349,21 @@ def fused_fake_quantize(
     if isinstance(grid.minimum, Tensor):
         bounds: Any = (grid.minimum, grid.maximum, grid.rounding, grid.clamp_gradient)
         return apply(_LearnedBounds, x, scale, zero_point, *bounds)  # type: ignore[no-any-return]
-    return apply(FakeQuantize, x, scale, zero_point, grid, relu)  # type: ignore[no-any-return]
+    y = apply(FakeQuantize, x, scale, zero_point, grid, relu)
+    return note_origin(y, x, scale, zero_point, grid, relu)
 
 
 def note_origin(
-    ctx: Any,
+    y: Tensor,
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
     grid: IntegerGrid,
     relu: bool,
-) -> None:
-    """Let a node know what its result can be made of again, where that is quick and nobody looks at saved tensors."""
+) -> Tensor:
+    """Let ``y`` know what it can be made of again, where that is quick; see :mod:`qframework.kernels.recomputation`."""
     wanted = settings.recompute
     quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
-    if wanted == "never" or not (quick or wanted == "always") or hooks_on_saved_tensors():
-        ctx.origin = None
-    else:
-        ctx.origin = (x, scale, zero_point, grid, relu)
+    if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
+        y.origin = (x, scale, zero_point, grid, relu)  # type: ignore[attr-defined]
+    return y

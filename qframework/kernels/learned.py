@@ -31,8 +31,6 @@ def _values(
 
 
 class QuantizeByLearnedScale(Fused):
-    """Attributes of a node: ``origin``, see :mod:`qframework.kernels.recomputation`."""
-
     tensors = (0, 1)
 
     @staticmethod
@@ -42,7 +40,6 @@ class QuantizeByLearnedScale(Fused):
         y, scale = _values(x, stored, grid, rule, relu)
         ctx.save_for_backward(x, stored, scale)
         ctx.how = (grid, rule, relu)
-        note_origin(ctx, x, scale, None, grid, relu)
         ctx.set_materialize_grads(False)
         return y, scale
 
@@ -52,7 +49,6 @@ class QuantizeByLearnedScale(Fused):
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
-        ctx.origin = None
         x, stored, scale = ctx.saved_tensors
         grid, rule, relu = ctx.how
         need_stored = ctx.needs_input_grad[1]
@@ -92,4 +88,5 @@ def fused_quantize_by_learned_scale(
         x, relu = torch.relu(x), False
     if not torch.is_grad_enabled():
         return _values(x, stored, grid, rule, relu)
-    return apply(QuantizeByLearnedScale, x, stored, grid, rule, relu)  # type: ignore[no-any-return]
+    y, scale = apply(QuantizeByLearnedScale, x, stored, grid, rule, relu)
+    return note_origin(y, x, scale, None, grid, relu), scale

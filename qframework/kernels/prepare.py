@@ -7,24 +7,29 @@ or isn't what states it, the plan is to call the quantizer: the composition of i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qframework.configuration import settings
-from qframework.core.base import NotStated
+from qframework.core.base import Constant, NotStated
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
 from qframework.functional import (
     Granularity,
     IntegerGrid,
     ScaleRule,
+    StatisticRule,
     fake_quantize,
+    high_rank,
+    is_recomputing,
     minifloat_quantize,
     quantize_by_absmax,
     quantize_by_learned_scale,
     quantize_by_minmax,
+    quantize_by_percentile,
 )
 from qframework.kernels import native
 from qframework.kernels.autograd import is_compiling, may_fuse, may_fuse_in_graph
@@ -199,13 +204,14 @@ def _plan_integers(plan: Plan, reader: Reader) -> None:
                 return
             plan.name = "quantize_by_learned_scale"
             plan.fuses_relu = _is_relu(plan.activation)
-            plan.form = _by_learned_scale(quantizer, grid, rule, plan.fuses_relu)
+            ranks = _ranks(reader, quantizer.scaling_impl)
+            plan.form = _by_learned_scale(quantizer, bits, grid, rule, plan.fuses_relu, ranks)
         elif grid.clamp_gradient:
             return
         elif rule.source == "absmax" and symmetric:
-            plan.name, plan.form = "quantize_by_absmax", _by_absmax(quantizer, grid, rule)
+            plan.name, plan.form = "quantize_by_absmax", _by_absmax(quantizer, bits, grid, rule)
         elif rule.source == "minmax" and _follows(reader, quantizer, rule):
-            plan.name, plan.form = "quantize_by_minmax", _by_minmax(quantizer, grid, rule)
+            plan.name, plan.form = "quantize_by_minmax", _by_minmax(quantizer, bits, grid, rule)
     except NotStated:  # the scale is computed by its parts
         return
 
@@ -259,16 +265,40 @@ def _by_parts(quantizer: Any, grid: IntegerGrid, learned_width: bool, symmetric:
     return run
 
 
-def _by_learned_scale(quantizer: Any, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Form:
-    scaling, width = quantizer.scaling_impl, quantizer.msb_clamp_bit_width_impl
-    collects = getattr(scaling, "is_collecting", None)
+def _ranks(reader: Reader, scaling: Any) -> Callable[[int], int] | None:
+    """From a number of elements to the rank of the magnitude that is collected; None for other statistics."""
+    if not hasattr(scaling, "statistic_rule"):
+        return None
+    try:
+        found: StatisticRule = reader.read(scaling, "statistic_rule")
+    except NotStated:
+        return None
+    return partial(high_rank, found.high) if found.kind == "percentile" else None
+
+
+def _by_learned_scale(
+    quantizer: Any,
+    bits: int,
+    grid: IntegerGrid,
+    rule: ScaleRule,
+    relu: bool,
+    ranks: Callable[[int], int] | None,
+) -> Form:
+    scaling, width = quantizer.scaling_impl, _constant(quantizer.msb_clamp_bit_width_impl, bits)
+    collects = hasattr(scaling, "is_collecting")
     by_parts = _by_parts(quantizer, grid, False, True)
+    quantize = _quickest(quantize_by_learned_scale)
 
     def run(x: Tensor) -> Any:
-        if collects is not None and may_collect(scaling):
-            return by_parts(torch.relu(x) if relu else x)
-        y, scale = quantize_by_learned_scale(x, scaling.stored(), grid, rule, relu)
-        return y, scale, _zero(scale), width.forward()
+        if collects and scaling.training and may_collect(scaling):
+            if ranks is None or is_compiling() or x.numel() == 0:
+                return by_parts(torch.relu(x) if relu else x)
+            y, scale, found = quantize_by_percentile(x, ranks(x.numel()), grid, rule, relu)
+            if not is_recomputing():
+                scaling.record(found.detach())
+            return y, scale, _zero(scale), width()
+        y, scale = quantize(x, scaling.stored(), grid, rule, relu)
+        return y, scale, _zero(scale), width()
 
     return run
 
@@ -280,27 +310,41 @@ def may_collect(scaling: Any) -> bool:
     return bool(scaling.is_collecting())
 
 
-def _by_absmax(quantizer: Any, grid: IntegerGrid, rule: ScaleRule) -> Form:
-    width = quantizer.msb_clamp_bit_width_impl
+def _by_absmax(quantizer: Any, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
+    width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
+    quantize = _quickest(quantize_by_absmax)
 
     def run(x: Tensor) -> Any:
-        y, scale = quantize_by_absmax(x, grid, rule)
-        return y, scale, _zero(scale), width.forward()
+        y, scale = quantize(x, grid, rule)
+        return y, scale, _zero(scale), width()
 
     return run
 
 
-def _by_minmax(quantizer: Any, grid: IntegerGrid, rule: ScaleRule) -> Form:
-    width = quantizer.msb_clamp_bit_width_impl
+def _by_minmax(quantizer: Any, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
+    width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
+    quantize = _quickest(quantize_by_minmax)
 
     def run(x: Tensor) -> Any:
-        return *quantize_by_minmax(x, grid, rule), width.forward()
+        return *quantize(x, grid, rule), width()
 
     return run
+
+
+def _quickest(function: Any) -> Any:
+    """What a function runs where fused functions may: Plan.run has asked."""
+    if is_compiling():
+        return function
+    return next(kernel.run for kernel in function.kernels if kernel.name == "fused")
+
+
+def _constant(width: Any, bits: int) -> Callable[[], Tensor]:
+    """The function that gives a constant bit width as a tensor."""
+    return partial(width.number, float(bits)) if isinstance(width, Constant) else width.forward
 
 
 def _zero(scale: Tensor) -> Tensor:
-    return torch.zeros((), dtype=scale.dtype, device=scale.device)
+    return scale.new_zeros(())
 
 
 def _plan_prescaled(plan: Plan, reader: Reader) -> None:

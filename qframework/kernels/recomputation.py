@@ -2,7 +2,7 @@
 
 A quantizer keeps its input for the backward pass, and the layer behind it would keep the quantized values, too. But these are
 ``quantize(input)``, one pass over memory where C++ functions compute: such layers keep the quantizer's input, which is kept
-anyway. What a tensor was made of is known by the node of the graph that made it.
+anyway. Quantized values know what they were made of by an attribute.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Origin(NamedTuple):
 
 def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
+    found = y.__dict__.get("origin")
     node = y.grad_fn
-    found = getattr(node, "origin", None)
     if (
         found is None
+        or node is None
         or y.output_nr != 0
         or y._version != 0
         or not torch.is_grad_enabled()

@@ -7,15 +7,15 @@ it without a rule of its own, of which a method was assigned, or whose calls hoo
 from __future__ import annotations
 
 from collections.abc import Sized
-from operator import getitem, is_
+from operator import getitem
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from qframework.core.base import CompactModule
+from qframework.core.base import CompactModule, CoreModule, Stateless
 from qframework.core.tracked import TrackedParameters
 
 #: What may be overridden without a change of what is computed.
@@ -35,7 +35,7 @@ _GLOBAL_HOOKS: tuple[Sized, ...] = tuple(
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__")
 _TORCH = tuple((vars(nn.Module), name, vars(nn.Module)[name]) for name in _CALLS)
 #: Attributes that every module has, and what they hold is looked at where it matters.
-_COMMON = frozenset(vars(nn.Module()))
+_COMMON = frozenset([*vars(nn.Module()), "_constants"])
 
 
 def _is_code(what: Any) -> bool:
@@ -62,8 +62,11 @@ def remember_definitions(cls: type = CompactModule) -> None:
 
 
 def _own_classes(kind: type) -> list[type]:
-    """The classes of a part, but for torch's."""
-    return [c for c in kind.__mro__ if c not in (nn.Module, object, CompactModule)]
+    """The classes of a part, but for those that say nothing of what it computes."""
+    return [c for c in kind.__mro__ if c not in _BASES]
+
+
+_BASES = (nn.Module, object, CompactModule, CoreModule, Stateless)
 
 
 @torch.compiler.assume_constant_result
@@ -114,8 +117,8 @@ def distrust_all() -> str | None:
 class Guards:
     """What parts were like when their rules were read.
 
-    Identities of attributes, classes and their functions, and lengths of containers, are compared in few calls, since
-    each call of Python costs more than what it asks for.
+    Attributes, classes and their functions, and lengths of containers, are compared in few calls, since each call of Python
+    costs more than what it asks for.
     """
 
     def __init__(self) -> None:
@@ -124,16 +127,17 @@ class Guards:
         self.containers: list[Sized] = list(_GLOBAL_HOOKS)
         self.namespaces: list[Any] = []
         self.names: list[str] = []
-        self.values: list[Any] = []
+        self.values: tuple[Any, ...] = ()
         self.lengths: tuple[int, ...] = ()
         self._seen: set[Any] = set()
+        self._expected: list[Any] = []
         for entry in _TORCH:
             self._expect(*entry)
 
     def _expect(self, namespace: Any, name: str, value: Any) -> None:
         self.namespaces.append(namespace)
         self.names.append(name)
-        self.values.append(value)
+        self._expected.append(value)
 
     def watch(self, part: nn.Module) -> None:
         """Remember what a part is like."""
@@ -149,7 +153,7 @@ class Guards:
         for name, value in own.items():
             if name in _HOOKS:
                 self.containers.append(value)
-            elif name not in _COMMON:
+            elif name not in _COMMON and not isinstance(value, Tensor):
                 self._expect(own, name, value)
                 if isinstance(value, TrackedParameters):
                     self.containers.append(value.modules)
@@ -164,14 +168,15 @@ class Guards:
     def close(self) -> None:
         """All parts are seen."""
         self.lengths = tuple(map(len, self.containers))
+        self.values = tuple(self._expected)
 
     def hold(self) -> bool:
         """Whether nothing has changed."""
         try:
             return (
                 tuple(map(len, self.containers)) == self.lengths
-                and all(map(is_, map(getitem, self.namespaces, self.names), self.values))
-                and all(map(is_, map(type, self.parts), self.types))
+                and tuple(map(getitem, self.namespaces, self.names)) == self.values
+                and list(map(type, self.parts)) == self.types
             )
         except KeyError:  # something was removed
             return False

@@ -142,7 +142,7 @@ class QuantProxy(CompactModule):
     def _planned(self) -> Plan:
         """How the tensor quantizer runs; looked up anew where one of its parts has changed."""
         parts = self._modules  # looked at directly, since a module's attributes take long
-        quantizer, activation = parts["tensor_quant"], self._activation()
+        quantizer, activation = parts.get("tensor_quant"), self._activation()
         if _is_compiling():
             return prepare(quantizer, activation)
         plan = self._plan
@@ -246,8 +246,9 @@ class QuantProxy(CompactModule):
     def is_idle(self) -> bool:
         """Whether a call would return its input, so that it can be left out."""
         parts = self._modules  # looked at directly, since a module's attributes take long
-        idle = self.disable_quant or parts.get("tensor_quant") is None
-        return idle and parts.get("activation_impl") is None and not has_hooks(self)
+        if parts.get("tensor_quant") is not None and not self.disable_quant:
+            return False
+        return parts.get("activation_impl") is None and not has_hooks(self)
 
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""
@@ -280,11 +281,13 @@ class QuantProxy(CompactModule):
 QuantProxy._load_state_dict_post_hooks = LOAD_HOOKS
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks have to see each call of a module."""
+def has_hooks(proxy: QuantProxy) -> bool:
+    """Whether hooks have to see each call of a proxy."""
+    if "_forward_hooks" not in proxy.__dict__:  # as long as none was registered
+        return False
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+        proxy._forward_hooks
+        or proxy._forward_pre_hooks
+        or proxy._backward_hooks
+        or proxy._backward_pre_hooks
     )

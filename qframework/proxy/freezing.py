@@ -8,8 +8,9 @@ model is thawed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -40,23 +41,16 @@ class Entry(NamedTuple):
     pointers: tuple[int, ...]
     result: Any
 
-    def is_for(self, quantizer: Any, given: tuple[Tensor, ...]) -> bool:
-        """Whether it is the result of a quantizer for these tensors."""
-        if self.quantizer is not quantizer or len(given) != len(self.given):
-            return False
-        return all(a is b for a, b in zip(given, self.given, strict=True))
-
     def holds(self) -> bool:
         """Whether no write in place to what it was computed from is known."""
-        return self.versions == _versions(self.watched) and self.pointers == _pointers(self.watched)
+        watched = self.watched
+        return (
+            tuple(map(_version, watched)) == self.versions
+            and tuple(map(_pointer, watched)) == self.pointers
+        )
 
 
-def _versions(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    return tuple([t._version for t in tensors])
-
-
-def _pointers(tensors: Iterable[Tensor]) -> tuple[int, ...]:
-    return tuple([t.data_ptr() for t in tensors])
+_version, _pointer = attrgetter("_version"), Tensor.data_ptr
 
 
 class Memory:
@@ -84,15 +78,15 @@ class Memory:
     def keep(self, quantizer: nn.Module, given: tuple[Tensor, ...], result: Any) -> None:
         """Keep a result for these tensors."""
         tensors = (*given, *quantizer.parameters(), *quantizer.buffers())
-        watched = tuple(t for t in tensors if not t.is_inference())
+        watched = tuple(t for t in tensors if t.numel() and not t.is_inference())
         self.frozen = True
-        states = _versions(watched), _pointers(watched)
+        states = tuple(map(_version, watched)), tuple(map(_pointer, watched))
         self.entries.append(Entry(given, quantizer, watched, *states, result))
 
     def recall(self, quantizer: Any, *given: Tensor) -> Any:
         """The result for these tensors; None where there is none."""
         for entry in self.entries:
-            if entry.is_for(quantizer, given):
+            if entry.quantizer is quantizer and all(map(is_, entry.given, given)):
                 if _is_compiling() or entry.holds():
                     return entry.result
                 self.clear()

@@ -107,7 +107,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
     def _frozen_or_quantized(self, parameter: Tensor) -> Any:
         """The quantized parameter by the quantizer's own scale."""
         if self._memory.frozen:
-            found = self._memory.recall(self._modules["tensor_quant"], parameter)
+            found = self._memory.recall(self._modules.get("tensor_quant"), parameter)
             if found is not None:
                 return found
         return self._quantized(parameter, source=self.source)
@@ -145,7 +145,7 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         Returns:
             :class:`~qframework.quant_tensor.IntQuantTensor`, or ``x``.
         """
-        if self._modules["tensor_quant"] is None or self.disable_quant:
+        if self._modules.get("tensor_quant") is None or self.disable_quant:
             return x
         return self._frozen_or_quantized(x)
 
@@ -230,7 +230,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         """Quantize by the product of two scales."""
         memory = self._memory
         if memory.frozen:
-            found = memory.recall(self._modules["tensor_quant"], bias, first, second)
+            found = memory.recall(self._modules.get("tensor_quant"), bias, first, second)
             if found is not None:
                 return found if found.source == source else found.replace(source=source)
         scale = (first * second).reshape(-1)
@@ -243,7 +243,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             return self._quantized(bias, scale, source=source)
         with torch.inference_mode(False), torch.no_grad():
             result = self._quantized(bias, scale.clone(), source=source)
-        memory.keep(self._modules["tensor_quant"], (bias, first, second), result)
+        memory.keep(self._modules.get("tensor_quant"), (bias, first, second), result)
         return result
 
     def _scale_missing(self, what: str) -> str:

@@ -71,7 +71,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         if not (self._eval_checked or self.training or _is_compiling()):
             self._check_statistics()
         if self._memory.frozen:
-            kept: Static | None = self._memory.recall(self._modules["tensor_quant"])
+            kept: Static | None = self._memory.recall(self._modules.get("tensor_quant"))
             if kept is not None:
                 return self._wrap(kept(x), x)
         return self._wrap(self._planned().run(x), x)

@@ -17,6 +17,8 @@ Self = TypeVar("Self", bound="QuantTensor")
 
 def dequantize(x: Any) -> Any:
     """Quantized tensors replaced by their values, inside tuples, lists and dicts too."""
+    if type(x) is Tensor:
+        return x
     if isinstance(x, QuantTensor):
         return x.value
     if isinstance(x, (tuple, list)):

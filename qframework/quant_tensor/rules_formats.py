@@ -11,7 +11,7 @@ from qframework.quant_tensor.codebook_quant_tensor import CodebookQuantTensor
 from qframework.quant_tensor.float_quant_tensor import FloatQuantTensor
 from qframework.quant_tensor.groups import GroupwiseFloatQuantTensor, GroupwiseIntQuantTensor
 from qframework.quant_tensor.registry import RULES
-from qframework.quant_tensor.source import same_source
+from qframework.quant_tensor.source import same_source, scale_only
 
 _FORMAT = (
     "exponent_bit_width",
@@ -68,9 +68,11 @@ def _same_format(a: Any, b: Any) -> bool:
     same = (a.signed, a.saturating, a.inf_values, a.nan_values)
     if same != (b.signed, b.saturating, b.inf_values, b.nan_values):
         return False
-    return a.scale.numel() == 1 == b.scale.numel() and all(
-        getattr(a, n) is getattr(b, n) for n in _FORMAT
-    )
+    if not a.scale.numel() == 1 == b.scale.numel():
+        return False
+    if a.source is not None and a.source == b.source and scale_only(a.source) != a.source:
+        return True  # a source stands for a grid
+    return all(getattr(a, n) is getattr(b, n) for n in _FORMAT)
 
 
 def _same_scale(a: Any, b: Any) -> bool:

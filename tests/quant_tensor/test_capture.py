@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qframework.quant_tensor import IntQuantTensor, unpack
+from qframework.quant_tensor import IntQuantTensor, dequantize
 
 
 class Source:
@@ -75,7 +75,7 @@ def loss(outputs: tuple[object, ...]) -> Tensor:
 def agree(got: tuple[object, ...], expected: tuple[object, ...]) -> None:
     for g, e in zip(got, expected, strict=True):
         assert type(g) is type(e)
-        torch.testing.assert_close(unpack(g), unpack(e))
+        torch.testing.assert_close(dequantize(g), dequantize(e))
         if isinstance(e, IntQuantTensor):
             for name in ("scale", "bit_width"):
                 torch.testing.assert_close(getattr(g, name), getattr(e, name))

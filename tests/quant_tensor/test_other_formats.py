@@ -18,6 +18,7 @@ from qframework.quant_tensor import (
 )
 
 
+@torch.no_grad()
 def make(name: str, *shape: int, **keywords) -> object:
     layer = QuantIdentity(getattr(q, name), return_quant_tensor=True, **keywords)
     layer(torch.randn(shape, generator=torch.Generator().manual_seed(0)))

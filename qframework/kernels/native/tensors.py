@@ -13,7 +13,7 @@ from qframework.configuration import settings
 from qframework.kernels.native.build import compiler, library
 
 #: With fewer elements there is little to gain, and nothing is built for them.
-SMALLEST = 1 << 13
+SMALLEST = 1 << 12
 #: Rows that are too short to be worth a call each.
 _SHORTEST = 16
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qframework.inject import plan, value
+from qframework.inject import cached_resolution, value
 from qframework.inject.resolver import Resolver
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU, QuantTanh
 from qframework.quantizers import (
@@ -19,7 +19,7 @@ from qframework.quantizers import (
 @pytest.fixture
 def resolutions(monkeypatch) -> list[str]:
     """The quantizer classes that were resolved in full."""
-    monkeypatch.setattr(plan, "_plans", type(plan._plans)())
+    monkeypatch.setattr(cached_resolution, "_cached", type(cached_resolution._cached)())
     seen: list[str] = []
     node = Resolver._node
 

@@ -1,0 +1,74 @@
+"""Values quantized by a percentile of their magnitudes, in one differentiable step, as a collection goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qframework.functional import (
+    IntegerGrid,
+    ScaleRule,
+    add_kernel,
+    compute_dtype,
+    over,
+    quantize_by_percentile,
+)
+from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.integer import can_fuse_relu, note_origin, quantize, quantize_gradients
+from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
+
+
+class QuantizeByPercentile(Fused):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # Ranks are the same before and after a ReLU.
+        found, where = search_blocks(x, *from_end(rank, x.numel()), not relu)
+        found = found.to(compute_dtype(x.dtype))
+        magnitude = torch.relu(found).clamp_min(rule.minimum or 0.0).reshape(rule.shape)
+        scale = over(magnitude, rule.threshold)
+        ctx.save_for_backward(x, scale, where)
+        ctx.how = (rank, grid, rule, relu)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(magnitude)
+        return quantize(x, scale, None, grid, relu), scale, magnitude
+
+    @staticmethod
+    def define(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+        return quantize_by_percentile.definition(x, *ctx.how)
+
+    @staticmethod
+    def gradients(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
+        x, scale, where = ctx.saved_tensors
+        rank, grid, rule, relu = ctx.how
+        g = torch.zeros_like(x) if grad is None else grad
+        needed = {"need_scale": True, "need_zero": False}
+        grad_x, whole, _ = quantize_gradients(g, x, scale, None, grid, relu, **needed)
+        assert whole is not None
+        whole = whole if grad_scale is None else whole + grad_scale
+        element = x.reshape(-1).gather(0, where)
+        slope = (element > 0).to(whole.dtype) if relu else element.sign().to(whole.dtype)
+        share = (over(whole.reshape(1), rule.threshold) * slope).to(g.dtype)
+        grad_x = grad_x.clone() if grad_x is grad else grad_x
+        grad_x.index_put_(torch.unravel_index(where, x.shape), share, accumulate=True)
+        return grad_x, None, None, None, None
+
+
+def _serves(
+    x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
+) -> bool:
+    n = x.numel()
+    if relu and not can_fuse_relu(None, grid):
+        return False
+    return may_fuse() and can_search_blocks(n, from_end(rank, n)[0])
+
+
+@add_kernel(quantize_by_percentile, "fused", _serves)
+def _fused(
+    x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, scale, magnitude = apply(QuantizeByPercentile, x, rank, grid, rule, relu)
+    return note_origin(y, x, scale, None, grid, relu), scale, magnitude
