@@ -37,7 +37,13 @@ def to_integers(steps: Tensor, grid: IntegerGrid) -> Tensor:
 
 
 @defined
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> Tensor:
+def fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool = False,
+) -> Tensor:
     """Quantize ``x`` to the values ``(q - zero_point) * scale`` of a grid of integers ``q``.
 
     The gradient passes the rounding straight through, and the clamp as the grid says.
@@ -47,11 +53,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: Int
         scale: positive tensor that broadcasts to ``x``.
         zero_point: in integer steps, a tensor that broadcasts to ``x``; None for 0.
         grid: the integers.
+        relu: quantize ``relu(x)``.
 
     Returns:
         Dequantized tensor with the shape and dtype of ``x``.
     """
-    steps = upcast(x) / scale
+    steps = upcast(torch.relu(x) if relu else x) / scale
     if zero_point is None:
         return (to_integers(steps, grid) * scale).to(x.dtype)
     return ((to_integers(steps + zero_point, grid) - zero_point) * scale).to(x.dtype)
@@ -74,7 +81,7 @@ def quantize_by_learned_scale(
         Dequantized values with the shape and dtype of ``x``, and the scale.
     """
     scale = learned_scale(stored, rule)
-    return fake_quantize(torch.relu(x) if relu else x, scale, None, grid), scale
+    return fake_quantize(x, scale, None, grid, relu), scale
 
 
 @defined

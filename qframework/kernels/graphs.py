@@ -21,15 +21,13 @@ from qframework.functional import (
     apply_step,
     fake_quantize,
     is_recomputing,
-    learned_scale,
     quantize_by_absmax,
-    quantize_by_learned_scale,
     repeat_while,
     tensor_clamp_ste,
 )
 from qframework.functional.straight_through import StraightThroughClamp, StraightThroughStep
 from qframework.kernels.autograd import is_compiling, may_fuse_in_graph
-from qframework.kernels.integer import quantize, quantize_gradients, sum_to
+from qframework.kernels.integer import can_fuse_relu, quantize, quantize_gradients, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
 
@@ -100,29 +98,27 @@ class _Range(Function):
         return *quantize_gradients(grad, x, scale, zero_point, grid, relu, **needed), None, None
 
 
-def _serves_range(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> bool:
+def _serves_range(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool = False,
+) -> bool:
     return may_fuse_in_graph() and not isinstance(grid.minimum, Tensor)
 
 
 @add_kernel(fake_quantize, "in a graph", _serves_range)
-def _range(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> Tensor:
-    return _Range.apply(x, scale, zero_point, grid, False)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _serves_learned(
-    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> bool:
-    return may_fuse_in_graph()
-
-
-@add_kernel(quantize_by_learned_scale, "in a graph", _serves_learned)
-def _learned(
-    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> tuple[Tensor, Tensor]:
-    scale = learned_scale(stored, rule)
-    if relu and (grid.minimum != 0 or grid.rounding != "round" or not grid.clamp_gradient):
+def _range(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool = False,
+) -> Tensor:
+    if relu and not can_fuse_relu(zero_point, grid):
         x, relu = torch.relu(x), False
-    return _Range.apply(x, scale, None, grid, relu), scale  # type: ignore[no-untyped-call]
+    return _Range.apply(x, scale, zero_point, grid, relu)  # type: ignore[no-any-return, no-untyped-call]
 
 
 # ------------------------------------------------------------ by the largest magnitude

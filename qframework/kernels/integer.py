@@ -289,7 +289,7 @@ class FakeQuantize(Fused):
     @staticmethod
     def define(ctx: Any, x: Tensor, scale: Tensor, zero_point: Any) -> Any:  # type: ignore[override]
         grid, relu = ctx.how
-        return fake_quantize.definition(torch.relu(x) if relu else x, scale, zero_point, grid)
+        return fake_quantize.definition(x, scale, zero_point, grid, relu)
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -331,19 +331,24 @@ class _LearnedBounds(Fused):
         return *found, None, None
 
 
-def _serves(x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> bool:
+def _serves(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool = False,
+) -> bool:
     return may_fuse()
 
 
 @add_kernel(fake_quantize, "fused", _serves)
-def fused_fake_quantize(
+def _fused(
     x: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
     grid: IntegerGrid,
     relu: bool = False,
 ) -> Tensor:
-    """:func:`~qframework.functional.fake_quantize`, of ``relu(x)`` where that is asked for."""
     if relu and not can_fuse_relu(zero_point, grid):
         x, relu = torch.relu(x), False
     if isinstance(grid.minimum, Tensor):

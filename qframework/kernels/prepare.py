@@ -251,15 +251,14 @@ def _by_parts(quantizer: Any, grid: IntegerGrid, learned_width: bool, symmetric:
     """By scale, zero point and width of the parts themselves."""
     rounds = quantizer.int_quant
 
-    def run(x: Tensor) -> Any:
-        scale, zero_point, bit_width = quantizer.parameters_for(x)
+    def run(x: Tensor, relu: bool = False) -> Any:
+        scale, zero_point, bit_width = quantizer.parameters_for(torch.relu(x) if relu else x)
         bounds = grid
         if learned_width:
             low, high = rounds.min_int(bit_width), rounds.max_int(bit_width)
             bounds = IntegerGrid(low, high, grid.rounding, grid.clamp_gradient)
-        y = fake_quantize(
-            rounds.input_view_impl(x), scale, None if symmetric else zero_point, bounds
-        )
+        shift = None if symmetric else zero_point
+        y = fake_quantize(rounds.input_view_impl(x), scale, shift, bounds, relu)
         return y, scale, zero_point, bit_width
 
     return run
@@ -292,7 +291,7 @@ def _by_learned_scale(
     def run(x: Tensor) -> Any:
         if collects and scaling.training and may_collect(scaling):
             if ranks is None or is_compiling() or x.numel() == 0:
-                return by_parts(torch.relu(x) if relu else x)
+                return by_parts(x, relu)
             y, scale, found = quantize_by_percentile(x, ranks(x.numel()), grid, rule, relu)
             if not is_recomputing():
                 scaling.record(found.detach())

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from qframework.core.float_quant import FloatQuant
 from qframework.functional import IntegerGrid, Range, fake_quantize, minifloat_quantize
 from qframework.kernels.autograd import may_fuse
-from qframework.kernels.integer import fused_fake_quantize
 from qframework.kernels.native.static import StaticQuantizer
 from qframework.kernels.prepare import Plan, may_collect
 
@@ -95,14 +94,12 @@ def _integers(scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> St
 
     def step(x: Tensor, relu: bool) -> Tensor:
         nonlocal known
-        if not may_fuse():
-            return fake_quantize(torch.relu(x) if relu else x, scale, zero_point, grid)
-        if not torch.is_grad_enabled():
+        if may_fuse() and not torch.is_grad_enabled():
             y = None if known is None else known(x, relu)
             if y is not None:
                 return y
             known = StaticQuantizer.for_values(x, scale, zero_point, grid)
-        return fused_fake_quantize(x, scale, zero_point, grid, relu)
+        return fake_quantize(x, scale, zero_point, grid, relu)
 
     return step
 
