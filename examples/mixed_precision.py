@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
+from qframework.graph.loss import WeightBitWidthWeightedBySize
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
-from qframework.loss import WeightBitWidthWeightedBySize
 from qframework.quantizers import Int8WeightPerChannelLSQ, Uint8ActPerTensorFloat
 
 

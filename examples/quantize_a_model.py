@@ -11,8 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from qframework.graph import calibration_mode, summary
-from qframework.layers import Rule, quantize_model
+from qframework.graph import Rule, calibration_mode, quantize_model, summary
 from qframework.quantizers import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
 

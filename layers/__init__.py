@@ -32,14 +32,11 @@ from qframework.layers.conv_transpose import (
     QuantConvTranspose2d,
     QuantConvTranspose3d,
 )
-from qframework.layers.conversion_report import QuantizationReport
-from qframework.layers.conversion_rule import Rule
 from qframework.layers.eltwise import QuantCat, QuantEltwiseAdd, QuantEltwiseMul, QuantMatMul
 from qframework.layers.embedding import QuantEmbedding, QuantEmbeddingBag
 from qframework.layers.linear import QuantLinear
 from qframework.layers.norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
 from qframework.layers.pooling import TruncAdaptiveAvgPool2d, TruncAvgPool2d
-from qframework.layers.quantize_model import quantize_model
 from qframework.layers.rnn import QuantGRU, QuantLSTM, QuantRNN
 from qframework.layers.scale_bias import (
     BatchNorm1dToQuantScaleBias,
@@ -58,9 +55,6 @@ from qframework.layers.upsample import (
 from qframework.layers.wbiol import QuantWBIOL, QuantWeightBiasInputOutputLayer
 
 __all__ = [
-    "QuantizationReport",
-    "Rule",
-    "quantize_model",
     "QuantGRU",
     "QuantLSTM",
     "QuantRNN",

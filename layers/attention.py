@@ -15,8 +15,8 @@ from qframework.layers.attention_masks import Masks, causal_mask, merge_masks
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
-from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import dequantize
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 

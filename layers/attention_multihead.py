@@ -19,8 +19,8 @@ from qframework.layers.attention_masks import (
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import build_part
 from qframework.layers.linear import QuantLinear
-from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import dequantize
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,

@@ -10,9 +10,8 @@ import torch
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.proxy import ActQuantProxyFromInjector, build_proxy
-from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import QuantTensor
+from qframework.quant_tensor import QuantTensor, dequantize
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat
 

@@ -159,4 +159,6 @@ class QuantGroupNorm(_QuantNorm, nn.GroupNorm):
         )
 
     def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
-        return F.group_norm(dequantize(x), self.num_groups, dequantize(weight), dequantize(bias), self.eps)
+        return F.group_norm(
+            dequantize(x), self.num_groups, dequantize(weight), dequantize(bias), self.eps
+        )

@@ -11,8 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qframework.layers.accumulator import QuantTruncLayer
-from qframework.quant_tensor import dequantize
-from qframework.quant_tensor import IntQuantTensor
+from qframework.quant_tensor import IntQuantTensor, dequantize
 from qframework.quant_tensor.rules_pool import averaged, per_position, window_sizes
 from qframework.quantizers.trunc import RoundTo8bit
 

@@ -20,8 +20,8 @@ from qframework.layers.recurrent_parameters import (
 from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
 from qframework.layers.recurrent_steps import OutputStep, state_of, with_batch
 from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
-from qframework.quant_tensor import dequantize
 from qframework.proxy.naming import qualified_name
+from qframework.quant_tensor import dequantize
 from qframework.quantizers.none import NoneActQuant
 
 

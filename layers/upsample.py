@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from qframework.functional import round_ste, tensor_clamp
 from qframework.layers.base import QuantLayer
-from qframework.quant_tensor import dequantize
-from qframework.quant_tensor import IntQuantTensor
+from qframework.quant_tensor import IntQuantTensor, dequantize
 from qframework.quant_tensor.algebra import bounds
 from qframework.quant_tensor.rules_pool import per_position
 

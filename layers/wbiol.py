@@ -177,7 +177,9 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         if as_quant:
             out = self._compute(quant_input, quant_weight, quant_bias, *how)
         else:
-            out = self._compute(dequantize(quant_input), dequantize(quant_weight), dequantize(quant_bias), *how)
+            out = self._compute(
+                dequantize(quant_input), dequantize(quant_weight), dequantize(quant_bias), *how
+            )
         return self._pack(out if output_quant.is_idle else output_quant(out))
 
     def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:

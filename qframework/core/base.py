@@ -152,7 +152,9 @@ class CoreModule(CompactModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoreModule:
         def keep_precise(tensor: Tensor) -> Tensor:
             out = fn(tensor)
-            return tensor.to(out.device) if is_half(out.dtype) and not is_half(tensor.dtype) else out
+            return (
+                tensor.to(out.device) if is_half(out.dtype) and not is_half(tensor.dtype) else out
+            )
 
         super()._apply(keep_precise, recurse)
         for name, master in self._constants.items():

@@ -70,9 +70,7 @@ class BitWidthStatefulConst(CoreModule):
         self, bit_width: int, dtype: torch.dtype | None = None, device: torch.device | None = None
     ) -> None:
         super().__init__()
-        value = torch.full(
-            (), float(_whole(bit_width)), dtype=compute_dtype(dtype), device=device
-        )
+        value = torch.full((), float(_whole(bit_width)), dtype=compute_dtype(dtype), device=device)
         self.register_buffer("bit_width", value)
 
     def forward(self) -> Tensor:

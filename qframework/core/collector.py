@@ -114,9 +114,14 @@ class CollectThenLearn(CoreModule):
         return self.training and self._steps() >= 0
 
     @property
+    def has_data(self) -> bool:
+        """Whether any batch counts since the collection began; True on the meta device."""
+        return self.used_batches.is_meta or int(self.used_batches) > 0
+
+    @property
     def has_statistics(self) -> bool:
         """Whether anything was collected, learned, or written to ``value``; True on the meta device."""
-        if self.collected_steps.is_meta or self.is_learned or int(self.used_batches) > 0:
+        if self.has_data or self.is_learned:
             return True
         # A copy of a model may be given parameters, and no buffers, as averages of weights are.
         with torch.no_grad():
@@ -145,7 +150,7 @@ class CollectThenLearn(CoreModule):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if not used and not self.used_batches.is_meta:
+        if not self.has_data:
             self.restart_collection()
             return False
         self.value.copy_(self.to_stored(self.running_stats))

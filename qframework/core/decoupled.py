@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, Stateless
-from qframework.core.function_wrapper import RoundToZeroSte
 from qframework.core.following import FollowsParameters, follow
+from qframework.core.function_wrapper import RoundToZeroSte
 from qframework.core.quant import DecoupledIntQuant
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.stats import AbsMax

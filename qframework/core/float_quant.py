@@ -165,9 +165,7 @@ class FloatQuant(CoreModule):
         _, mantissa, bias = self.widths()
         clamp = self.float_clamp_impl
         bounds = (self.threshold(), self.signed, clamp.overflow)
-        return round_to_minifloat(
-            x, scale, mantissa, bias, *bounds, self.float_to_int_impl, clamp
-        )
+        return round_to_minifloat(x, scale, mantissa, bias, *bounds, self.float_to_int_impl, clamp)
 
     def forward(self, x: Tensor) -> FloatOutput:
         """Values, scale, zero point, exponent and mantissa bits, bias, and how it overflows.

@@ -21,7 +21,10 @@ def fingerprint(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     for t in tensors:
         bits = t.detach().contiguous().view(-1).view(_INTEGERS[t.element_size()]).to(torch.int64)
         place = torch.arange(bits.numel(), device=bits.device)
-        sums = (bits * (2 * place + 1)).sum(), ((bits ^ (bits >> 7)) * (place * (place + 31) + 17)).sum()
+        sums = (
+            (bits * (2 * place + 1)).sum(),
+            ((bits ^ (bits >> 7)) * (place * (place + 31) + 17)).sum(),
+        )
         found += [t.numel(), *torch.stack(sums).tolist()]
     return tuple(found)
 

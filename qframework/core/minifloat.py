@@ -106,7 +106,9 @@ class FloatScaling(Stateless):
         top = stated(self.compute_max_mantissa, mantissa_bits) * 2.0 ** (
             2**exponent_bits - 1 - bias
         )
-        return float(top if self.max_available_float is None else min(top, self.max_available_float))
+        return float(
+            top if self.max_available_float is None else min(top, self.max_available_float)
+        )
 
     def forward(
         self, exponent_bit_width: Tensor, mantissa_bit_width: Tensor, exponent_bias: Tensor

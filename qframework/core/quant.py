@@ -197,9 +197,7 @@ class RescalingIntQuant(CoreModule):
             for part in (self.scaling_impl, self.zero_point_impl)
         )
 
-    def quantize(
-        self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor
-    ) -> Tensor:
+    def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> Tensor:
         """Values of ``x`` by parameters that are known; arguments as :meth:`parameters_for` gives them."""
         if self.observer_only:
             return x

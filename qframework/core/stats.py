@@ -236,7 +236,9 @@ class L1Norm(Statistic):
 
     def forward(self, x: Tensor) -> Tensor:
         return (
-            upcast(x).abs().sum(dim=self.stats_reduce_dim, keepdim=self.stats_reduce_dim is not None)
+            upcast(x)
+            .abs()
+            .sum(dim=self.stats_reduce_dim, keepdim=self.stats_reduce_dim is not None)
         )
 
 
@@ -303,10 +305,14 @@ class MeanLearnedSigmaStd(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        start = torch.full(stats_output_shape, float(sigma), dtype=compute_dtype(dtype), device=device)
+        start = torch.full(
+            stats_output_shape, float(sigma), dtype=compute_dtype(dtype), device=device
+        )
         self.value = nn.Parameter(start)
         self.std_dev_epsilon = std_dev_epsilon
         self._axes = (stats_reduce_dim, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _mean_sigma(Statistic(*self._axes), upcast(x).abs(), self.value, self.std_dev_epsilon)
+        return _mean_sigma(
+            Statistic(*self._axes), upcast(x).abs(), self.value, self.std_dev_epsilon
+        )

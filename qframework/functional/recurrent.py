@@ -190,9 +190,7 @@ def gru_sequence(
     for t in in_order(len(products), reverse):
         moved = torch.mm(h, hidden)
         summed = products[t][:, : 2 * size] + moved[:, : 2 * size]
-        opened = _quantized(
-            torch.sigmoid(_quantized(summed, ranges.accumulators)), ranges.gates
-        )
+        opened = _quantized(torch.sigmoid(_quantized(summed, ranges.accumulators)), ranges.gates)
         from_state = moved[:, 2 * size :]
         if bias is not None:
             from_state = from_state + bias.to(from_state.dtype)

@@ -1,6 +1,28 @@
-"""Algorithms on whole models."""
+"""Whole models: conversion of float ones, calibration, a summary, penalties."""
 
 from qframework.graph.calibrate import calibration_mode
+from qframework.graph.conversion_report import QuantizationReport
+from qframework.graph.conversion_rule import Rule
+from qframework.graph.loss import (
+    ActivationBitWidthWeightedBySize,
+    BitWidthWeighted,
+    QuantLayerOutputBitWidthWeightedByOps,
+    WeightBitWidthWeightedBySize,
+)
+from qframework.graph.quantize_model import quantize_model
 from qframework.graph.summary import LayerSummary, ModelSummary, TensorSummary, summary
 
-__all__ = ["LayerSummary", "ModelSummary", "TensorSummary", "calibration_mode", "summary"]
+__all__ = [
+    "ActivationBitWidthWeightedBySize",
+    "BitWidthWeighted",
+    "LayerSummary",
+    "ModelSummary",
+    "QuantLayerOutputBitWidthWeightedByOps",
+    "QuantizationReport",
+    "Rule",
+    "TensorSummary",
+    "WeightBitWidthWeightedBySize",
+    "calibration_mode",
+    "quantize_model",
+    "summary",
+]

@@ -43,16 +43,19 @@ class _Snapshot:
 
     def __init__(self, collector: CollectThenLearn | RuntimeStats) -> None:
         self.collector = collector
-        self.steps = collector.collected_steps.clone()
-        self.stats = collector.running_stats.clone()
-        self.used = getattr(collector, "used_batches", self.steps).clone()
+        self.tensors = {n: t.detach().clone() for n, t in _tensors(collector)}
+        self.switched = getattr(collector, "switched", False)
 
     @torch.no_grad()
     def restore(self) -> None:
-        self.collector.collected_steps.copy_(self.steps)
-        self.collector.running_stats.copy_(self.stats)
+        for name, tensor in _tensors(self.collector):
+            tensor.copy_(self.tensors[name])
         if isinstance(self.collector, CollectThenLearn):
-            self.collector.used_batches.copy_(self.used)
+            self.collector.switched = self.switched
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Any]]:
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
 @contextmanager
@@ -122,7 +125,7 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
 def _finish(collectors: dict[int, tuple[str, Any]], snapshots: list[_Snapshot]) -> None:
     without: list[str] = []
     for (name, collector), snapshot in zip(collectors.values(), snapshots, strict=True):
-        if not collector.has_statistics:
+        if not collector.has_data:
             snapshot.restore()
             without.append(name)
         elif isinstance(collector, CollectThenLearn):

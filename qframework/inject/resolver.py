@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+from qframework.inject.cached_resolution import Step
 from qframework.inject.container import Graph
 from qframework.inject.errors import (
     BuildError,
@@ -21,7 +22,6 @@ from qframework.inject.errors import (
 from qframework.inject.explanation import Row, rows_of, short
 from qframework.inject.expressions import This, Value, arguments_of, this_levels, this_path
 from qframework.inject.injector import Binding, InjectorType, with_legacy_names
-from qframework.inject.cached_resolution import Step
 from qframework.inject.policy import POLICY_NAMES, check_policy
 
 _MISSING = object()

@@ -100,9 +100,7 @@ def _gradient(
     return _spread_evenly(x, g, grad_top, top, flat)
 
 
-def _scale_error(
-    x: Tensor, scale: Tensor, g: Tensor, grid: IntegerGrid, rule: ScaleRule
-) -> Tensor:
+def _scale_error(x: Tensor, scale: Tensor, g: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Tensor:
     """The scale's gradient, ``sum g (q - x / scale)``: 0-dim, or one number per channel."""
     minimum: Any = grid.minimum
     maximum: Any = grid.maximum

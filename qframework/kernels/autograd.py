@@ -34,11 +34,7 @@ def may_fuse() -> bool:
 
 def may_fuse_in_graph() -> bool:
     """Whether a graph that ``torch.compile`` traces may hold fused forms; exports hold definitions alone."""
-    return (
-        is_compiling()
-        and not torch.compiler.is_exporting()
-        and settings.kernels != "reference"
-    )
+    return is_compiling() and not torch.compiler.is_exporting() and settings.kernels != "reference"
 
 
 def transforms_active(*tensors: Tensor | None) -> bool:

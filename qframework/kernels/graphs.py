@@ -135,9 +135,7 @@ class _Absmax(Function):
     """Channels come first, or there is one scale. Sums are by channel first, as :func:`sum_to` does in graphs."""
 
     @staticmethod
-    def forward(
-        x: Tensor, grid: IntegerGrid, rule: ScaleRule
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
         magnitudes = x.abs()
         per_channel = rule.channel_axis is not None
         top = magnitudes.amax(_inner(x), keepdim=True) if per_channel else magnitudes.amax()

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from qframework.functional import GRURanges, add_kernel, gru_sequence, in_order
 from qframework.kernels.sequence import (
@@ -16,7 +15,7 @@ from qframework.kernels.sequence import (
     before_tanh,
     call,
     differentiated,
-    refuse_batches,
+    refuse_other_gradients,
     scale_gradient,
     serves,
     together,
@@ -76,9 +75,8 @@ class _GRUSequence(Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_outputs: Tensor) -> Any:
-        refuse_batches(grad_outputs)
+        refuse_other_gradients(grad_outputs)
         hidden, start, raw, outputs, *scales = ctx.saved_tensors
         ranges = together(GRURanges, scales, ctx.grids)
         size = start.shape[1]
@@ -114,13 +112,13 @@ class _GRUSequence(Function):
         at = [v.unbind(0) for v in (*parts, *spread)]
         back, into_state, grad = hidden.t(), None, None
         for t in reversed(list(in_order(len(raw), ctx.reverse))):
-            given, keeping, _, h, grad_all, factor, grad_parts = (v[t] for v in at)
+            given, staying, _, h, grad_all, factor, grad_parts = (v[t] for v in at)
             if grad is None or into_state is None:
                 h.copy_(given)
             else:
                 torch.addmm(into_state.add_(given), grad, back, out=h)
             torch.mul(h.unsqueeze(1), factor, out=grad_parts)
-            into_state, grad = h * keeping, grad_all
+            into_state, grad = h * staying, grad_all
         assert grad is not None and into_state is not None
         grad_sum = to_sum.mul_(by_output)
         two = (2, by_output)

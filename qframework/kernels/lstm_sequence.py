@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from qframework.functional import LSTMRanges, add_kernel, in_order, lstm_sequence
 from qframework.kernels.autograd import is_compiling, may_fuse_in_graph
@@ -18,7 +17,7 @@ from qframework.kernels.sequence import (
     call,
     differentiated,
     plainly,
-    refuse_batches,
+    refuse_other_gradients,
     scale_gradient,
     serves,
     takes_sequences,
@@ -50,15 +49,15 @@ class _LSTMSequence(Function):
         ranges = together(LSTMRanges, scales, grids)
         steps, batch, _ = products.shape
         size = h.shape[1]
-        kept = steps if saves else 1
-        gates = products.new_empty(kept, batch, 4 * size)
-        held = products.new_empty(kept, batch, 5 * size)
+        saved = steps if saves else 1
+        gates = products.new_empty(saved, batch, 4 * size)
+        held = products.new_empty(saved, batch, 5 * size)
         work, pair = products.new_empty(batch, 4 * size), products.new_empty(batch, 2 * size)
         sigmoids, tanhs = work[:, : 3 * size], work[:, 3 * size :]
         remembered, entered = pair[:, size:], pair[:, :size]
         total, last, first = (torch.empty_like(c) for _ in range(3))
         outputs = products.new_empty(steps, batch, size)
-        accumulate, keep_state = writer(ranges.accumulators), writer(ranges.state)
+        accumulate, write_state = writer(ranges.accumulators), writer(ranges.state)
         squash, write = writer(ranges.hidden), writer(ranges.output)
         open_gates = writer_of_columns([(ranges.gates, 3 * size), (ranges.new, size)])
         views = (
@@ -83,9 +82,9 @@ class _LSTMSequence(Function):
             sigmoids.sigmoid_()
             tanhs.tanh_()
             open_gates(work, work, open_)
-            keep_state(torch.mul(left, right, out=pair), pair, pair)
+            write_state(torch.mul(left, right, out=pair), pair, pair)
             state = last if then is None else at[5][then if saves else 0]
-            keep_state(torch.add(entered, remembered, out=total), total, state)
+            write_state(torch.add(entered, remembered, out=total), total, state)
             squash(torch.tanh(state, out=first), first, first)
             h = write(torch.mul(leaving, first, out=total), total, places[t])
         if saves:
@@ -93,9 +92,8 @@ class _LSTMSequence(Function):
         return outputs, last
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_outputs: Tensor, grad_state: Tensor) -> Any:
-        refuse_batches(grad_outputs)
+        refuse_other_gradients(grad_outputs)
         hidden, start, gates, held, outputs, *scales = ctx.saved_tensors
         ranges = together(LSTMRanges, scales, ctx.grids)
         size = start.shape[1]
@@ -170,7 +168,7 @@ class _TracedLSTMSequence(_LSTMSequence):
         size = h.shape[1]
         steps = len(products)
         start, ctx.reverse, ctx.grids = h, reverse, grids
-        kept: list[Any] = [None] * steps
+        saved: list[Any] = [None] * steps
         for t in in_order(steps, reverse):
             raw = torch.addmm(products[t], h, hidden)
             summed = plainly(raw, ranges.accumulators)
@@ -181,10 +179,10 @@ class _TracedLSTMSequence(_LSTMSequence):
             entered = plainly(entering * new, ranges.state)
             c = plainly(entered + plainly(remembered * c, ranges.state), ranges.state)
             h = plainly(leaving * plainly(torch.tanh(c), ranges.hidden), ranges.output)
-            kept[t] = raw, held, h
-        outputs = torch.stack([k[2] for k in kept])
+            saved[t] = raw, held, h
+        outputs = torch.stack([k[2] for k in saved])
         if saves:
-            gates, helds = (torch.stack([k[i] for k in kept]) for i in (0, 1))
+            gates, helds = (torch.stack([k[i] for k in saved]) for i in (0, 1))
             ctx.save_for_backward(hidden, start, gates, helds, outputs, *scales)
         return outputs, c
 

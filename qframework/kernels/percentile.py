@@ -57,9 +57,7 @@ class QuantizeByPercentile(Fused):
         return grad_x, None, None, None, None
 
 
-def _serves(
-    x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> bool:
+def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False) -> bool:
     n = x.numel()
     if relu and not can_fuse_relu(None, grid):
         return False

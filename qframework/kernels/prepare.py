@@ -88,9 +88,7 @@ class Plan:
         guards: what holds as long as the plan does; None under a compiler.
     """
 
-    def __init__(
-        self, quantizer: Any, activation: nn.Module | None, guards: Guards | None
-    ) -> None:
+    def __init__(self, quantizer: Any, activation: nn.Module | None, guards: Guards | None) -> None:
         self.quantizer, self.activation, self.guards = quantizer, activation, guards
         self.form: Form | None = None
         self.fuses_relu = False
@@ -365,9 +363,7 @@ def _minifloat(quantizer: Any, format: Any, rounding: str, clamp_gradient: bool)
     def run(x: Tensor) -> Any:
         scale = quantizer.scale_for(x)
         used = None if quantizer.scaling_impl is None else scale
-        y = minifloat_quantize(
-            quantizer.input_view_impl(x), used, format, rounding, clamp_gradient
-        )
+        y = minifloat_quantize(quantizer.input_view_impl(x), used, format, rounding, clamp_gradient)
         return quantizer.described(y, scale)
 
     return run

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 from qframework.functional import RNNRanges, add_kernel, in_order, rnn_sequence
 from qframework.kernels.sequence import (
@@ -16,7 +15,7 @@ from qframework.kernels.sequence import (
     before_tanh,
     call,
     differentiated,
-    refuse_batches,
+    refuse_other_gradients,
     scale_gradient,
     serves,
     together,
@@ -57,9 +56,8 @@ class _RNNSequence(Function):
         return outputs
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_outputs: Tensor) -> Any:
-        refuse_batches(grad_outputs)
+        refuse_other_gradients(grad_outputs)
         hidden, start, raw, outputs, *scales = ctx.saved_tensors
         ranges = together(RNNRanges, scales, ctx.grids)
         need = ctx.needs_input_grad[7:]

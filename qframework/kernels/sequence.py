@@ -15,21 +15,28 @@ from torch import Tensor
 from torch.autograd import Function
 
 from qframework.functional import ROUNDINGS, IntegerGrid, Range
-from qframework.kernels.autograd import apply, may_fuse, transforms_active
+from qframework.kernels.autograd import apply, is_compiling, may_fuse, transforms_active
 from qframework.kernels.integer import sum_to
 
 
-def refuse_batches(grad: Tensor) -> None:
-    """Refuse several gradients at once, which can't be written in place.
+def refuse_other_gradients(grad: Tensor) -> None:
+    """Refuse several gradients at once, which can't be written in place, and a graph of the gradient.
 
     Raises:
         RuntimeError: with the remedy.
     """
-    if transforms_active(grad):
-        raise RuntimeError(
-            "a recurrent layer's function of a whole sequence takes one gradient at a time: call it for each gradient "
-            "(is_grads_batched=False), or run the layer under qframework.settings.use(kernels='reference')"
-        )
+    if is_compiling():
+        return
+    if torch.is_grad_enabled():
+        what = "has no second derivative (create_graph=True)"
+    elif transforms_active(grad):
+        what = "takes one gradient at a time: call it for each gradient (is_grads_batched=False)"
+    else:
+        return
+    raise RuntimeError(
+        f"a recurrent layer's function of a whole sequence {what}; or run the layer under "
+        "qframework.settings.use(kernels='reference')"
+    )
 
 
 class _Nothing:

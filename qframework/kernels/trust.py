@@ -11,7 +11,6 @@ from operator import getitem
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -28,9 +27,7 @@ _HARMLESS = frozenset(
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: The hooks on all modules of the process.
-_GLOBAL_HOOKS: tuple[Sized, ...] = tuple(
-    getattr(torch_module, f"_global{name}") for name in _HOOKS
-)
+_GLOBAL_HOOKS: tuple[Sized, ...] = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 #: The classes of torch, of which only the way from a call to ``forward`` is looked at.
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__")
 _TORCH = tuple((vars(nn.Module), name, vars(nn.Module)[name]) for name in _CALLS)
@@ -69,7 +66,6 @@ def _own_classes(kind: type) -> list[type]:
 _BASES = (nn.Module, object, CompactModule, CoreModule, Stateless)
 
 
-@torch.compiler.assume_constant_result
 def distrust(part: nn.Module, method: str = "rule") -> str | None:
     """Why what a part states isn't what it computes; None where it is.
 
@@ -103,7 +99,6 @@ def distrust(part: nn.Module, method: str = "rule") -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def distrust_all() -> str | None:
     """Why no part computes what it states; None where they do."""
     if any(map(len, _GLOBAL_HOOKS)):
@@ -112,6 +107,11 @@ def distrust_all() -> str | None:
         if namespace[name] is not what:
             return f"torch.nn.Module.{name} was replaced"
     return None
+
+
+# As torch.compiler.assume_constant_result does, which imports the compiler.
+distrust._dynamo_marked_constant = True  # type: ignore[attr-defined]
+distrust_all._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class Guards:

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
+from qframework.changes import changes
 from torch import nn
 
-from qframework.changes import changes
 from qframework.core.function_wrapper import RoundSte
 from qframework.layers import QuantLinear
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from qframework.functional.fixed_range import _first_outside
+from qframework.functional.native import tensors
 
 import qframework
 from qframework.functional import (
@@ -20,8 +22,6 @@ from qframework.functional import (
     statistic_scale,
     stored_scale,
 )
-from qframework.functional.fixed_range import _first_outside
-from qframework.functional.native import tensors
 
 KERNELS = {"now": "fused"}
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from qframework.functional.native import build, tensors
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qframework
 from qframework.functional import ROUNDINGS, fake_quantize, native
-from qframework.functional.native import build, tensors
 from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,

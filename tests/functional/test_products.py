@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from qframework.functional.native import tensors
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,7 +17,6 @@ from qframework.functional import (
     origin,
     transposed_convolution,
 )
-from qframework.functional.native import tensors
 from qframework.layers import (
     QuantConv1d,
     QuantConv2d,

@@ -49,9 +49,14 @@ class RuntimeStats(CoreModule):
         self.register_buffer("collected_steps", torch.zeros((), dtype=torch.int64, device=device))
 
     @property
-    def has_statistics(self) -> bool:
-        """Whether any batch was seen."""
+    def has_data(self) -> bool:
+        """Whether any batch counts; True on the meta device."""
         return self.collected_steps.is_meta or int(self.collected_steps) > 0
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether any batch counts; True on the meta device."""
+        return self.has_data
 
     def forward(self, x: Tensor) -> Tensor:
         """In training the batch's own statistic, else the running mean."""
@@ -226,4 +231,8 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for the activations ``x`` and a 0-dim threshold (1 when None)."""
-        return self.collect_or_learned(x) if threshold is None else self.collect_or_learned(x, threshold)
+        return (
+            self.collect_or_learned(x)
+            if threshold is None
+            else self.collect_or_learned(x, threshold)
+        )

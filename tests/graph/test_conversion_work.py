@@ -7,13 +7,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from qframework.layers import (
-    QuantGELU,
-    QuantLayerNorm,
-    QuantLinear,
-    Rule,
-    quantize_model,
-)
+from qframework.graph import Rule, quantize_model
+from qframework.layers import QuantGELU, QuantLayerNorm, QuantLinear
 from qframework.quantizers import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from qframework.graph.conversion_report import QuantizationReport
+from qframework.graph.conversion_rule import Rule, matches
+from qframework.graph.conversion_work import Work
 from qframework.inject import UnknownNameError
-from qframework.layers.conversion_report import QuantizationReport
-from qframework.layers.conversion_rule import Rule, matches
-from qframework.layers.conversion_work import Work
 
 _UNSET: Any = object()
 

@@ -7,16 +7,9 @@ import torch
 from float_network import X, network
 from torch import nn
 
-from qframework.graph import calibration_mode
-from qframework.layers import (
-    QuantConv2d,
-    QuantIdentity,
-    QuantLinear,
-    QuantReLU,
-    Rule,
-    quantize_model,
-)
-from qframework.layers.conversion import CONVERSIONS
+from qframework.graph import Rule, calibration_mode, quantize_model
+from qframework.graph.conversion import CONVERSIONS
+from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,

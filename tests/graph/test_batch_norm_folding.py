@@ -5,7 +5,7 @@ import torch
 from float_network import X, network
 from torch import nn
 
-from qframework.layers import Rule, quantize_model
+from qframework.graph import Rule, quantize_model
 
 OFF = {"weight_quant": None, "act_quant": None}
 

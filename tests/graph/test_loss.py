@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
-from qframework.loss import (
+from qframework.graph.loss import (
     ActivationBitWidthWeightedBySize,
     QuantLayerOutputBitWidthWeightedByOps,
     WeightBitWidthWeightedBySize,
 )
+from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 
 LEARNED = {"bit_width_impl_type": "parameter"}
 

@@ -9,19 +9,19 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from qframework.inject import UnknownNameError
-from qframework.layers.base import QuantLayer
-from qframework.layers.batch_norm_folding import FoldedBatchNorm, foldable_pairs
-from qframework.layers.conversion import (
+from qframework.graph.batch_norm_folding import FoldedBatchNorm, foldable_pairs
+from qframework.graph.conversion import (
     CONVERSIONS,
     NEUTRAL,
     Conversion,
     NoQuantizedForm,
     arguments_of,
 )
-from qframework.layers.conversion_report import QuantizationReport
-from qframework.layers.conversion_rule import Rule
-from qframework.layers.module_shells import shell
+from qframework.graph.conversion_report import QuantizationReport
+from qframework.graph.conversion_rule import Rule
+from qframework.graph.module_shells import shell
+from qframework.inject import UnknownNameError
+from qframework.layers.base import QuantLayer
 
 _ROLES = frozenset({"weight", "bias", "input", "output", "act"})
 _HOOKS = tuple(

@@ -6,7 +6,7 @@ import itertools
 
 from torch import Tensor, fx, nn
 
-from qframework.layers.module_shells import shell_tree
+from qframework.graph.module_shells import shell_tree
 
 _LAYERS = (
     nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
