@@ -42,11 +42,10 @@ def range_of(proxies: Sequence[Any], size: int, like: Tensor) -> Range | None:
     if all(p.is_idle for p in proxies):
         return None
     statics = [p.static(like) for p in proxies]
-    ranges = [None if s is None else s.range for s in statics]
-    first = ranges[0]
-    if first is None or any(r is None or _how(r.grid) != _how(first.grid) for r in ranges):
+    found: list[Range] = [s.range for s in statics if s is not None and s.range is not None]
+    if len(found) < len(proxies) or any(_how(r.grid) != _how(found[0].grid) for r in found):
         raise UnknownScale
-    found: list[Range] = ranges  # type: ignore[assignment]
+    first = found[0]
     if all(p is proxies[0] for p in proxies):
         return first
     grid = first.grid
@@ -138,9 +137,12 @@ class OutputStep:
                 scale = torch.stack([r.scale for r in self.records]).mean(0)
             return last.replace(value=value, scale=scale)
         proxy = self.proxy
+        scale, zero_point, bit_width = self.static.rest
         return IntQuantTensor.unchecked(
             value,
-            *self.static.rest,
+            scale,
+            zero_point,
+            bit_width,
             bool(proxy.is_signed),
             proxy.training,
             proxy.source,

@@ -13,7 +13,6 @@ from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
 
 
 class Kernel(NamedTuple, Generic[P, R]):
@@ -30,7 +29,7 @@ class Kernel(NamedTuple, Generic[P, R]):
     run: Callable[P, R]
 
 
-class Defined(Protocol[P, R_co]):
+class Defined(Protocol[P, R]):
     """A function with a definition and kernels.
 
     Attributes:
@@ -38,11 +37,11 @@ class Defined(Protocol[P, R_co]):
         kernels: faster forms; the first that serves runs.
     """
 
-    definition: Callable[P, R_co]
-    kernels: list[Kernel[P, Any]]
+    definition: Callable[P, R]
+    kernels: list[Kernel[P, R]]
     __name__: str
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """The result, by the first kernel that serves or by the definition."""
 
 

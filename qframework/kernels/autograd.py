@@ -123,9 +123,10 @@ def through_definition(kind: type[Fused], ctx: Any, grads: Iterable[Any]) -> Any
     found: list[Any] = [None] * len(ctx.needs_input_grad)
     wanted = [place for place, need in zip(kind.tensors, needs, strict=True) if need]
     if pairs and wanted:
+        leaves: list[Any] = [t for t, need in zip(given, needs, strict=True) if need]
         gradients = torch.autograd.grad(
             [r for r, _ in pairs],
-            [t for t, need in zip(given, needs, strict=True) if need],
+            leaves,
             [g for _, g in pairs],
             create_graph=graph,
             allow_unused=True,

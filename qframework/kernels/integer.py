@@ -325,9 +325,10 @@ class _LearnedBounds(Fused):
 
     @staticmethod
     def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        *operands, minimum, maximum = ctx.saved_tensors
+        x, scale, zero_point, minimum, maximum = ctx.saved_tensors
         grid = IntegerGrid(minimum, maximum, *ctx.how)
-        found = _learned_bounds_gradients(grad, *operands, grid, ctx.needs_input_grad[:5])
+        needed = ctx.needs_input_grad[:5]
+        found = _learned_bounds_gradients(grad, x, scale, zero_point, grid, needed)
         return *found, None, None
 
 

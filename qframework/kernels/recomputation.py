@@ -49,7 +49,7 @@ class Origin(NamedTuple):
 
 def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
-    found = y.__dict__.get("origin")
+    found: tuple[Any, ...] | None = y.__dict__.get("origin")
     node = y.grad_fn
     if (
         found is None
@@ -62,4 +62,5 @@ def origin_of(y: Tensor) -> Origin | None:
         or torch._C._get_tracing_state() is not None
     ):
         return None
-    return Origin(*found, node)
+    x, scale, zero_point, grid, relu = found
+    return Origin(x, scale, zero_point, grid, relu, node)

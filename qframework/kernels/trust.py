@@ -54,6 +54,7 @@ def _definition(cls: type) -> dict[str, Any]:
 def remember_definitions(cls: type = CompactModule) -> None:
     """See a class and those derived from it as they are now: what is written to them later replaces something."""
     _definition(cls)
+    derived: type
     for derived in cls.__subclasses__():
         remember_definitions(derived)
 

@@ -1,7 +1,7 @@
 """The modules that a layer holds, one for each tensor that it quantizes."""
 
 from qframework.proxy.base import QuantProxy
-from qframework.proxy.build import build_proxy
+from qframework.proxy.build import Quantizer, build_proxy
 from qframework.proxy.codebook_quant import (
     ActCodebookQuantProxyFromInjector,
     WeightCodebookQuantProxyFromInjector,
@@ -45,6 +45,7 @@ __all__ = [
     "GroupwiseWeightQuantProxyFromInjector",
     "ParameterQuantProxyFromInjector",
     "QuantProxy",
+    "Quantizer",
     "TruncQuantProxyFromInjector",
     "WeightCodebookQuantProxyFromInjector",
     "WeightFloatQuantProxyFromInjector",

@@ -12,11 +12,14 @@ from qframework.inject.injector import InjectorType
 from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
 
+#: What a layer takes as the quantizer of a tensor: a quantizer class, another layer's quantizer to share, or None.
+Quantizer = InjectorType | QuantProxy | None
+
 
 def build_proxy(
     layer: nn.Module,
     attribute: str,
-    quantizer: Any,
+    quantizer: Quantizer,
     none_quantizer: InjectorType,
     overrides: Mapping[str, Any],
     prefix: str,

@@ -243,7 +243,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             return self._quantized(bias, scale, source=source)
         with torch.inference_mode(False), torch.no_grad():
             result = self._quantized(bias, scale.clone(), source=source)
-        memory.keep(self._modules.get("tensor_quant"), (bias, first, second), result)
+        memory.keep(self.tensor_quant, (bias, first, second), result)  # type: ignore[arg-type]
         return result
 
     def _scale_missing(self, what: str) -> str:

@@ -140,6 +140,7 @@ class ActQuantProxyFromInjector(QuantProxy):
 
     def _probe(self) -> Tensor:
         """A tensor on the device of the quantizer."""
+        assert self.tensor_quant is not None
         return torch.zeros(1, device=next((t.device for t in _tensors(self.tensor_quant)), None))
 
     def _current(self) -> Any:

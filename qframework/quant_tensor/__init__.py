@@ -9,7 +9,7 @@ from qframework.quant_tensor import (  # noqa: F401
 )
 
 from qframework.quant_tensor import rules_formats  # noqa: F401  # isort: skip, it takes from the others
-from qframework.quant_tensor.base import QuantTensor, dequantize
+from qframework.quant_tensor.base import QuantTensor, TensorLike, dequantize
 from qframework.quant_tensor.codebook_quant_tensor import CodebookQuantTensor
 from qframework.quant_tensor.float_quant_tensor import FloatQuantTensor
 from qframework.quant_tensor.groups import (
@@ -28,6 +28,7 @@ __all__ = [
     "GroupwiseQuantTensor",
     "IntQuantTensor",
     "QuantTensor",
+    "TensorLike",
     "product_source",
     "dequantize",
 ]

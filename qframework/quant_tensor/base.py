@@ -306,3 +306,7 @@ def _decaying(function: Callable[[Any, Any], Any], reverse: bool) -> Any:
 for _name in ("pow", "mod", "floordiv"):
     setattr(QuantTensor, f"__{_name}__", _decaying(getattr(operator, _name), False))
     setattr(QuantTensor, f"__r{_name}__", _decaying(getattr(operator, _name), True))
+
+
+#: What layers and functions take and give: a plain tensor, or a quantized one.
+TensorLike = Tensor | QuantTensor
