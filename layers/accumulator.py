@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qframework.layers.base import QuantLayer, route_keywords
-from qframework.proxy import TruncQuantProxyFromInjector, build_proxy
+from qframework.proxy import Quantizer, TruncQuantProxyFromInjector, build_proxy
+from qframework.quant_tensor import TensorLike
 from qframework.quantizers.none import NoneTruncQuant
 from qframework.quantizers.trunc import RoundTo8bit
 
@@ -16,7 +17,7 @@ class QuantTruncLayer(QuantLayer):
     trunc_quant: TruncQuantProxyFromInjector
 
     def _init_trunc(
-        self, trunc_quant: Any, return_quant_tensor: bool, keywords: dict[str, Any]
+        self, trunc_quant: Quantizer, return_quant_tensor: bool, keywords: dict[str, Any]
     ) -> None:
         """The last step of a constructor."""
         self.return_quant_tensor = return_quant_tensor
@@ -52,12 +53,12 @@ class TruncQuantAccumulator(QuantTruncLayer):
     """
 
     def __init__(
-        self, trunc_quant: Any = RoundTo8bit, return_quant_tensor: bool = True, **kwargs: Any
+        self, trunc_quant: Quantizer = RoundTo8bit, return_quant_tensor: bool = True, **kwargs: Any
     ) -> None:
         super().__init__()
         self._init_trunc(trunc_quant, return_quant_tensor, kwargs)
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: TensorLike) -> Any:
         """Reduce the bits of ``input``.
 
         Args:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any, ClassVar, Final, Unpack
 
 from torch import nn
 
 from qframework.inject import PolicyTypeError
 from qframework.layers.base import QuantLayer, route_keywords
-from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
+from qframework.layers.keywords import ActLayerKeywords
+from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy
+from qframework.quant_tensor import TensorLike
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
@@ -17,11 +21,23 @@ from qframework.quantizers.scaled_int import (
 )
 
 
+class Default(Enum):
+    """Stands for the quantizer that a layer class names as its default."""
+
+    OF_THE_LAYER = "default_act_quant"
+
+    def __repr__(self) -> str:
+        return "<default_act_quant of the layer>"
+
+
+DEFAULT: Final = Default.OF_THE_LAYER
+
+
 def build_act_proxies(
     layer: QuantLayer,
-    act_quant: Any,
-    input_quant: Any,
-    keywords: dict[str, Any],
+    act_quant: Quantizer,
+    input_quant: Quantizer,
+    keywords: Mapping[str, object],
     provided: dict[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """The proxies of the input and of the result of an activation layer.
@@ -29,7 +45,7 @@ def build_act_proxies(
     Args:
         layer: the owner.
         act_quant: quantizer of the result, as a user gives it.
-        input_quant: quantizer of the input, likewise.
+        input_quant: quantizer of the input, as a user gives it.
         keywords: the layer's extra ones; those without a prefix are for the result.
         provided: names for the result's quantizer.
     """
@@ -44,40 +60,82 @@ def build_act_proxies(
     return first, second
 
 
-class QuantNonLinearActLayer(QuantLayer):
+class QuantActLayer(QuantLayer):
+    """What layers with a quantized result and nothing else to quantize but their input have in common.
+
+    Attributes:
+        default_act_quant: quantizer of the result where none is given; a class sets it.
+    """
+
+    default_act_quant: ClassVar[Quantizer] = Int8ActPerTensorFloat
+    act_quant: ActQuantProxyFromInjector
+    input_quant: ActQuantProxyFromInjector
+
+    def _init_act(
+        self,
+        act_quant: Quantizer | Default,
+        input_quant: Quantizer,
+        return_quant_tensor: bool,
+        keywords: Mapping[str, object],
+        provided: dict[str, Any] | None = None,
+    ) -> None:
+        """The last step of a constructor."""
+        self.return_quant_tensor = return_quant_tensor
+        wanted = self.default_act_quant if isinstance(act_quant, Default) else act_quant
+        self.input_quant, self.act_quant = build_act_proxies(
+            self, wanted, input_quant, keywords, provided
+        )
+
+    def _remedy(self) -> str:
+        return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."
+
+
+class QuantNonLinearActLayer(QuantActLayer):
     """Base: an activation function, and the quantizers of its input and its result.
 
-    Subclasses set ``act_impl`` (a module class, its arguments resolved by name in the quantizer),
-    ``passthrough_act`` (it keeps a quantized input on its grid) and ``drop_act_when_quantized`` (the
-    quantizer does all that the function does).
+    A layer of one's own sets the attributes.
+
+    Attributes:
+        act_impl: a module class, its arguments resolved by name in the quantizer; None for the identity.
+        passthrough_act: whether it keeps a quantized input on its grid.
+        drop_act_when_quantized: whether the quantizer does all that the function does.
+        default_act_quant: quantizer of the result where none is given.
     """
 
     act_impl: type[nn.Module] | None = None
     passthrough_act = False
     drop_act_when_quantized = False
-    act_quant: ActQuantProxyFromInjector
-    input_quant: ActQuantProxyFromInjector
 
     def __init__(
         self,
-        act_quant: Any = None,
-        input_quant: Any = None,
+        act_quant: Quantizer | Default = DEFAULT,
+        input_quant: Quantizer = None,
         return_quant_tensor: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[ActLayerKeywords],
     ) -> None:
+        """Build the quantizers.
+
+        Args:
+            act_quant: quantizer of the result: a class, another layer's proxy to share, or None; ``default_act_quant`` where
+                it isn't given.
+            input_quant: quantizer of the input: a class, another layer's proxy to share, or None.
+            return_quant_tensor: return a quantized tensor rather than a tensor.
+            **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in ``input_quant`` (prefix
+                ``input_``).
+
+        Raises:
+            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+        """
         super().__init__()
-        self.return_quant_tensor = return_quant_tensor
         provided = {
             "act_impl": self.act_impl,
             "passthrough_act": self.passthrough_act,
             "drop_act_when_quantized": self.drop_act_when_quantized,
         }
-        self.input_quant, self.act_quant = build_act_proxies(
-            self, act_quant, input_quant, kwargs, provided
-        )
+        self._init_act(act_quant, input_quant, return_quant_tensor, kwargs, provided)
         self.own_activation = self._beside_shared(act_quant)
 
-    def _beside_shared(self, act_quant: Any) -> nn.Module | None:
+    def _beside_shared(self, act_quant: Quantizer | Default) -> nn.Module | None:
         """The function to apply here, because a shared quantizer comes with that of its first layer."""
         own = self.act_impl
         if not isinstance(act_quant, QuantProxy) or type(self.act_quant.activation_impl) is own:
@@ -90,14 +148,14 @@ class QuantNonLinearActLayer(QuantLayer):
             )
         return None if own is None or self.drop_act_when_quantized else own()
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: TensorLike) -> Any:
         """Apply and quantize.
 
         Args:
             input: float or quantized tensor of any shape.
 
         Returns:
-            A tensor, or with ``return_quant_tensor`` a quantized tensor.
+            A tensor of that shape, or with ``return_quant_tensor`` a quantized tensor.
 
         Raises:
             RuntimeError: a quantized result is asked for and the quantizer is off.
@@ -110,169 +168,67 @@ class QuantNonLinearActLayer(QuantLayer):
             input = self.own_activation(input)
         return self._pack(parts["act_quant"](input))
 
-    def _remedy(self) -> str:
-        return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."
-
 
 class QuantIdentity(QuantNonLinearActLayer):
-    """Quantizes its input.
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
-            ValueError too.
-    """
+    """Quantizes its input."""
 
     passthrough_act = True
 
     def __init__(
         self,
-        act_quant: Any = Int8ActPerTensorFloat,
+        act_quant: Quantizer | Default = DEFAULT,
         return_quant_tensor: bool = False,
-        **kwargs: Any,
+        **kwargs: Unpack[ActLayerKeywords],
     ) -> None:
+        """Build the quantizer.
+
+        Args:
+            act_quant: quantizer of the result: a class, another layer's proxy to share, or None; Int8ActPerTensorFloat where
+                it isn't given.
+            return_quant_tensor: return a quantized tensor rather than a tensor.
+            **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``).
+
+        Raises:
+            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+        """
         super().__init__(act_quant, None, return_quant_tensor, **kwargs)
 
 
 class QuantReLU(QuantNonLinearActLayer):
-    """``max(x, 0)``, quantized.
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
-            ``input_quant`` (prefix ``input_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
-            ValueError too.
-    """
+    """``max(x, 0)``, quantized."""
 
     act_impl = nn.ReLU
     passthrough_act = True
-
-    def __init__(
-        self,
-        act_quant: Any = Uint8ActPerTensorFloat,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+    default_act_quant = Uint8ActPerTensorFloat
 
 
 class QuantHardTanh(QuantNonLinearActLayer):
     """``clamp(x, min_val, max_val)``, quantized; the quantizer's own range does the clipping.
 
-    ``min_val`` and ``max_val`` are required by the default quantizer.
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
-            ``input_quant`` (prefix ``input_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
-            ValueError too.
+    ``min_val`` and ``max_val`` are keywords that the default quantizer requires.
     """
 
     act_impl = nn.Hardtanh
     passthrough_act = True
     drop_act_when_quantized = True
-
-    def __init__(
-        self,
-        act_quant: Any = Int8ActPerTensorFloatMinMaxInit,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+    default_act_quant = Int8ActPerTensorFloatMinMaxInit
 
 
 class QuantSigmoid(QuantNonLinearActLayer):
-    """``1 / (1 + exp(-x))``, quantized.
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
-            ``input_quant`` (prefix ``input_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
-            ValueError too.
-    """
+    """``1 / (1 + exp(-x))``, quantized."""
 
     act_impl = nn.Sigmoid
-
-    def __init__(
-        self,
-        act_quant: Any = Uint8ActPerTensorFloat,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+    default_act_quant = Uint8ActPerTensorFloat
 
 
 class QuantTanh(QuantNonLinearActLayer):
-    """``tanh(x)``, quantized.
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
-            ``input_quant`` (prefix ``input_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
-            ValueError too.
-    """
+    """``tanh(x)``, quantized."""
 
     act_impl = nn.Tanh
 
-    def __init__(
-        self,
-        act_quant: Any = Int8ActPerTensorFloat,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
-
 
 class QuantHardSwish(QuantNonLinearActLayer):
-    """``x * clamp(x + 3, 0, 6) / 6``, quantized.
-
-    Args:
-        act_quant: quantizer of the result: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
-        **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in
-            ``input_quant`` (prefix ``input_``).
-
-    Raises:
-        QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or
-            ValueError too.
-    """
+    """``x * clamp(x + 3, 0, 6) / 6``, quantized."""
 
     act_impl = nn.Hardswish
-
-    def __init__(
-        self,
-        act_quant: Any = Uint8ActPerTensorFloat,
-        input_quant: Any = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
+    default_act_quant = Uint8ActPerTensorFloat

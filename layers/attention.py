@@ -14,7 +14,7 @@ from qframework.layers.activation import QuantIdentity
 from qframework.layers.attention_masks import Masks, causal_mask, merge_masks
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite
-from qframework.proxy import ActQuantProxyFromInjector, build_proxy
+from qframework.proxy import ActQuantProxyFromInjector, Quantizer, build_proxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import dequantize
 from qframework.quantizers.none import NoneActQuant
@@ -210,12 +210,12 @@ class QuantScaledDotProductAttention(QuantAttention, ScaledDotProductAttention):
         pre_process_q: Callable[[Any], Any] | None = None,
         pre_process_k: Callable[[Any], Any] | None = None,
         pre_process_v: Callable[[Any], Any] | None = None,
-        softmax_input_quant: Any = None,
-        attn_output_weights_quant: Any = Uint8ActPerTensorFloat,
-        q_scaled_quant: Any = Int8ActPerTensorFloat,
-        k_transposed_quant: Any = Int8ActPerTensorFloat,
-        v_quant: Any = Int8ActPerTensorFloat,
-        sdpa_output_quant: Any = None,
+        softmax_input_quant: Quantizer = None,
+        attn_output_weights_quant: Quantizer = Uint8ActPerTensorFloat,
+        q_scaled_quant: Quantizer = Int8ActPerTensorFloat,
+        k_transposed_quant: Quantizer = Int8ActPerTensorFloat,
+        v_quant: Quantizer = Int8ActPerTensorFloat,
+        sdpa_output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,

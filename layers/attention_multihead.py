@@ -19,6 +19,7 @@ from qframework.layers.attention_masks import (
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import build_part
 from qframework.layers.linear import QuantLinear
+from qframework.proxy import Quantizer
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import dequantize
 from qframework.quantizers.scaled_int import (
@@ -86,18 +87,18 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         kdim: int | None = None,
         vdim: int | None = None,
         packed_in_proj: bool = True,
-        in_proj_input_quant: Any = Int8ActPerTensorFloat,
-        in_proj_weight_quant: Any = Int8WeightPerTensorFloat,
-        in_proj_bias_quant: Any = Int32Bias,
-        softmax_input_quant: Any = None,
-        attn_output_weights_quant: Any = Uint8ActPerTensorFloat,
-        q_scaled_quant: Any = Int8ActPerTensorFloat,
-        k_transposed_quant: Any = Int8ActPerTensorFloat,
-        v_quant: Any = Int8ActPerTensorFloat,
-        out_proj_input_quant: Any = Int8ActPerTensorFloat,
-        out_proj_weight_quant: Any = Int8WeightPerTensorFloat,
-        out_proj_bias_quant: Any = Int32Bias,
-        out_proj_output_quant: Any = None,
+        in_proj_input_quant: Quantizer = Int8ActPerTensorFloat,
+        in_proj_weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        in_proj_bias_quant: Quantizer = Int32Bias,
+        softmax_input_quant: Quantizer = None,
+        attn_output_weights_quant: Quantizer = Uint8ActPerTensorFloat,
+        q_scaled_quant: Quantizer = Int8ActPerTensorFloat,
+        k_transposed_quant: Quantizer = Int8ActPerTensorFloat,
+        v_quant: Quantizer = Int8ActPerTensorFloat,
+        out_proj_input_quant: Quantizer = Int8ActPerTensorFloat,
+        out_proj_weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        out_proj_bias_quant: Quantizer = Int32Bias,
+        out_proj_output_quant: Quantizer = None,
         batch_first: bool = False,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,

@@ -14,12 +14,12 @@ from qframework.inject.explanation import Explanation
 from qframework.inject.policy import POLICY_NAMES
 from qframework.proxy import QuantProxy
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import QuantTensor
+from qframework.quant_tensor import QuantTensor, TensorLike
 
 
 def route_keywords(
     layer: nn.Module,
-    keywords: Mapping[str, Any],
+    keywords: Mapping[str, object],
     prefixes: Iterable[str],
     default: str | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -62,7 +62,7 @@ class QuantLayer(nn.Module):
     return_quant_tensor: bool
     accept_quant_tensor = True
 
-    def _pack(self, out: Any) -> Any:
+    def _pack(self, out: TensorLike) -> Any:
         """The result in the form that the layer was asked for."""
         if isinstance(out, QuantTensor):
             return out if self.return_quant_tensor else out.value

@@ -9,9 +9,9 @@ import torch
 
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer, route_keywords
-from qframework.proxy import ActQuantProxyFromInjector, build_proxy
+from qframework.proxy import ActQuantProxyFromInjector, Quantizer, build_proxy
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import QuantTensor, dequantize
+from qframework.quant_tensor import QuantTensor, TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat
 
@@ -66,8 +66,8 @@ class _QuantEltwise(_QuantOperation):
 
     def __init__(
         self,
-        input_quant: Any = Int8ActPerTensorFloat,
-        output_quant: Any = Int8ActPerTensorFloat,
+        input_quant: Quantizer = Int8ActPerTensorFloat,
+        output_quant: Quantizer = Int8ActPerTensorFloat,
         tie_input_output_quant: bool = False,
         return_quant_tensor: bool = False,
         **kwargs: Any,
@@ -90,7 +90,7 @@ class _QuantEltwise(_QuantOperation):
 class QuantEltwiseAdd(_QuantEltwise):
     """``input + other``; arguments of the constructor as for :class:`QuantCat`."""
 
-    def forward(self, input: Any, other: Any) -> Any:
+    def forward(self, input: TensorLike, other: Any) -> Any:
         """Add two tensors, float or quantized, of shapes that broadcast.
 
         Raises:
@@ -102,7 +102,7 @@ class QuantEltwiseAdd(_QuantEltwise):
 class QuantEltwiseMul(_QuantEltwise):
     """``input * other``; arguments of the constructor as for :class:`QuantCat`."""
 
-    def forward(self, input: Any, other: Any) -> Any:
+    def forward(self, input: TensorLike, other: Any) -> Any:
         """Multiply two tensors, float or quantized, of shapes that broadcast."""
         return self._finish(torch.mul, (self.input_quant(input), self.input_quant(other)))
 
@@ -156,9 +156,9 @@ class QuantMatMul(_QuantOperation):
 
     def __init__(
         self,
-        input_quant: Any = Int8ActPerTensorFloat,
-        other_quant: Any = Int8ActPerTensorFloat,
-        output_quant: Any = None,
+        input_quant: Quantizer = Int8ActPerTensorFloat,
+        other_quant: Quantizer = Int8ActPerTensorFloat,
+        output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -166,6 +166,6 @@ class QuantMatMul(_QuantOperation):
         quantizers = {"input": input_quant, "other": other_quant, "output": output_quant}
         self._init_operands(quantizers, return_quant_tensor, kwargs)
 
-    def forward(self, input: Any, other: Any) -> Any:
+    def forward(self, input: TensorLike, other: Any) -> Any:
         """Multiply two matrices, or batches of them, float or quantized."""
         return self._finish(torch.matmul, (self.input_quant(input), self.other_quant(other)))

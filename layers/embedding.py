@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from qframework.layers.base import route_keywords
 from qframework.layers.wbiol import QuantWeightLayer
-from qframework.proxy import WeightQuantProxyFromInjector, build_proxy
+from qframework.proxy import Quantizer, WeightQuantProxyFromInjector, build_proxy
 from qframework.quant_tensor import dequantize
 from qframework.quantizers.none import NoneWeightQuant
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
@@ -18,7 +18,7 @@ from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 class _QuantTable(QuantWeightLayer):
     def _init_table(
-        self, weight_quant: Any, return_quant_tensor: bool, keywords: dict[str, Any]
+        self, weight_quant: Quantizer, return_quant_tensor: bool, keywords: dict[str, Any]
     ) -> None:
         """The last step of a constructor."""
         self.return_quant_tensor = return_quant_tensor
@@ -64,7 +64,7 @@ class QuantEmbedding(_QuantTable, nn.Embedding):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
         _weight: Tensor | None = None,
-        weight_quant: Any = Int8WeightPerTensorFloat,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -142,7 +142,7 @@ class QuantEmbeddingBag(_QuantTable, nn.EmbeddingBag):
         _weight: Tensor | None = None,
         include_last_offset: bool = False,
         padding_idx: int | None = None,
-        weight_quant: Any = Int8WeightPerTensorFloat,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
         **kwargs: Any,

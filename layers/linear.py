@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from qframework.functional import linear
+from qframework.layers.keywords import WeightLayerKeywords
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
+from qframework.proxy import Quantizer
+from qframework.quant_tensor import TensorLike
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -37,14 +40,14 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool | None = True,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = None,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[WeightLayerKeywords],
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bool(bias), device=device, dtype=dtype)
         self._init_quant(
@@ -56,5 +59,7 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         """Whether each output channel depends on one input channel alone."""
         return False
 
-    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    def _compute(
+        self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
+    ) -> Any:
         return linear(x, weight, bias)

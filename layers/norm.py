@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
+from qframework.proxy import Quantizer
 from qframework.quant_tensor import dequantize
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
@@ -56,10 +57,10 @@ class QuantLayerNorm(_QuantNorm, nn.LayerNorm):
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = None,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -99,9 +100,9 @@ class QuantRMSNorm(_QuantNorm, nn.RMSNorm):
         normalized_shape: int | list[int] | torch.Size,
         eps: float | None = None,
         elementwise_affine: bool = True,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
@@ -142,10 +143,10 @@ class QuantGroupNorm(_QuantNorm, nn.GroupNorm):
         num_channels: int,
         eps: float = 1e-5,
         affine: bool = True,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = None,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,

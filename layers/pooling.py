@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from qframework.layers.accumulator import QuantTruncLayer
-from qframework.quant_tensor import IntQuantTensor, dequantize
+from qframework.proxy import Quantizer
+from qframework.quant_tensor import IntQuantTensor, TensorLike, dequantize
 from qframework.quant_tensor.rules_pool import averaged, per_position, window_sizes
 from qframework.quantizers.trunc import RoundTo8bit
 
@@ -55,7 +56,7 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
-        trunc_quant: Any = RoundTo8bit,
+        trunc_quant: Quantizer = RoundTo8bit,
         return_quant_tensor: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -64,7 +65,7 @@ class TruncAvgPool2d(_TruncPool, nn.AvgPool2d):
         )
         self._init_trunc(trunc_quant, return_quant_tensor, kwargs)
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: TensorLike) -> Any:
         """Pool ``input``, float or quantized, (N, C, H, W) or (C, H, W).
 
         Raises:
@@ -100,7 +101,7 @@ class TruncAdaptiveAvgPool2d(_TruncPool, nn.AdaptiveAvgPool2d):
     def __init__(
         self,
         output_size: int | tuple[int | None, int | None],
-        trunc_quant: Any = RoundTo8bit,
+        trunc_quant: Quantizer = RoundTo8bit,
         return_quant_tensor: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -118,7 +119,7 @@ class TruncAdaptiveAvgPool2d(_TruncPool, nn.AdaptiveAvgPool2d):
         ]
         return sizes, strides
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: TensorLike) -> Any:
         """Pool ``input``, float or quantized, (N, C, H, W) or (C, H, W).
 
         Raises:

@@ -14,6 +14,7 @@ from qframework.inject.errors import nearest
 from qframework.layers.wbiol import QuantWeightLayer
 from qframework.proxy import (
     BiasQuantProxyFromInjector,
+    Quantizer,
     WeightQuantProxyFromInjector,
     build_proxy,
 )
@@ -80,7 +81,7 @@ class GateParams(nn.Module):
         input_weight: GateWeight,
         hidden_weight: GateWeight,
         bias: bool,
-        bias_quant: Any,
+        bias_quant: Quantizer,
         overrides: Mapping[str, Any],
         prefix: str,
         hidden_bias: bool,

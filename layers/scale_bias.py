@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
+from qframework.proxy import Quantizer
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -79,10 +80,10 @@ class QuantScaleBias(QuantWeightBiasInputOutputLayer, ScaleBias):
         self,
         num_features: int,
         bias: bool,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = None,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
         runtime_shape: tuple[int, ...] = (1, -1, 1, 1),
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
@@ -105,10 +106,10 @@ class _BatchNormToQuantScaleBias(QuantScaleBias):
         self,
         num_features: int,
         eps: float = 1e-5,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        bias_quant: Any = None,
-        input_quant: Any = None,
-        output_quant: Any = None,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = None,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,

@@ -15,6 +15,7 @@ from qframework.layers.composite import QuantComposite, build_part
 from qframework.layers.eltwise import QuantEltwiseAdd
 from qframework.layers.linear import QuantLinear
 from qframework.layers.norm import QuantLayerNorm
+from qframework.proxy import Quantizer
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,
@@ -80,9 +81,9 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         batch_first: bool = False,
         norm_first: bool = False,
         bias: bool = True,
-        weight_quant: Any = Int8WeightPerTensorFloat,
-        bias_quant: Any = Int32Bias,
-        input_quant: Any = Int8ActPerTensorFloat,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = Int32Bias,
+        input_quant: Quantizer = Int8ActPerTensorFloat,
         return_quant_tensor: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from qframework.functional import round_ste, tensor_clamp
 from qframework.layers.base import QuantLayer
-from qframework.quant_tensor import IntQuantTensor, dequantize
+from qframework.quant_tensor import IntQuantTensor, TensorLike, dequantize
 from qframework.quant_tensor.algebra import bounds
 from qframework.quant_tensor.rules_pool import per_position
 
@@ -38,7 +38,7 @@ class QuantUpsample(QuantLayer, nn.Upsample):
         nn.Upsample.__init__(self, size, scale_factor, mode, align_corners)
         self.return_quant_tensor = return_quant_tensor
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: TensorLike) -> Any:
         """Interpolate ``input``, float or quantized.
 
         Raises:
@@ -99,7 +99,7 @@ class QuantDropout(QuantLayer, nn.Dropout):
         nn.Dropout.__init__(self, p)
         self.return_quant_tensor = return_quant_tensor
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: TensorLike) -> Any:
         """Drop elements of ``input``, float or quantized, in training.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from qframework.proxy import (
     ActQuantProxyFromInjector,
     BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
+    Quantizer,
     WeightQuantProxyFromInjector,
     build_proxy,
 )
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import QuantTensor, dequantize
+from qframework.quant_tensor import QuantTensor, TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant, NoneBiasQuant, NoneWeightQuant
 
 
@@ -34,7 +36,7 @@ class QuantWeightLayer(QuantLayer):
             if isinstance(proxy, ParameterQuantProxyFromInjector):
                 proxy.reinitialize()
 
-    def quant_weight(self, quant_input: Any = None) -> Any:
+    def quant_weight(self, quant_input: TensorLike | None = None) -> Any:
         """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized.
 
         Args:
@@ -68,12 +70,12 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
 
     def _init_quant(
         self,
-        weight_quant: Any,
-        bias_quant: Any,
-        input_quant: Any,
-        output_quant: Any,
+        weight_quant: Quantizer,
+        bias_quant: Quantizer,
+        input_quant: Quantizer,
+        output_quant: Quantizer,
         return_quant_tensor: bool,
-        keywords: dict[str, Any],
+        keywords: Mapping[str, object],
     ) -> None:
         """The last step of a layer's constructor; see the layers for the arguments."""
         self.return_quant_tensor = return_quant_tensor
@@ -95,7 +97,9 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             )
             self.add_module(f"{name}_quant", proxy)
 
-    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    def _compute(
+        self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
+    ) -> Any:
         """The torch function of the layer, on plain or quantized tensors; ``how`` is what forward was given besides."""
         raise NotImplementedError
 
@@ -108,7 +112,7 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         return self.bias_quant(self.bias)
 
     @torch.no_grad()
-    def merge_bn_in(self, bn: Any) -> None:
+    def merge_bn_in(self, bn: nn.Module) -> None:
         """Fold a batch norm that follows the layer into its weight and bias; in evaluation mode nothing changes.
 
             weight * gamma / sqrt(var + eps),   (bias - mean) * gamma / sqrt(var + eps) + beta
@@ -129,7 +133,8 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
                 f"{qualified_name(self)}.merge_bn_in: needs a batch norm with running statistics of {channels} "
                 f"channels, got {type(bn).__name__} with {got}"
             )
-        factor, shift = mul_add_from_bn(mean, var, bn.eps, bn.weight, bn.bias)
+        norm: Any = bn
+        factor, shift = mul_add_from_bn(mean, var, norm.eps, norm.weight, norm.bias)
         self.weight.mul_(self._beside_weight(factor))
         if self.bias is None:
             self.bias = nn.Parameter(shift.to(self.weight.dtype))
@@ -148,7 +153,7 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         shape[self.output_channel_dim] = channels.numel()
         return channels.reshape(shape)
 
-    def forward(self, input: Any, *how: Any) -> Any:
+    def forward(self, input: TensorLike, *how: object) -> Any:
         """Apply the layer.
 
         Args:
@@ -182,7 +187,7 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             )
         return self._pack(out if output_quant.is_idle else output_quant(out))
 
-    def _not_configured(self, quant_input: Any, quant_weight: Any) -> str:
+    def _not_configured(self, quant_input: object, quant_weight: object) -> str:
         lacking = [
             what
             for what, t in (("input", quant_input), ("weight", quant_weight))

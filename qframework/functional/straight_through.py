@@ -45,18 +45,21 @@ class StraightThroughStep(Function):
 
     @staticmethod
     def forward(x: Tensor, step: str) -> Tensor:
+        """The step."""
         return _STEPS[step](x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
+        """Nothing is saved."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        """The gradient as it comes."""
         return grad, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+        """The tangent as it comes."""
         return tangent.clone()
 
 
@@ -135,18 +138,21 @@ class StraightThroughClamp(Function):
 
     @staticmethod
     def forward(x: Tensor, minimum: Any, maximum: Any) -> Tensor:
+        """The clamp."""
         return torch.clamp(x, minimum, maximum)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
+        """Nothing is saved."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        """The gradient as it comes."""
         return grad, None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+        """The tangent as it comes."""
         return tangent.clone()
 
 

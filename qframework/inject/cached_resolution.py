@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
-from qframework.inject.container import Graph
 from qframework.inject.explanation import Row, short
 from qframework.inject.expressions import Value
 from qframework.inject.injector import InjectorType

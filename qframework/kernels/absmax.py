@@ -50,7 +50,7 @@ def _values(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> _Found:
     return quantize(x, scale, None, grid), scale, top, where
 
 
-class QuantizeByAbsmax(Fused):
+class _QuantizeByAbsmax(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, grid: IntegerGrid, rule: ScaleRule
@@ -174,4 +174,4 @@ def _serves(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> bool:
 def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:2]
-    return apply(QuantizeByAbsmax, w, grid, rule)  # type: ignore[no-any-return]
+    return apply(_QuantizeByAbsmax, w, grid, rule)  # type: ignore[no-any-return]

@@ -268,7 +268,7 @@ def _learned_bounds_gradients(
 # ------------------------------------------------------------ the functions
 
 
-class FakeQuantize(Fused):
+class _FakeQuantize(Fused):
     """Bounds that are numbers: the common case."""
 
     tensors = (0, 1, 2)
@@ -355,7 +355,7 @@ def _fused(
     if isinstance(grid.minimum, Tensor):
         bounds: Any = (grid.minimum, grid.maximum, grid.rounding, grid.clamp_gradient)
         return apply(_LearnedBounds, x, scale, zero_point, *bounds)  # type: ignore[no-any-return]
-    y = apply(FakeQuantize, x, scale, zero_point, grid, relu)
+    y = apply(_FakeQuantize, x, scale, zero_point, grid, relu)
     return note_origin(y, x, scale, zero_point, grid, relu)
 
 

@@ -30,7 +30,7 @@ def _values(
     return quantize(x, scale, None, grid, relu), scale
 
 
-class QuantizeByLearnedScale(Fused):
+class _QuantizeByLearnedScale(Fused):
     tensors = (0, 1)
 
     @staticmethod
@@ -88,5 +88,5 @@ def fused_quantize_by_learned_scale(
         x, relu = torch.relu(x), False
     if not torch.is_grad_enabled():
         return _values(x, stored, grid, rule, relu)
-    y, scale = apply(QuantizeByLearnedScale, x, stored, grid, rule, relu)
+    y, scale = apply(_QuantizeByLearnedScale, x, stored, grid, rule, relu)
     return note_origin(y, x, scale, None, grid, relu), scale

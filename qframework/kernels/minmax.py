@@ -47,7 +47,7 @@ def _values(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Any, ...]:
     return quantize(x, scale, shift, grid), scale, shift, high, low, *where
 
 
-class QuantizeByMinmax(Fused):
+class _QuantizeByMinmax(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, grid: IntegerGrid, rule: ScaleRule
@@ -130,4 +130,4 @@ def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tenso
     if not torch.is_grad_enabled():
         found: Any = _values(w, grid, rule)[:3]
         return found  # type: ignore[no-any-return]
-    return apply(QuantizeByMinmax, w, grid, rule)  # type: ignore[no-any-return]
+    return apply(_QuantizeByMinmax, w, grid, rule)  # type: ignore[no-any-return]

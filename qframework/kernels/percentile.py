@@ -20,7 +20,7 @@ from qframework.kernels.integer import can_fuse_relu, note_origin, quantize, qua
 from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
 
 
-class QuantizeByPercentile(Fused):
+class _QuantizeByPercentile(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
@@ -43,7 +43,7 @@ class QuantizeByPercentile(Fused):
     @staticmethod
     def gradients(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
         x, scale, where = ctx.saved_tensors
-        rank, grid, rule, relu = ctx.how
+        _, grid, rule, relu = ctx.how
         g = torch.zeros_like(x) if grad is None else grad
         needed = {"need_scale": True, "need_zero": False}
         grad_x, whole, _ = quantize_gradients(g, x, scale, None, grid, relu, **needed)
@@ -68,5 +68,5 @@ def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
 def _fused(
     x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, scale, magnitude = apply(QuantizeByPercentile, x, rank, grid, rule, relu)
+    y, scale, magnitude = apply(_QuantizeByPercentile, x, rank, grid, rule, relu)
     return note_origin(y, x, scale, None, grid, relu), scale, magnitude

@@ -23,7 +23,7 @@ _HARMLESS = frozenset(
     "__annotate__ __annotate_func__ __annotations_cache__ __dict__ __weakref__ __getstate__ __setstate__ __reduce__ "
     "__reduce_ex__ __deepcopy__ __copy__ __hash__ __eq__ __static_attributes__ __firstlineno__ __parameters__ "
     "__orig_bases__ __abstractmethods__ _abc_impl __slotnames__ _version _save_to_state_dict _load_from_state_dict "
-    "state_dict load_state_dict get_extra_state set_extra_state".split()
+    "state_dict load_state_dict get_extra_state set_extra_state".split()  # noqa: SIM905
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: The hooks on all modules of the process.
