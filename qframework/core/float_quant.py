@@ -16,6 +16,7 @@ from qframework.core.minifloat import (
     FloatScaling,
     StaticExponentBias,
 )
+from qframework.core.protocols import BitWidth, Scaling
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.search import beside
 from qframework.functional import MinifloatFormat, compute_dtype, round_to_minifloat
@@ -60,13 +61,13 @@ class FloatQuant(CoreModule):
     def __init__(
         self,
         signed: bool,
-        exponent_bit_width_impl: nn.Module,
-        mantissa_bit_width_impl: nn.Module,
-        exponent_bias_impl: nn.Module,
+        exponent_bit_width_impl: BitWidth,
+        mantissa_bit_width_impl: BitWidth,
+        exponent_bias_impl: BitWidth,
         float_clamp_impl: FloatClamp,
         input_view_impl: nn.Module | None = None,
         compute_max_mantissa: nn.Module | None = None,
-        scaling_impl: nn.Module | None = None,
+        scaling_impl: Scaling | None = None,
         float_scaling_impl: nn.Module | None = None,
         float_to_int_impl: nn.Module | None = None,
         device: torch.device | None = None,

@@ -12,6 +12,7 @@ from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import Identity, RoundSte, TensorClamp
+from qframework.core.protocols import BitWidth, Scaling, ZeroPoint
 from qframework.functional import IntegerGrid, check_range, max_int, min_int, upcast
 
 #: Integers of more bits aren't all numbers of float32.
@@ -165,10 +166,10 @@ class RescalingIntQuant(CoreModule):
     def __init__(
         self,
         int_quant: nn.Module,
-        scaling_impl: nn.Module,
+        scaling_impl: Scaling,
         int_scaling_impl: nn.Module,
-        zero_point_impl: nn.Module,
-        bit_width_impl: nn.Module,
+        zero_point_impl: ZeroPoint,
+        bit_width_impl: BitWidth,
     ) -> None:
         super().__init__()
         self.int_quant = int_quant
@@ -217,7 +218,7 @@ class PrescaledRestrictIntQuant(CoreModule):
         bit_width_impl: called with nothing.
     """
 
-    def __init__(self, int_quant: nn.Module, bit_width_impl: nn.Module) -> None:
+    def __init__(self, int_quant: nn.Module, bit_width_impl: BitWidth) -> None:
         super().__init__()
         self.int_quant, self.msb_clamp_bit_width_impl = int_quant, bit_width_impl
 

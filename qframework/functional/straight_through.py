@@ -15,6 +15,9 @@ from torch.autograd import Function
 
 from qframework.functional.registry import defined
 
+#: Of a clamp: a number, a tensor that broadcasts, or None for none.
+Bound = Tensor | float | None
+
 
 def _dpu_round(x: Tensor) -> Tensor:
     """Half to even, but halves of negative numbers go up: -1.5 -> -1, 1.5 -> 2."""
@@ -49,16 +52,16 @@ class StraightThroughStep(Function):
         return _STEPS[step](x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: object, inputs: tuple[Any, ...], output: object) -> None:
         """Nothing is saved."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> Any:  # type: ignore[override]
         """The gradient as it comes."""
         return grad, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: object, tangent: Tensor, _: None) -> Tensor:  # type: ignore[override]
         """The tangent as it comes."""
         return tangent.clone()
 
@@ -137,21 +140,21 @@ class StraightThroughClamp(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, minimum: Any, maximum: Any) -> Tensor:
+    def forward(x: Tensor, minimum: Bound, maximum: Bound) -> Tensor:
         """The clamp."""
-        return torch.clamp(x, minimum, maximum)
+        return torch.clamp(x, minimum, maximum)  # type: ignore[arg-type]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: object, inputs: tuple[Any, ...], output: object) -> None:
         """Nothing is saved."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> Any:  # type: ignore[override]
         """The gradient as it comes."""
         return grad, None, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: object, tangent: Tensor, *_: object) -> Tensor:  # type: ignore[override]
         """The tangent as it comes."""
         return tangent.clone()
 

@@ -18,7 +18,7 @@ from qframework.functional import (
     rows_of,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 from qframework.kernels.integer import SLICE, quantize, total
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 from qframework.kernels.statistics import abs_max_values
@@ -53,7 +53,7 @@ def _values(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> _Found:
 class _QuantizeByAbsmax(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, grid: IntegerGrid, rule: ScaleRule
+        ctx: Context, x: Tensor, grid: IntegerGrid, rule: ScaleRule
     ) -> tuple[Tensor, Tensor]:
         y, scale, top, where = _values(x, grid, rule)
         ctx.save_for_backward(x, scale, top, where)
@@ -62,11 +62,11 @@ class _QuantizeByAbsmax(Fused):
         return y, scale
 
     @staticmethod
-    def define(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor) -> Any:  # type: ignore[override]
         return quantize_by_absmax.definition(x, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
         x, *found = ctx.saved_tensors
         g = torch.zeros_like(x) if grad is None else grad
         return _gradient(g, grad_scale, x, *found, *ctx.how), None, None

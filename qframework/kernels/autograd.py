@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -50,6 +50,29 @@ def transforms_active(*tensors: Tensor | None) -> bool:
     )
 
 
+class Context(Protocol):
+    """What a function is given of a call; see ``torch.autograd.function.FunctionCtx``.
+
+    Attributes:
+        how: what it notes of the call besides tensors.
+        saved_tensors: those that were saved.
+        needs_input_grad: for each argument, whether its gradient is wanted.
+    """
+
+    how: Any
+    saved_tensors: tuple[Any, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        """Save tensors for the backward pass."""
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether gradients that nobody has are zeros rather than None."""
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None:
+        """Results that have no gradient."""
+
+
 class _NoGraph:
     """Stands for the context of a function whose gradient nobody wants."""
 
@@ -76,19 +99,19 @@ class Fused(Function):
     tensors: ClassVar[tuple[int, ...]] = (0,)
 
     @staticmethod
-    def define(ctx: Any, *tensors: Any) -> Any:
+    def define(ctx: Context, *tensors: Any) -> Any:
         """The results by the definition, of the tensors that :attr:`tensors` names."""
         raise NotImplementedError
 
     @staticmethod
-    def gradients(ctx: Any, *grads: Any) -> Any:
+    def gradients(ctx: Context, *grads: Any) -> Any:
         """The gradient for each argument of ``forward``."""
         raise NotImplementedError
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
 
-        def backward(ctx: Any, *grads: Any) -> Any:
+        def backward(ctx: Context, *grads: Any) -> Any:
             if not is_compiling() and (torch.is_grad_enabled() or transforms_active(*grads)):
                 return through_definition(cls, ctx, grads)
             return cls.gradients(ctx, *grads)
@@ -96,7 +119,7 @@ class Fused(Function):
         cls.backward = staticmethod(backward)  # type: ignore[method-assign]
 
 
-def through_definition(kind: type[Fused], ctx: Any, grads: Iterable[Any]) -> Any:
+def through_definition(kind: type[Fused], ctx: Context, grads: Iterable[Any]) -> Any:
     """The gradients of the definition; differentiable where a graph of them is wanted.
 
     Args:

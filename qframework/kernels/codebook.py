@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qframework.functional import add_kernel, codebook_quantize, compute_dtype, nearest_entry
-from qframework.kernels.autograd import Fused, apply, may_fuse, may_fuse_in_graph
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_fuse_in_graph
 from qframework.kernels.integer import sum_to
 
 
@@ -16,18 +16,18 @@ class _Codebook(Fused):
     tensors = (0, 1, 2)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, scale, codebook)
         v = x.to(compute_dtype(x.dtype)) / scale
         entry = codebook[nearest_entry(v, codebook)]
         return (torch.where(v.isnan(), v, entry) * scale).to(x.dtype)
 
     @staticmethod
-    def define(ctx: Any, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
         return codebook_quantize.definition(x, scale, codebook)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, codebook = ctx.saved_tensors
         g = grad.to(compute_dtype(x.dtype))
         v = x.to(g.dtype) / scale

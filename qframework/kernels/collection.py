@@ -19,7 +19,7 @@ from qframework.core.collector import (
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.stats import at_least_zero, at_most_zero
 from qframework.functional import add_kernel, high_rank, low_rank, upcast
-from qframework.kernels.autograd import is_compiling
+from qframework.kernels.autograd import Context, is_compiling
 from qframework.kernels.graphs import places_in
 from qframework.kernels.prepare import Reader
 from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
@@ -138,18 +138,18 @@ class _PercentileIf(Function):
         return found
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
         _, where, slope = output
         ctx.mark_non_differentiable(where, slope)
         ctx.save_for_backward(where, slope)
-        ctx.shape = inputs[0].shape
+        ctx.how = (inputs[0].shape,)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor, *_: Any) -> Any:  # type: ignore[override]
         where, slope = ctx.saved_tensors
         # A comparison with the position is done in the pass that computes the rest of the gradient.
-        places = places_in(ctx.shape, grad.device)
+        places = places_in(ctx.how[0], grad.device)
         return torch.where(places == where, grad * slope, 0.0), None, None, None, None
 
 

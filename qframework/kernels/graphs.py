@@ -26,7 +26,7 @@ from qframework.functional import (
     tensor_clamp_ste,
 )
 from qframework.functional.straight_through import StraightThroughClamp, StraightThroughStep
-from qframework.kernels.autograd import is_compiling, may_fuse_in_graph
+from qframework.kernels.autograd import Context, is_compiling, may_fuse_in_graph
 from qframework.kernels.integer import can_fuse_relu, quantize, quantize_gradients, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
@@ -84,12 +84,12 @@ class _Range(Function):
         return quantize(x, own_buffer(scale), zero_point, grid)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
         x, scale, zero_point, *ctx.how = inputs
         ctx.save_for_backward(x, scale, zero_point)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, zero_point = ctx.saved_tensors
         grid, relu = ctx.how
         _, need_scale, need_zero, _, _ = ctx.needs_input_grad
@@ -145,14 +145,14 @@ class _Absmax(Function):
         return quantize(x, scale, None, grid), scale, top
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
         x, *ctx.how = inputs
         _, scale, top = output
         ctx.mark_non_differentiable(top)
         ctx.save_for_backward(x, scale, top)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_scale: Tensor, _: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor, grad_scale: Tensor, _: Any) -> Any:  # type: ignore[override]
         x, scale, top = ctx.saved_tensors
         grid, rule = ctx.how
         exact = x.to(scale.dtype) / scale

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from qframework.functional import GRURanges, add_kernel, gru_sequence, in_order
+from qframework.kernels.autograd import Context
 from qframework.kernels.sequence import (
     before,
     before_sigmoid,
@@ -29,7 +30,7 @@ class _GRUSequence(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         products: Tensor,
         hidden: Tensor,
         bias: Tensor | None,
@@ -55,7 +56,7 @@ class _GRUSequence(Function):
         at = [v.unbind(0) for v in parts]
         given = [v.unbind(0) for v in (products[..., : 2 * size], products[..., 2 * size :])]
         places = outputs.unbind(0)
-        start, ctx.reverse, ctx.grids = h, reverse, grids
+        start, ctx.how = h, (reverse, grids)
         for t in in_order(steps, reverse):
             sums, state_sum, new_sum = (v[t if saves else 0] for v in at)
             torch.mm(h, hidden, out=moved)
@@ -75,10 +76,11 @@ class _GRUSequence(Function):
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, grad_outputs: Tensor) -> Any:
+    def backward(ctx: Context, grad_outputs: Tensor) -> Any:
         refuse_other_gradients(grad_outputs)
         hidden, start, raw, outputs, *scales = ctx.saved_tensors
-        ranges = together(GRURanges, scales, ctx.grids)
+        reverse, grids = ctx.how
+        ranges = together(GRURanges, scales, grids)
         size = start.shape[1]
         need = ctx.needs_input_grad[7:]
         # Values of all steps again, element by element.
@@ -92,7 +94,7 @@ class _GRUSequence(Function):
         entering, of_entering = differentiated(raw[..., 3 * size :], ranges.entering, need[2])
         squashed = torch.tanh(entering)
         new, of_new = differentiated(squashed, ranges.new, need[4])
-        states = before(outputs, start, ctx.reverse)
+        states = before(outputs, start, reverse)
         change = states - new
         _, of_output = differentiated(torch.addcmul(new, update, change), ranges.output, need[5])
         # What the gradient of the output is multiplied by, back to the accumulators.
@@ -111,7 +113,7 @@ class _GRUSequence(Function):
         spread = (t.unflatten(-1, (3, size)) for t in (factors, grad_moved))
         at = [v.unbind(0) for v in (*parts, *spread)]
         back, into_state, grad = hidden.t(), None, None
-        for t in reversed(list(in_order(len(raw), ctx.reverse))):
+        for t in reversed(list(in_order(len(raw), reverse))):
             given, staying, _, h, grad_all, factor, grad_parts = (v[t] for v in at)
             if grad is None or into_state is None:
                 h.copy_(given)

@@ -21,6 +21,7 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.autograd import (
+    Context,
     Fused,
     apply,
     is_compiling,
@@ -275,7 +276,7 @@ class _FakeQuantize(Fused):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
@@ -287,15 +288,17 @@ class _FakeQuantize(Fused):
         return quantize(x, scale, zero_point, grid, relu)
 
     @staticmethod
-    def define(ctx: Any, x: Tensor, scale: Tensor, zero_point: Any) -> Any:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor, scale: Tensor, zero_point: Any) -> Any:  # type: ignore[override]
         grid, relu = ctx.how
         return fake_quantize.definition(x, scale, zero_point, grid, relu)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         _, need_scale, need_zero, _, _ = ctx.needs_input_grad
-        needed = {"need_scale": need_scale, "need_zero": need_zero}
-        found = quantize_gradients(grad, *ctx.saved_tensors, *ctx.how, **needed)
+        x, scale, zero_point = ctx.saved_tensors
+        found = quantize_gradients(
+            grad, x, scale, zero_point, *ctx.how, need_scale=need_scale, need_zero=need_zero
+        )
         return *found, None, None
 
 
@@ -306,7 +309,7 @@ class _LearnedBounds(Fused):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         scale: Tensor,
         zero_point: Tensor | None,
@@ -320,11 +323,11 @@ class _LearnedBounds(Fused):
         return quantize(x, scale, zero_point, IntegerGrid(minimum, maximum, rounding))
 
     @staticmethod
-    def define(ctx: Any, x: Any, scale: Any, zero_point: Any, *bounds: Any) -> Any:  # type: ignore[override]
+    def define(ctx: Context, x: Any, scale: Any, zero_point: Any, *bounds: Any) -> Any:  # type: ignore[override]
         return fake_quantize.definition(x, scale, zero_point, IntegerGrid(*bounds, *ctx.how))
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, zero_point, minimum, maximum = ctx.saved_tensors
         grid = IntegerGrid(minimum, maximum, *ctx.how)
         needed = ctx.needs_input_grad[:5]

@@ -14,7 +14,7 @@ from qframework.functional import (
     quantize_by_learned_scale,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 from qframework.kernels.integer import can_fuse_relu, note_origin, quantize, quantize_gradients
 from qframework.kernels.scales import learned_scale_gradient, learned_scale_values
 
@@ -35,7 +35,7 @@ class _QuantizeByLearnedScale(Fused):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
+        ctx: Context, x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
     ) -> tuple[Tensor, Tensor]:
         y, scale = _values(x, stored, grid, rule, relu)
         ctx.save_for_backward(x, stored, scale)
@@ -44,11 +44,11 @@ class _QuantizeByLearnedScale(Fused):
         return y, scale
 
     @staticmethod
-    def define(ctx: Any, x: Tensor, stored: Tensor) -> Any:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor, stored: Tensor) -> Any:  # type: ignore[override]
         return quantize_by_learned_scale.definition(x, stored, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
         x, stored, scale = ctx.saved_tensors
         grid, rule, relu = ctx.how
         need_stored = ctx.needs_input_grad[1]

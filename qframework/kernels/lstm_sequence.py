@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from qframework.functional import LSTMRanges, add_kernel, in_order, lstm_sequence
-from qframework.kernels.autograd import is_compiling, may_fuse_in_graph
+from qframework.kernels.autograd import Context, is_compiling, may_fuse_in_graph
 from qframework.kernels.sequence import (
     before,
     before_sigmoid,
@@ -36,7 +36,7 @@ class _LSTMSequence(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         products: Tensor,
         hidden: Tensor,
         h: Tensor,
@@ -72,7 +72,7 @@ class _LSTMSequence(Function):
         inputs, places = products.unbind(0), outputs.unbind(0)
         order = list(in_order(steps, reverse))
         following = [*order[1:], None]
-        start, ctx.reverse, ctx.grids = h, reverse, grids
+        start, ctx.how = h, (reverse, grids)
         at[5][order[0] if saves else 0].copy_(c)
         for t, then in zip(order, following, strict=True):
             i = t if saves else 0
@@ -92,10 +92,11 @@ class _LSTMSequence(Function):
         return outputs, last
 
     @staticmethod
-    def backward(ctx: Any, grad_outputs: Tensor, grad_state: Tensor) -> Any:
+    def backward(ctx: Context, grad_outputs: Tensor, grad_state: Tensor) -> Any:
         refuse_other_gradients(grad_outputs)
         hidden, start, gates, held, outputs, *scales = ctx.saved_tensors
-        ranges = together(LSTMRanges, scales, ctx.grids)
+        reverse, grids = ctx.how
+        ranges = together(LSTMRanges, scales, grids)
         size = start.shape[1]
         need = ctx.needs_input_grad[7:]
         # Values of all steps again, element by element.
@@ -131,10 +132,10 @@ class _LSTMSequence(Function):
             to_state,
             of_acc.through(to_acc),
             forgotten,
-            ctx.reverse,
+            reverse,
         )
         by_output, by_state, grad_gates, grad_start, grad_state = into
-        grad_hidden = weight_gradient(before(outputs, start, ctx.reverse), grad_gates)
+        grad_hidden = weight_gradient(before(outputs, start, reverse), grad_gates)
         one, two, three = (1, by_output), (2, by_state), (3, by_state)
         of_sum = scale_gradient(of_total, ranges.state, by_state)
         of_summed = scale_gradient(of_parts, ranges.state, to_parts, two)
@@ -154,7 +155,7 @@ class _TracedLSTMSequence(_LSTMSequence):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         products: Tensor,
         hidden: Tensor,
         h: Tensor,
@@ -167,7 +168,7 @@ class _TracedLSTMSequence(_LSTMSequence):
         ranges = together(LSTMRanges, scales, grids)
         size = h.shape[1]
         steps = len(products)
-        start, ctx.reverse, ctx.grids = h, reverse, grids
+        start, ctx.how = h, (reverse, grids)
         saved: list[Any] = [None] * steps
         for t in in_order(steps, reverse):
             raw = torch.addmm(products[t], h, hidden)

@@ -14,7 +14,7 @@ from qframework.functional import (
     compute_dtype,
     minifloat_quantize,
 )
-from qframework.kernels.autograd import Fused, apply, may_fuse, may_fuse_in_graph
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_fuse_in_graph
 from qframework.kernels.integer import sum_to
 
 #: What is left of a floating-point number without its significand, by its dtype.
@@ -52,7 +52,7 @@ class _Minifloat(Fused):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
+        ctx: Context,
         x: Tensor,
         scale: Tensor | None,
         format: MinifloatFormat,
@@ -67,11 +67,11 @@ class _Minifloat(Fused):
         return (q if scale is None else q * scale).to(x.dtype)
 
     @staticmethod
-    def define(ctx: Any, x: Tensor, scale: Any) -> Tensor:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor, scale: Any) -> Tensor:  # type: ignore[override]
         return minifloat_quantize.definition(x, scale, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale = ctx.saved_tensors
         fmt, rounding, clamp_gradient = ctx.how
         g = grad.to(compute_dtype(x.dtype))

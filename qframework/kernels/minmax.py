@@ -18,7 +18,7 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.absmax import spread_rows
-from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 from qframework.kernels.integer import quantize, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
@@ -50,7 +50,7 @@ def _values(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Any, ...]:
 class _QuantizeByMinmax(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, grid: IntegerGrid, rule: ScaleRule
+        ctx: Context, x: Tensor, grid: IntegerGrid, rule: ScaleRule
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, scale, shift, *ends = _values(x, grid, rule)
         ctx.save_for_backward(x, scale, shift, *ends)
@@ -59,12 +59,12 @@ class _QuantizeByMinmax(Fused):
         return y, scale, shift
 
     @staticmethod
-    def define(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor) -> Any:  # type: ignore[override]
         return quantize_by_minmax.definition(x, *ctx.how)
 
     @staticmethod
     def gradients(  # type: ignore[override]
-        ctx: Any, grad: Tensor | None, grad_scale: Tensor | None, grad_shift: Tensor | None
+        ctx: Context, grad: Tensor | None, grad_scale: Tensor | None, grad_shift: Tensor | None
     ) -> Any:
         x, scale, shift, high, low, *where = ctx.saved_tensors
         grid, rule = ctx.how

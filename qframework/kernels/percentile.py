@@ -15,7 +15,7 @@ from qframework.functional import (
     over,
     quantize_by_percentile,
 )
-from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 from qframework.kernels.integer import can_fuse_relu, note_origin, quantize, quantize_gradients
 from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
 
@@ -23,7 +23,7 @@ from qframework.kernels.statistics import can_search_blocks, from_end, search_bl
 class _QuantizeByPercentile(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
+        ctx: Context, x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Ranks are the same before and after a ReLU.
         found, where = search_blocks(x, *from_end(rank, x.numel()), not relu)
@@ -37,11 +37,11 @@ class _QuantizeByPercentile(Fused):
         return quantize(x, scale, None, grid, relu), scale, magnitude
 
     @staticmethod
-    def define(ctx: Any, x: Tensor) -> Any:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor) -> Any:  # type: ignore[override]
         return quantize_by_percentile.definition(x, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
         x, scale, where = ctx.saved_tensors
         _, grid, rule, relu = ctx.how
         g = torch.zeros_like(x) if grad is None else grad

@@ -245,9 +245,11 @@ def _is_relu(activation: nn.Module | None) -> bool:
     )
 
 
-def _by_parts(quantizer: Any, grid: IntegerGrid, learned_width: bool, symmetric: bool) -> Form:
+def _by_parts(
+    quantizer: RescalingIntQuant, grid: IntegerGrid, learned_width: bool, symmetric: bool
+) -> Form:
     """By scale, zero point and width of the parts themselves."""
-    rounds = quantizer.int_quant
+    rounds: Any = quantizer.int_quant
 
     def run(x: Tensor, relu: bool = False) -> Any:
         scale, zero_point, bit_width = quantizer.parameters_for(torch.relu(x) if relu else x)
@@ -274,14 +276,15 @@ def _ranks(reader: Reader, scaling: Any) -> Callable[[int], int] | None:
 
 
 def _by_learned_scale(
-    quantizer: Any,
+    quantizer: RescalingIntQuant,
     bits: int,
     grid: IntegerGrid,
     rule: ScaleRule,
     relu: bool,
     ranks: Callable[[int], int] | None,
 ) -> Form:
-    scaling, width = quantizer.scaling_impl, _constant(quantizer.msb_clamp_bit_width_impl, bits)
+    scaling: Any = quantizer.scaling_impl
+    width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
     collects = hasattr(scaling, "is_collecting")
     by_parts = _by_parts(quantizer, grid, False, True)
     quantize = _quickest(quantize_by_learned_scale)
@@ -307,7 +310,7 @@ def may_collect(scaling: Any) -> bool:
     return bool(scaling.is_collecting())
 
 
-def _by_absmax(quantizer: Any, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
+def _by_absmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
     quantize = _quickest(quantize_by_absmax)
 
@@ -318,7 +321,7 @@ def _by_absmax(quantizer: Any, bits: int, grid: IntegerGrid, rule: ScaleRule) ->
     return run
 
 
-def _by_minmax(quantizer: Any, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
+def _by_minmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
     quantize = _quickest(quantize_by_minmax)
 
@@ -359,7 +362,7 @@ def _plan_prescaled(plan: Plan, reader: Reader) -> None:
 # ------------------------------------------------------------ minifloats
 
 
-def _minifloat(quantizer: Any, format: Any, rounding: str, clamp_gradient: bool) -> Form:
+def _minifloat(quantizer: FloatQuant, format: Any, rounding: str, clamp_gradient: bool) -> Form:
     def run(x: Tensor) -> Any:
         scale = quantizer.scale_for(x)
         used = None if quantizer.scaling_impl is None else scale

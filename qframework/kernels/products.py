@@ -11,50 +11,50 @@ from torch.nn import functional as F
 
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
-from qframework.kernels.autograd import is_compiling
+from qframework.kernels.autograd import Context, is_compiling
 from qframework.kernels.recomputation import Origin, origin_of
+from qframework.quant_tensor import TensorLike
 
 
-def _keep(ctx: Any, weight: Tensor, origin: Origin) -> None:
-    ctx.rest = origin[3:]
+def _save(ctx: Context, weight: Tensor, origin: Origin, *how: Any) -> None:
+    ctx.how = (origin[3:], *how)
     ctx.save_for_backward(weight, *origin[:3])
 
 
-def _operands(ctx: Any) -> tuple[Tensor, Tensor]:
+def _operands(ctx: Context) -> tuple[Tensor, Tensor]:
     """Weight and quantized input."""
     weight, *before = ctx.saved_tensors
-    origin = Origin(*before, *ctx.rest)
+    origin = Origin(*before, *ctx.how[0])
     return weight, origin.differentiable() if torch.is_grad_enabled() else origin.values()
 
 
 class _Convolution(Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin, how: Any
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin, how: Any
     ) -> Tensor:
-        _keep(ctx, weight, origin)
-        ctx.how = how
+        _save(ctx, weight, origin, *how)
         return torch.convolution(x, weight, bias, *how)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         weight, x = _operands(ctx)
         needed = ctx.needs_input_grad[:3]
         of_bias = [grad.shape[1]] if needed[2] else None
-        grads = torch.ops.aten.convolution_backward(grad, x, weight, of_bias, *ctx.how, needed)
+        grads = torch.ops.aten.convolution_backward(grad, x, weight, of_bias, *ctx.how[1:], needed)
         return *grads, None, None
 
 
 class _Linear(Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin
     ) -> Tensor:
-        _keep(ctx, weight, origin)
+        _save(ctx, weight, origin)
         return F.linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         weight, x = _operands(ctx)
         rows = grad.reshape(-1, grad.shape[-1])
         grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1]))
@@ -62,26 +62,26 @@ class _Linear(Function):
         return rows.mm(weight).view(x.shape), grad_weight, grad_bias, None, None
 
 
-def _origin(x: Any, weight: Any) -> Origin | None:
+def _origin(x: TensorLike, weight: TensorLike) -> Origin | None:
     """What to keep instead of ``x``; None where that is ``x`` itself."""
     if is_compiling() or type(x) is not Tensor or x.grad_fn is None or not weight.requires_grad:
         return None
     return origin_of(x)
 
 
-def _serves_linear(x: Any, weight: Any, bias: Any = None) -> bool:
+def _serves_linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> bool:
     return _origin(x, weight) is not None and x.dim() >= 2 and weight.dim() == 2
 
 
 @add_kernel(linear, "recomputing", _serves_linear)
-def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+def _linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Any:
     return super(Function, _Linear).apply(x, weight, bias, _origin(x, weight))  # type: ignore[misc]
 
 
 def _serves_convolution(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: TensorLike,
+    weight: TensorLike,
+    bias: TensorLike | None = None,
     stride: Numbers = 1,
     padding: str | Numbers = 0,
     *_: Any,
@@ -93,29 +93,29 @@ def _serves_convolution(
 
 @add_kernel(convolution, "recomputing", _serves_convolution)
 def _convolution(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: TensorLike,
+    weight: TensorLike,
+    bias: TensorLike | None = None,
     stride: Numbers = 1,
     padding: Any = 0,
     dilation: Numbers = 1,
     groups: int = 1,
 ) -> Any:
-    return _call(x, weight, bias, stride, padding, dilation, False, 0, groups)
+    return _call(x, weight, bias, stride, padding, dilation, False, 0, groups)  # type: ignore[arg-type]
 
 
 @add_kernel(transposed_convolution, "recomputing", _serves_convolution)
 def _transposed_convolution(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: TensorLike,
+    weight: TensorLike,
+    bias: TensorLike | None = None,
     stride: Numbers = 1,
     padding: Numbers = 0,
     output_padding: Numbers = 0,
     groups: int = 1,
     dilation: Numbers = 1,
 ) -> Any:
-    return _call(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
+    return _call(x, weight, bias, stride, padding, dilation, True, output_padding, groups)  # type: ignore[arg-type]
 
 
 def _call(

@@ -16,7 +16,7 @@ from qframework.functional import (
     over,
     statistic_scale,
 )
-from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 
 
 def _sign(x: Tensor) -> Tensor:
@@ -54,19 +54,19 @@ def learned_scale_gradient(grad: Tensor, stored: Tensor, rule: ScaleRule) -> Ten
 
 class _LearnedScale(Fused):
     @staticmethod
-    def forward(ctx: Any, stored: Tensor, rule: ScaleRule) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, stored: Tensor, rule: ScaleRule) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(stored)
-        ctx.rule = rule
+        ctx.how = (rule,)
         return learned_scale_values(stored, rule)
 
     @staticmethod
-    def define(ctx: Any, stored: Tensor) -> Tensor:  # type: ignore[override]
-        return learned_scale.definition(stored, ctx.rule)
+    def define(ctx: Context, stored: Tensor) -> Tensor:  # type: ignore[override]
+        return learned_scale.definition(stored, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         (stored,) = ctx.saved_tensors
-        return learned_scale_gradient(grad, stored, ctx.rule), None
+        return learned_scale_gradient(grad, stored, *ctx.how), None
 
 
 def _serves_learned(stored: Tensor, rule: ScaleRule) -> bool:
@@ -101,19 +101,19 @@ def statistic_scale_slope(statistic: Tensor, rule: ScaleRule) -> Tensor:
 
 class _StatisticScale(Fused):
     @staticmethod
-    def forward(ctx: Any, statistic: Tensor, rule: ScaleRule) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, statistic: Tensor, rule: ScaleRule) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(statistic)
-        ctx.rule = rule
+        ctx.how = (rule,)
         return statistic_scale_values(statistic, rule)
 
     @staticmethod
-    def define(ctx: Any, statistic: Tensor) -> Tensor:  # type: ignore[override]
-        return statistic_scale.definition(statistic, ctx.rule)
+    def define(ctx: Context, statistic: Tensor) -> Tensor:  # type: ignore[override]
+        return statistic_scale.definition(statistic, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         (statistic,) = ctx.saved_tensors
-        return grad * statistic_scale_slope(statistic, ctx.rule), None
+        return grad * statistic_scale_slope(statistic, *ctx.how), None
 
 
 def _serves_statistic(statistic: Tensor, rule: ScaleRule) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qframework.functional import abs_max, add_kernel, compute_dtype, kth_smallest, upcast
-from qframework.kernels.autograd import Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 
 #: Length of the blocks among which extreme elements are looked for.
 _BLOCK = 1024
@@ -27,17 +27,17 @@ def abs_max_values(x: Tensor) -> Tensor:
 
 class _AbsMax(Fused):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, x: Tensor) -> Tensor:  # type: ignore[override]
         top = abs_max_values(x)
         ctx.save_for_backward(x, top)
         return top.to(compute_dtype(x.dtype))
 
     @staticmethod
-    def define(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor) -> Tensor:  # type: ignore[override]
         return abs_max.definition(x)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, top = ctx.saved_tensors
         largest = x.abs().eq_(top)  # 1 and 0, without a boolean tensor
         count = largest.sum(dtype=grad.dtype)
@@ -93,18 +93,18 @@ def search_blocks(x: Tensor, near: int, largest: bool, magnitude: bool) -> tuple
 
 class _KthSmallest(Fused):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rank: int, magnitude: bool) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Context, x: Tensor, rank: int, magnitude: bool) -> Tensor:  # type: ignore[override]
         value, where = search_blocks(x, *from_end(rank, x.numel()), magnitude)
         ctx.save_for_backward(x, where)
         ctx.how = (rank, magnitude)
         return value.to(compute_dtype(x.dtype))
 
     @staticmethod
-    def define(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def define(ctx: Context, x: Tensor) -> Tensor:  # type: ignore[override]
         return kth_smallest.definition(x, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, where = ctx.saved_tensors
         grad = grad.reshape(1)
         if ctx.how[1]:

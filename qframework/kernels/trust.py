@@ -19,11 +19,44 @@ from qframework.core.tracked import TrackedParameters
 
 #: What may be overridden without a change of what is computed.
 _HARMLESS = frozenset(
-    "__init__ __init_subclass__ __repr__ extra_repr _get_name __doc__ __module__ __qualname__ __annotations__ "
-    "__annotate__ __annotate_func__ __annotations_cache__ __dict__ __weakref__ __getstate__ __setstate__ __reduce__ "
-    "__reduce_ex__ __deepcopy__ __copy__ __hash__ __eq__ __static_attributes__ __firstlineno__ __parameters__ "
-    "__orig_bases__ __abstractmethods__ _abc_impl __slotnames__ _version _save_to_state_dict _load_from_state_dict "
-    "state_dict load_state_dict get_extra_state set_extra_state".split()  # noqa: SIM905
+    [
+        "__init__",
+        "__init_subclass__",
+        "__repr__",
+        "extra_repr",
+        "_get_name",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__annotations__",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "__dict__",
+        "__weakref__",
+        "__getstate__",
+        "__setstate__",
+        "__reduce__",
+        "__reduce_ex__",
+        "__deepcopy__",
+        "__copy__",
+        "__hash__",
+        "__eq__",
+        "__static_attributes__",
+        "__firstlineno__",
+        "__parameters__",
+        "__orig_bases__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__slotnames__",
+        "_version",
+        "_save_to_state_dict",
+        "_load_from_state_dict",
+        "state_dict",
+        "load_state_dict",
+        "get_extra_state",
+        "set_extra_state",
+    ]
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: The hooks on all modules of the process.

@@ -37,7 +37,7 @@ class CodebookQuantProxy(QuantProxy):
     def _format(self, values: Mapping[str, str]) -> str:
         return f"codebook of {len(self.tensor_quant.entries)}"  # type: ignore[union-attr, arg-type]
 
-    def _record(self, output: Any, x: Tensor, source: Any) -> CodebookQuantTensor:
+    def _record(self, output: tuple[Any, ...], x: Tensor, source: object) -> CodebookQuantTensor:
         value, scale, zero_point, codebook = output
         if self.group_dim is not None:
             value = join_groups(value, self.group_dim % x.dim(), x.shape)
@@ -50,12 +50,12 @@ class CodebookQuantProxy(QuantProxy):
 class WeightCodebookQuantProxyFromInjector(CodebookQuantProxy, WeightQuantProxyFromInjector):
     """Quantizes a weight to a :class:`~qframework.quant_tensor.CodebookQuantTensor`."""
 
-    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         return self._record(output, parameter, source)
 
 
 class ActCodebookQuantProxyFromInjector(CodebookQuantProxy, ActQuantProxyFromInjector):
     """Quantizes activations to a :class:`~qframework.quant_tensor.CodebookQuantTensor`."""
 
-    def _wrap(self, output: Any, x: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         return self._record(output, x, self.source)

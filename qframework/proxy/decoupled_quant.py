@@ -14,7 +14,7 @@ from qframework.quant_tensor import IntQuantTensor
 class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
     """Quantizes a weight by a pre-scale; the quantized tensor has the scale of its values."""
 
-    def forward(self, x: Tensor, quant_input: Any = None) -> Any:
+    def forward(self, x: Tensor, quant_input: object = None) -> Any:
         """The quantized weight, or ``x`` itself when quantization is off.
 
         Args:
@@ -30,19 +30,19 @@ class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
             return self._frozen_or_quantized(x)
         return self._quantized(x, *self._of_input(quant_input), source=self.source)
 
-    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         return super()._wrap(output[:4], source, parameter)
 
-    def _of_input(self, quant_input: Any) -> tuple[Any, ...]:
+    def _of_input(self, quant_input: object) -> tuple[Any, ...]:
         return ()
 
-    def _pre(self, quant_input: Any) -> Any:
+    def _pre(self, quant_input: object) -> Any:
         if self.tensor_quant is None or self.disable_quant:
             return None, None
         weight = self.tracked_parameter_list[0]
         return self.tensor_quant.pre_parameters_for(weight, *self._of_input(quant_input))  # type: ignore[operator]
 
-    def pre_scale(self, quant_input: Any = None) -> Tensor | None:
+    def pre_scale(self, quant_input: object = None) -> Tensor | None:
         """The present scale of the integers; None when quantization is off.
 
         Args:
@@ -50,7 +50,7 @@ class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
         """
         return self._pre(quant_input)[0]  # type: ignore[no-any-return]
 
-    def pre_zero_point(self, quant_input: Any = None) -> Tensor | None:
+    def pre_zero_point(self, quant_input: object = None) -> Tensor | None:
         """The present zero point of the integers; None when quantization is off.
 
         Args:
@@ -67,7 +67,7 @@ class DecoupledWeightQuantWithInputProxyFromInjector(DecoupledWeightQuantProxyFr
     def freeze(self) -> None:
         """Nothing: the weights are others for inputs of another width."""
 
-    def _of_input(self, quant_input: Any) -> tuple[Any, ...]:
+    def _of_input(self, quant_input: object) -> tuple[Any, ...]:
         if isinstance(quant_input, IntQuantTensor):
             return quant_input.bit_width, quant_input.signed
         raise RuntimeError(

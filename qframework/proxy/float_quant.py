@@ -60,7 +60,7 @@ class FloatQuantProxy(QuantProxy):
 class WeightFloatQuantProxyFromInjector(FloatQuantProxy, WeightQuantProxyFromInjector):
     """Quantizes a weight to a :class:`~qframework.quant_tensor.FloatQuantTensor`."""
 
-    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         fields = (*self.format_fields(), self.training, source, True, True)
         return FloatQuantTensor.of_fields((*output[:6], *fields))
 
@@ -68,7 +68,7 @@ class WeightFloatQuantProxyFromInjector(FloatQuantProxy, WeightQuantProxyFromInj
 class ActFloatQuantProxyFromInjector(FloatQuantProxy, ActQuantProxyFromInjector):
     """Quantizes activations to a :class:`~qframework.quant_tensor.FloatQuantTensor`."""
 
-    def _wrap(self, output: Any, x: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         fields = (*self.format_fields(), self.training, self.source, True, True)
         return FloatQuantTensor.of_fields((*output[:6], *fields))
 
@@ -76,6 +76,6 @@ class ActFloatQuantProxyFromInjector(FloatQuantProxy, ActQuantProxyFromInjector)
 class DynamicActFloatQuantProxyFromInjector(FloatQuantProxy, DynamicActQuantProxyFromInjector):
     """The same by scales that each input has for itself."""
 
-    def _wrap(self, output: Any, x: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         fields = (*self.format_fields(), self.training, None, True, True)
         return FloatQuantTensor.of_fields((*output[:6], *fields))

@@ -34,7 +34,9 @@ class GroupwiseQuantProxy(QuantProxy):
     def _joined(self, value: Tensor, x: Tensor) -> Tensor:
         return join_groups(value, self.group_dim % x.dim(), x.shape)
 
-    def _int_groups(self, output: Any, x: Tensor, source: Any) -> GroupwiseIntQuantTensor:
+    def _int_groups(
+        self, output: tuple[Any, ...], x: Tensor, source: object
+    ) -> GroupwiseIntQuantTensor:
         value, scale, zero_point, bit_width = output
         return GroupwiseIntQuantTensor.of_fields(
             (
@@ -54,7 +56,9 @@ class GroupwiseQuantProxy(QuantProxy):
 
 
 class _FloatGroups(FloatQuantProxy, GroupwiseQuantProxy):
-    def _float_groups(self, output: Any, x: Tensor, source: Any) -> GroupwiseFloatQuantTensor:
+    def _float_groups(
+        self, output: tuple[Any, ...], x: Tensor, source: object
+    ) -> GroupwiseFloatQuantTensor:
         value, *rest = output[:6]
         how = (*self.format_fields(), self.training, source, True, True)
         return GroupwiseFloatQuantTensor.of_fields(
@@ -88,26 +92,26 @@ class _GroupwiseWeight(GroupwiseQuantProxy, WeightQuantProxyFromInjector):
 class GroupwiseWeightQuantProxyFromInjector(_GroupwiseWeight):
     """Quantizes a weight to a :class:`~qframework.quant_tensor.GroupwiseIntQuantTensor`."""
 
-    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         return self._int_groups(output, parameter, source)
 
 
 class GroupwiseWeightFloatQuantProxyFromInjector(_FloatGroups, _GroupwiseWeight):
     """Quantizes a weight to a :class:`~qframework.quant_tensor.GroupwiseFloatQuantTensor`."""
 
-    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         return self._float_groups(output, parameter, source)
 
 
 class GroupwiseActQuantProxyFromInjector(GroupwiseQuantProxy, DynamicActQuantProxyFromInjector):
     """Quantizes activations to a :class:`~qframework.quant_tensor.GroupwiseIntQuantTensor`."""
 
-    def _wrap(self, output: Any, x: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         return self._int_groups(output, x, None)
 
 
 class GroupwiseActFloatQuantProxyFromInjector(_FloatGroups, DynamicActQuantProxyFromInjector):
     """Quantizes activations to a :class:`~qframework.quant_tensor.GroupwiseFloatQuantTensor`."""
 
-    def _wrap(self, output: Any, x: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         return self._float_groups(output, x, None)

@@ -112,10 +112,10 @@ class ParameterQuantProxyFromInjector(QuantProxy):
                 return found
         return self._quantized(parameter, source=self.source)
 
-    def _quantized(self, parameter: Tensor, *scales: Tensor, source: Any) -> Any:
+    def _quantized(self, parameter: Tensor, *scales: Tensor, source: object) -> Any:
         return self._wrap(self._planned().run(parameter, *scales), source, parameter)
 
-    def _wrap(self, output: Any, source: Any, parameter: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for a parameter."""
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
@@ -202,7 +202,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             super().freeze()
 
     def forward(
-        self, bias: Tensor | None, quant_input: Any = None, quant_weight: Any = None
+        self, bias: Tensor | None, quant_input: object = None, quant_weight: object = None
     ) -> Any:
         """The quantized bias, or ``bias`` itself when quantization is off.
 
@@ -218,15 +218,16 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             return bias
         if not self.requires_input_scale:
             return self._frozen_or_quantized(bias)
-        for tensor, what in ((quant_input, "input"), (quant_weight, "weight")):
-            if not isinstance(tensor, IntQuantTensor):
-                raise RuntimeError(self._scale_missing(what))
+        if not isinstance(quant_input, IntQuantTensor):
+            raise RuntimeError(self._scale_missing("input"))
+        if not isinstance(quant_weight, IntQuantTensor):
+            raise RuntimeError(self._scale_missing("weight"))
         if not _is_of_channels(quant_input.scale, quant_weight.value.shape):
             raise RuntimeError(self._many_scales(quant_input.scale))
         source = product_source(quant_input, quant_weight)
         return self._by_product(bias, quant_input.scale, quant_weight.scale, source)
 
-    def _by_product(self, bias: Tensor, first: Tensor, second: Tensor, source: Any) -> Any:
+    def _by_product(self, bias: Tensor, first: Tensor, second: Tensor, source: object) -> Any:
         """Quantize by the product of two scales."""
         memory = self._memory
         if memory.frozen:

@@ -99,7 +99,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         kept: Static | None = self._memory.recall(self.tensor_quant)
         return static(self._planned(), like) if kept is None else kept
 
-    def _wrap(self, output: Any, x: Tensor) -> Any:
+    def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for ``x``."""
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
