@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from qframework.configuration import settings
+
 if TYPE_CHECKING:
     from qframework.proxy.base import QuantProxy
 
 
 def describe(proxy: QuantProxy) -> str:
-    """Format, bits, granularity and scaling: ``"int8 narrow, per tensor, stats max"``."""
+    """Format, bits, granularity and scaling: ``"int8 narrow, per tensor, stats max"``; with ``settings.verbose`` how it runs."""
     if proxy.tensor_quant is None:
         return "float"
     values = {row.name: row.value for row in proxy._rows}
@@ -37,6 +39,8 @@ def describe(proxy: QuantProxy) -> str:
         )
     if proxy.disable_quant:
         parts.append("disabled")
+    elif settings.verbose:
+        parts.append(f"runs {proxy.path()}")
     return ", ".join(parts)
 
 

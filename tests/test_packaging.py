@@ -1,0 +1,60 @@
+"""What is installed: all folders, with and without the links that tools use."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LINKED = {"layers", "quantizers"}
+
+
+def packages() -> set[str]:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return set(settings["tool"]["setuptools"]["packages"])
+
+
+def test_every_folder_with_python_files_is_a_package() -> None:
+    found = {f"qframework.{name}" for name in LINKED}
+    for path in (ROOT / "qframework").rglob("*.py"):
+        parts = path.parent.relative_to(ROOT).parts
+        if len(parts) == 1 or parts[1] not in LINKED:
+            found.add(".".join(parts))
+    assert packages() == found
+
+
+def test_the_links_lead_to_the_folders() -> None:
+    for name in LINKED:
+        assert (ROOT / "qframework" / name).resolve() == (ROOT / name).resolve()
+
+
+def wheel(source: Path, place: Path) -> list[str]:
+    """The files of the wheel that a checkout builds."""
+    script = f"from setuptools import build_meta; build_meta.build_wheel({str(place)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True)
+    (made,) = place.glob("*.whl")
+    return sorted(zipfile.ZipFile(made).namelist())
+
+
+@pytest.mark.slow
+def test_a_checkout_without_links_builds_the_same_wheel(tmp_path) -> None:
+    built = {}
+    for kind in ("links", "none"):
+        source = tmp_path / kind
+        ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
+        shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+        if kind == "none":
+            for name in LINKED:
+                (source / "qframework" / name).unlink()
+        (tmp_path / f"{kind}-wheel").mkdir()
+        built[kind] = wheel(source, tmp_path / f"{kind}-wheel")
+    assert built["links"] == built["none"]
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "qframework").rglob("*.py")}
+    sources = {p for p in sources if p.split("/")[1] not in LINKED}
+    sources |= {f"qframework/{n}/{p.name}" for n in LINKED for p in (ROOT / n).glob("*.py")}
+    assert {p for p in built["links"] if p.endswith(".py")} == sources
+    assert {"qframework/py.typed", "qframework/kernels/native/kernels.cpp"} <= set(built["links"])
