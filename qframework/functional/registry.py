@@ -8,6 +8,7 @@ body says what the function means: kernels are held against it. This room knows 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
@@ -15,18 +16,18 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Kernel(NamedTuple, Generic[P, R]):
+class Kernel(NamedTuple, Generic[R]):
     """A faster form of a function.
 
     Attributes:
         name: what it is, for people.
         serves: whether it gives for some arguments what the definition gives.
-        run: the form itself, called with the arguments of the function.
+        run: the form itself; both are called with all arguments of the function, by position.
     """
 
     name: str
-    serves: Callable[P, bool]
-    run: Callable[P, R]
+    serves: Callable[..., bool]
+    run: Callable[..., R]
 
 
 class Defined(Protocol[P, R]):
@@ -38,7 +39,7 @@ class Defined(Protocol[P, R]):
     """
 
     definition: Callable[P, R]
-    kernels: list[Kernel[P, R]]
+    kernels: list[Kernel[R]]
     __name__: str
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,13 +55,23 @@ def defined(body: Callable[P, R]) -> Defined[P, R]:
     Returns:
         The function, with the attributes of :class:`Defined`.
     """
-    kernels: list[Kernel[P, R]] = []
+    kernels: list[Kernel[R]] = []
+    parameters = inspect.signature(body).parameters
+    names = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
 
     @functools.wraps(body)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: Any, **kwargs: Any) -> R:
+        if kwargs or len(args) < len(names):
+            given = {**defaults, **kwargs}
+            try:
+                args = (*args, *[given[name] for name in names[len(args) :]])
+                kwargs = {n: v for n, v in kwargs.items() if n not in names}
+            except KeyError:  # one is missing, as the definition says
+                pass
         for kernel in kernels:
-            if kernel.serves(*args, **kwargs):
-                return kernel.run(*args, **kwargs)
+            if not kwargs and kernel.serves(*args):
+                return kernel.run(*args)
         return body(*args, **kwargs)
 
     function = cast(Any, call)
@@ -69,17 +80,17 @@ def defined(body: Callable[P, R]) -> Defined[P, R]:
 
 
 def add_kernel(
-    function: Defined[P, R], name: str, serves: Callable[P, bool]
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    function: Defined[P, R], name: str, serves: Callable[..., bool]
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Add a kernel to a function, behind those that it has; a decorator.
 
     Args:
         function: marked by :func:`defined`.
         name: what the kernel is, for people.
-        serves: whether it gives for some arguments what the definition gives.
+        serves: whether it gives for some arguments what the definition gives; called with all of them, by position.
     """
 
-    def add(run: Callable[P, R]) -> Callable[P, R]:
+    def add(run: Callable[..., R]) -> Callable[..., R]:
         function.kernels.append(Kernel(name, serves, run))
         return run
 

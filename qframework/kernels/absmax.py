@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
-from qframework.kernels.integer import SLICE, quantize, total
+from qframework.kernels.integer import quantize, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 from qframework.kernels.statistics import abs_max_values
 
@@ -88,62 +87,19 @@ def _gradient(
         slope = None if rule.domain == "fp" else statistic_scale_slope(top, rule)
         found = (scale, top, where, grad_scale, slope)
         return native.absmax_gradients(layout, g, x, *found, grid, rule)
-    rows, flat = _sliced(x, g, scale, rule)
-    sums = [_scale_error(piece, s, upstream, grid, rule) for piece, upstream, s in rows]
-    whole = total(sums) if rule.channel_axis is None else torch.cat(sums)
-    whole = whole.reshape(scale.shape).to(scale.dtype)
+    exact = x.to(compute_dtype(x.dtype)) / scale
+    bounds: Any = (grid.minimum, grid.maximum)
+    error = ROUNDINGS[grid.rounding](exact).clamp_(*bounds).sub_(exact).mul_(g)
+    whole = sum_to(error, scale)
     whole = whole if grad_scale is None else whole + grad_scale
     grad_top = whole.reshape(top.shape) * statistic_scale_slope(top, rule)
     if where is not None:
         signs = rows_of(x, rule.channel_axis).gather(1, where.unsqueeze(1)).sign()
         return spread_rows(g, grad_top.reshape(-1, 1) * signs, where, rule.channel_axis)
-    return _spread_evenly(x, g, grad_top, top, flat)
-
-
-def _scale_error(x: Tensor, scale: Tensor, g: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Tensor:
-    """The scale's gradient, ``sum g (q - x / scale)``: 0-dim, or one number per channel."""
-    minimum: Any = grid.minimum
-    maximum: Any = grid.maximum
-    exact = x.to(compute_dtype(x.dtype)) / scale
-    error = ROUNDINGS[grid.rounding](exact).clamp_(minimum, maximum).sub_(exact).mul_(g)
-    return error.sum() if rule.channel_axis is None else rows_of(error, rule.channel_axis).sum(1)
-
-
-def _sliced(x: Tensor, g: Tensor, scale: Tensor, rule: ScaleRule) -> tuple[Any, Any]:
-    """Slices that stay in the cache of a CPU core, with their scales; the flat tensors where there are any."""
-    whole = [(x, g, scale)]
-    if x.device.type != "cpu" or x.numel() < 2 * SLICE:
-        return whole, None
-    if rule.channel_axis is not None:
-        if rule.channel_axis != 0:
-            return whole, None
-        count = max(1, SLICE // x[0].numel())
-        return zip(x.split(count), g.split(count), scale.split(count), strict=True), None
-    if not (x.is_contiguous() and g.is_contiguous()):
-        return whole, None
-    flat = (x.view(-1), g.view(-1))
-    return [(*pair, scale.reshape(())) for pair in _pairs(flat)], flat
-
-
-def _pairs(flat: tuple[Tensor, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(flat[0].split(SLICE), flat[1].split(SLICE), strict=True)
-
-
-def _spread_evenly(x: Tensor, g: Tensor, grad_top: Tensor, top: Tensor, flat: Any) -> Tensor:
-    """``g``, and the gradient of the largest magnitude shared by the elements that have it."""
-    if flat is None:
-        largest = x.abs().eq_(top.to(x.dtype))  # 1 and 0, without a boolean tensor
-        count = largest.sum(dtype=top.dtype)
-        share = torch.where(top > 0, grad_top / (count * top), 0.0)
-        return largest.mul_(x).mul_(share).add_(g)
-    out = torch.empty_like(x)
-    pieces = [(*p, o) for p, o in zip(_pairs(flat), out.view(-1).split(SLICE), strict=True)]
-    top = top.to(x.dtype)
-    counts = [torch.abs(x, out=o).eq_(top).sum(dtype=grad_top.dtype) for x, _, o in pieces]
-    share = torch.where(top > 0, grad_top / (torch.stack(counts).sum() * top), 0.0)
-    for x_piece, g_piece, o in pieces:
-        o.mul_(x_piece).mul_(share).add_(g_piece)
-    return out
+    largest = x.abs().eq_(top.to(x.dtype))  # 1 and 0, without a boolean tensor
+    count = largest.sum(dtype=top.dtype)
+    share = torch.where(top > 0, grad_top / (count * top), 0.0)
+    return largest.mul_(x).mul_(share).add_(g)
 
 
 def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | None) -> Tensor:
@@ -166,12 +122,10 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
     return rows.scatter_add(1, where, values).view(shape).transpose(0, channel_axis)
 
 
-def _serves(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> bool:
-    return may_fuse() and not grid.clamp_gradient
-
-
-@add_kernel(quantize_by_absmax, "fused", _serves)
-def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+@add_kernel(
+    quantize_by_absmax, "fused", lambda w, grid, rule: may_fuse() and not grid.clamp_gradient
+)
+def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:2]
-    return apply(_QuantizeByAbsmax, w, grid, rule)  # type: ignore[no-any-return]
+    return apply(_QuantizeByAbsmax, w, grid, rule)

@@ -18,8 +18,8 @@ _is_grad_enabled = torch.is_grad_enabled
 _functorch: Any = torch._C._functorch
 
 
-def may_fuse() -> bool:
-    """Whether fused functions may run in eager mode.
+def may_fuse(*_: object) -> bool:
+    """Whether fused functions may run in eager mode, whatever their arguments.
 
     They compute in place and have no forward-mode derivatives, so that definitions run under ``torch.func`` transforms and
     for dual numbers.
@@ -32,7 +32,7 @@ def may_fuse() -> bool:
     )
 
 
-def may_fuse_in_graph() -> bool:
+def may_fuse_in_graph(*_: object) -> bool:
     """Whether a graph that ``torch.compile`` traces may hold fused forms; exports hold definitions alone."""
     return is_compiling() and not torch.compiler.is_exporting() and settings.kernels != "reference"
 
@@ -84,6 +84,16 @@ class _NoGraph:
 
     def mark_non_differentiable(self, *tensors: Any) -> None:
         """All are."""
+
+
+def may_fuse_anywhere(*_: object) -> bool:
+    """Whether fused functions may run, in eager mode or in a graph."""
+    return may_fuse() or may_fuse_in_graph()
+
+
+def in_graph(*_: object) -> bool:
+    """Whether a compiler or an export traces."""
+    return is_compiling()
 
 
 class Fused(Function):

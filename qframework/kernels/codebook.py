@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qframework.functional import add_kernel, codebook_quantize, compute_dtype, nearest_entry
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_fuse_in_graph
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse_anywhere
 from qframework.kernels.integer import sum_to
 
 
@@ -43,10 +43,6 @@ class _Codebook(Fused):
         return grad_x.to(grad.dtype), grad_scale, grad_codebook
 
 
-def _serves(x: Tensor, scale: Tensor, codebook: Tensor) -> bool:
-    return may_fuse() or may_fuse_in_graph()
-
-
-@add_kernel(codebook_quantize, "fused", _serves)
-def _fused(x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:
-    return apply(_Codebook, x, scale, codebook)  # type: ignore[no-any-return]
+@add_kernel(codebook_quantize, "fused", may_fuse_anywhere)
+def _fused(*args: Any) -> Tensor:
+    return apply(_Codebook, *args)  # type: ignore[no-any-return]

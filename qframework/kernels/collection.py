@@ -19,7 +19,7 @@ from qframework.core.collector import (
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.stats import at_least_zero, at_most_zero
 from qframework.functional import add_kernel, high_rank, low_rank, upcast
-from qframework.kernels.autograd import Context, is_compiling
+from qframework.kernels.autograd import Context, in_graph
 from qframework.kernels.graphs import places_in
 from qframework.kernels.prepare import Reader
 from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
@@ -30,11 +30,7 @@ _Found = tuple[Tensor, Tensor, Tensor]
 # ------------------------------------------------------------ collection
 
 
-def _serves(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> bool:
-    return is_compiling()
-
-
-@add_kernel(collect_or_learned, "in a graph", _serves)
+@add_kernel(collect_or_learned, "in a graph", in_graph)
 def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     if collector.switched or not collector.training or x.numel() == 0:
         return collector.from_stored(collector.value, *context)
@@ -171,7 +167,7 @@ def percentile_if(
 # ------------------------------------------------------------ numbers that follow parameters
 
 
-@add_kernel(follow, "in a graph", lambda number: is_compiling())
+@add_kernel(follow, "in a graph", in_graph)
 def _follow_in_graph(number: FollowsParameters) -> None:
     """The number is compared and started anew in the graph, but for those that are searched for, and in exports."""
     value = number.value

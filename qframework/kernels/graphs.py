@@ -26,7 +26,7 @@ from qframework.functional import (
     tensor_clamp_ste,
 )
 from qframework.functional.straight_through import StraightThroughClamp, StraightThroughStep
-from qframework.kernels.autograd import Context, is_compiling, may_fuse_in_graph
+from qframework.kernels.autograd import Context, in_graph, may_fuse_in_graph
 from qframework.kernels.integer import can_fuse_relu, quantize, quantize_gradients, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
@@ -60,16 +60,14 @@ class _Clamp(StraightThroughClamp):
     jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
 
 
-@add_kernel(apply_step, "in a graph", lambda x, step: is_compiling())
+@add_kernel(apply_step, "in a graph", in_graph)
 def _apply_step(x: Tensor, step: str) -> Tensor:
     return _Step.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@add_kernel(tensor_clamp_ste, "in a graph", lambda x, minimum, maximum: is_compiling())
-def _tensor_clamp_ste(
-    x: Tensor, minimum: Tensor | float | None, maximum: Tensor | float | None
-) -> Tensor:
-    return _Clamp.apply(x, minimum, maximum)  # type: ignore[no-any-return, no-untyped-call]
+@add_kernel(tensor_clamp_ste, "in a graph", in_graph)
+def _tensor_clamp_ste(x: Tensor, *bounds: Tensor | float | None) -> Tensor:
+    return _Clamp.apply(x, *bounds)  # type: ignore[no-any-return, no-untyped-call]
 
 
 # ------------------------------------------------------------ by a scale that is known
@@ -99,22 +97,14 @@ class _Range(Function):
 
 
 def _serves_range(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    grid: IntegerGrid,
-    relu: bool = False,
+    x: Tensor, scale: Tensor, zero_point: object, grid: IntegerGrid, relu: bool
 ) -> bool:
     return may_fuse_in_graph() and not isinstance(grid.minimum, Tensor)
 
 
 @add_kernel(fake_quantize, "in a graph", _serves_range)
 def _range(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    grid: IntegerGrid,
-    relu: bool = False,
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid, relu: bool
 ) -> Tensor:
     if relu and not can_fuse_relu(zero_point, grid):
         x, relu = torch.relu(x), False
@@ -187,29 +177,19 @@ def _absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tens
 # ------------------------------------------------------------ what definitions ask
 
 
-@add_kernel(is_recomputing, "in a graph", is_compiling)
+@add_kernel(is_recomputing, "in a graph", in_graph)
 def _never() -> bool:
     """A compiler makes the pass that recomputes itself, and what is counted it counts once."""
     return False
 
 
-def _serves_loop(
-    going: Callable[..., Tensor],
-    advance: Callable[..., tuple[Tensor, ...]],
-    state: tuple[Tensor, ...],
-    limit: int,
-    look_every: int = 16,
-) -> bool:
-    return is_compiling()
-
-
-@add_kernel(repeat_while, "in a graph", _serves_loop)
+@add_kernel(repeat_while, "in a graph", in_graph)
 def _loop(
     going: Callable[..., Tensor],
     advance: Callable[..., tuple[Tensor, ...]],
     state: tuple[Tensor, ...],
     limit: int,
-    look_every: int = 16,
+    look_every: int,
 ) -> tuple[Tensor, ...]:
     count = torch.zeros((), dtype=torch.int64, device=state[0].device)
 

@@ -139,18 +139,7 @@ class _GRUSequence(Function):
         )
 
 
-def _serves(
-    products: Tensor,
-    hidden: Tensor,
-    bias: Tensor | None,
-    first: Tensor,
-    ranges: GRURanges,
-    reverse: bool,
-) -> bool:
-    return serves(products, hidden, first)
-
-
-@add_kernel(gru_sequence, "fused", _serves)
+@add_kernel(gru_sequence, "fused", lambda x, w, b, h, *_: serves(x, w, h))
 def _fused(
     products: Tensor,
     hidden: Tensor,

@@ -123,15 +123,11 @@ def quantize_gradients(
     compute = compute_dtype(x.dtype)
     operands = (grad.to(compute), x.to(compute), scale, zero_point)
     needed: Any = (grid, relu, need_scale, need_zero and grid.clamp_gradient)
-    slices = _slices(*operands) if grid.clamp_gradient else None
-    if slices is None:
-        grad_x, error, outside = _summands(*operands, *needed)
-        grad_scale = sum_to(error, scale) if error is not None else None
-        grad_zero = None
-        if outside is not None and zero_point is not None:
-            grad_zero = sum_to(outside * scale, zero_point)
-    else:
-        grad_x, grad_scale, grad_zero = _by_slices(slices, *operands, *needed)
+    grad_x, error, outside = _summands(*operands, *needed)
+    grad_scale = sum_to(error, scale) if error is not None else None
+    grad_zero = None
+    if outside is not None and zero_point is not None:
+        grad_zero = sum_to(outside * scale, zero_point)
     return grad_x.to(grad.dtype) if grid.clamp_gradient else grad, grad_scale, grad_zero
 
 
@@ -144,8 +140,6 @@ def _summands(
     relu: bool,
     need_scale: bool,
     need_zero: bool,
-    *,
-    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradient of ``x``; summands of the scale's; summands of the zero point's, over the scale.
 
@@ -162,10 +156,8 @@ def _summands(
     else:
         place, low, high = ROUNDINGS[grid.rounding](shifted), minimum - 0.5, maximum + 0.5
     grad_x, inside = g, torch.ops.aten.hardtanh_backward
-    if grid.clamp_gradient and out is None:
+    if grid.clamp_gradient:
         grad_x = inside(g, place, low, high)
-    elif grid.clamp_gradient:
-        grad_x = inside.grad_input(g, place, low, high, grad_input=out)
     outside = grad_x - g if need_zero else None
     if not need_scale:
         return grad_x, None, outside
@@ -174,63 +166,6 @@ def _summands(
     q = q.clamp_(minimum, maximum)
     error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)
     return grad_x, error.mul_(g), outside
-
-
-#: Elements of a slice: its intermediate results stay in the cache of a CPU core, and its memory is used again.
-SLICE = 1 << 17
-
-
-def _slices(g: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Any:
-    """The slices that a large tensor is taken in on a CPU; None for the whole at once."""
-    if x.device.type != "cpu" or x.numel() < 2 * SLICE or scale.numel() != 1:
-        return None
-    if zero_point is not None and zero_point.numel() != 1:
-        return None
-    if is_compiling():
-        return None
-    order: Any = torch.contiguous_format
-    if not x.is_contiguous():
-        order = torch.channels_last
-        if x.dim() != 4 or not x.is_contiguous(memory_format=order):
-            return None
-    # An upstream gradient may be expanded, or laid out otherwise.
-    grad_x = torch.empty_like(x)
-    flat = [_flat(t) for t in (g.contiguous(memory_format=order), x, grad_x)]
-    return grad_x, list(zip(*(t.split(SLICE) for t in flat), strict=True))
-
-
-def _flat(t: Tensor) -> Tensor:
-    return t.view(-1) if t.is_contiguous() else t.permute(0, 2, 3, 1).view(-1)
-
-
-def total(sums: list[Tensor]) -> Tensor:
-    """The sum of the slices' sums, each of which was taken pairwise."""
-    return torch.stack(sums).double().sum().to(sums[0].dtype)
-
-
-def _by_slices(
-    slices: Any,
-    g: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    *needed: Any,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    grad_x, pieces = slices
-    errors, outsides = [], []
-    for g_piece, x_piece, out in pieces:
-        _, error, outside = _summands(
-            g_piece, x_piece, scale.reshape(()), zero_point, *needed, out=out
-        )
-        if error is not None:
-            errors.append(error.sum())
-        if outside is not None:
-            outsides.append(outside.sum())
-    grad_scale = total(errors).reshape(scale.shape) if errors else None
-    grad_zero = None
-    if outsides and zero_point is not None:
-        grad_zero = (total(outsides) * scale).reshape(zero_point.shape)
-    return grad_x, grad_scale, grad_zero
 
 
 def _learned_bounds_gradients(
@@ -335,23 +270,9 @@ class _LearnedBounds(Fused):
         return *found, None, None
 
 
-def _serves(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    grid: IntegerGrid,
-    relu: bool = False,
-) -> bool:
-    return may_fuse()
-
-
-@add_kernel(fake_quantize, "fused", _serves)
+@add_kernel(fake_quantize, "fused", may_fuse)
 def _fused(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    grid: IntegerGrid,
-    relu: bool = False,
+    x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid, relu: bool
 ) -> Tensor:
     if relu and not can_fuse_relu(zero_point, grid):
         x, relu = torch.relu(x), False

@@ -73,17 +73,8 @@ class _QuantizeByLearnedScale(Fused):
         return grad_x, grad_stored, None, None, None
 
 
-def _serves(
-    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> bool:
-    return may_fuse()
-
-
-@add_kernel(quantize_by_learned_scale, "fused", _serves)
-def fused_quantize_by_learned_scale(
-    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> tuple[Tensor, Tensor]:
-    """:func:`~qframework.functional.quantize_by_learned_scale` in one step; its scale can be that of a whole batch."""
+@add_kernel(quantize_by_learned_scale, "fused", may_fuse)
+def _fused(x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Any:
     if relu and not can_fuse_relu(None, grid):
         x, relu = torch.relu(x), False
     if not torch.is_grad_enabled():

@@ -256,13 +256,7 @@ def _back_through_time(
     return by_output, by_state, grad_gates, grad @ back, grad_state
 
 
-def _serves(
-    products: Tensor,
-    hidden: Tensor,
-    first: tuple[Tensor, Tensor],
-    ranges: LSTMRanges,
-    reverse: bool,
-) -> bool:
+def _serves(products: Tensor, hidden: Tensor, first: tuple[Tensor, Tensor], *_: object) -> bool:
     if may_fuse_in_graph():
         return takes_sequences(products, hidden, *first)
     return serves(products, hidden, *first)

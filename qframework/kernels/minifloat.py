@@ -14,7 +14,7 @@ from qframework.functional import (
     compute_dtype,
     minifloat_quantize,
 )
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_fuse_in_graph
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse_anywhere
 from qframework.kernels.integer import sum_to
 
 #: What is left of a floating-point number without its significand, by its dtype.
@@ -93,22 +93,6 @@ class _Minifloat(Fused):
         return grad_x.to(grad.dtype), grad_scale, None, None, None
 
 
-def _serves(
-    x: Tensor,
-    scale: Tensor | None,
-    format: MinifloatFormat,
-    rounding: str = "round",
-    clamp_gradient: bool = True,
-) -> bool:
-    return may_fuse() or may_fuse_in_graph()
-
-
-@add_kernel(minifloat_quantize, "fused", _serves)
-def _fused(
-    x: Tensor,
-    scale: Tensor | None,
-    format: MinifloatFormat,
-    rounding: str = "round",
-    clamp_gradient: bool = True,
-) -> Tensor:
-    return apply(_Minifloat, x, scale, format, rounding, clamp_gradient)  # type: ignore[no-any-return]
+@add_kernel(minifloat_quantize, "fused", may_fuse_anywhere)
+def _fused(*args: Any) -> Tensor:
+    return apply(_Minifloat, *args)  # type: ignore[no-any-return]

@@ -121,13 +121,10 @@ def _spread(g: Tensor, x: Tensor, shares: Any, ends: Any, memory: Any) -> Tensor
     return out
 
 
-def _serves(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> bool:
-    return may_fuse() and not grid.clamp_gradient
-
-
-@add_kernel(quantize_by_minmax, "fused", _serves)
-def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
+@add_kernel(
+    quantize_by_minmax, "fused", lambda w, grid, rule: may_fuse() and not grid.clamp_gradient
+)
+def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
-        found: Any = _values(w, grid, rule)[:3]
-        return found  # type: ignore[no-any-return]
-    return apply(_QuantizeByMinmax, w, grid, rule)  # type: ignore[no-any-return]
+        return _values(w, grid, rule)[:3]
+    return apply(_QuantizeByMinmax, w, grid, rule)

@@ -57,7 +57,7 @@ class _QuantizeByPercentile(Fused):
         return grad_x, None, None, None, None
 
 
-def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False) -> bool:
+def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> bool:
     n = x.numel()
     if relu and not can_fuse_relu(None, grid):
         return False
@@ -65,8 +65,6 @@ def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
 
 
 @add_kernel(quantize_by_percentile, "fused", _serves)
-def _fused(
-    x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fused(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Any:
     y, scale, magnitude = apply(_QuantizeByPercentile, x, rank, grid, rule, relu)
     return note_origin(y, x, scale, None, grid, relu), scale, magnitude

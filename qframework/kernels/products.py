@@ -69,22 +69,17 @@ def _origin(x: TensorLike, weight: TensorLike) -> Origin | None:
     return origin_of(x)
 
 
-def _serves_linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> bool:
+def _serves_linear(x: TensorLike, weight: TensorLike, *_: object) -> bool:
     return _origin(x, weight) is not None and x.dim() >= 2 and weight.dim() == 2
 
 
 @add_kernel(linear, "recomputing", _serves_linear)
-def _linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Any:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
     return super(Function, _Linear).apply(x, weight, bias, _origin(x, weight))  # type: ignore[misc]
 
 
 def _serves_convolution(
-    x: TensorLike,
-    weight: TensorLike,
-    bias: TensorLike | None = None,
-    stride: Numbers = 1,
-    padding: str | Numbers = 0,
-    *_: Any,
+    x: TensorLike, weight: TensorLike, bias: object, stride: object, padding: object, *_: object
 ) -> bool:
     if _origin(x, weight) is None:
         return False
@@ -93,29 +88,29 @@ def _serves_convolution(
 
 @add_kernel(convolution, "recomputing", _serves_convolution)
 def _convolution(
-    x: TensorLike,
-    weight: TensorLike,
-    bias: TensorLike | None = None,
-    stride: Numbers = 1,
-    padding: Any = 0,
-    dilation: Numbers = 1,
-    groups: int = 1,
-) -> Any:
-    return _call(x, weight, bias, stride, padding, dilation, False, 0, groups)  # type: ignore[arg-type]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Numbers,
+    padding: Numbers,
+    dilation: Numbers,
+    groups: int,
+) -> Tensor:
+    return _call(x, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
 @add_kernel(transposed_convolution, "recomputing", _serves_convolution)
 def _transposed_convolution(
-    x: TensorLike,
-    weight: TensorLike,
-    bias: TensorLike | None = None,
-    stride: Numbers = 1,
-    padding: Numbers = 0,
-    output_padding: Numbers = 0,
-    groups: int = 1,
-    dilation: Numbers = 1,
-) -> Any:
-    return _call(x, weight, bias, stride, padding, dilation, True, output_padding, groups)  # type: ignore[arg-type]
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Numbers,
+    padding: Numbers,
+    output_padding: Numbers,
+    groups: int,
+    dilation: Numbers,
+) -> Tensor:
+    return _call(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
 def _call(

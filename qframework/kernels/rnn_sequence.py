@@ -86,13 +86,7 @@ class _RNNSequence(Function):
         )
 
 
-def _serves(
-    products: Tensor, hidden: Tensor, first: Tensor, ranges: RNNRanges, relu: bool, reverse: bool
-) -> bool:
-    return serves(products, hidden, first)
-
-
-@add_kernel(rnn_sequence, "fused", _serves)
+@add_kernel(rnn_sequence, "fused", lambda x, w, h, *_: serves(x, w, h))
 def _fused(
     products: Tensor, hidden: Tensor, first: Tensor, ranges: RNNRanges, relu: bool, reverse: bool
 ) -> Tensor:

@@ -69,11 +69,7 @@ class _LearnedScale(Fused):
         return learned_scale_gradient(grad, stored, *ctx.how), None
 
 
-def _serves_learned(stored: Tensor, rule: ScaleRule) -> bool:
-    return may_fuse()
-
-
-@add_kernel(learned_scale, "fused", _serves_learned)
+@add_kernel(learned_scale, "fused", may_fuse)
 def _fused_learned_scale(stored: Tensor, rule: ScaleRule) -> Tensor:
     return apply(_LearnedScale, stored, rule)  # type: ignore[no-any-return]
 
@@ -116,10 +112,6 @@ class _StatisticScale(Fused):
         return grad * statistic_scale_slope(statistic, *ctx.how), None
 
 
-def _serves_statistic(statistic: Tensor, rule: ScaleRule) -> bool:
-    return may_fuse()
-
-
-@add_kernel(statistic_scale, "fused", _serves_statistic)
+@add_kernel(statistic_scale, "fused", may_fuse)
 def _fused_statistic_scale(statistic: Tensor, rule: ScaleRule) -> Tensor:
     return apply(_StatisticScale, statistic, rule)  # type: ignore[no-any-return]

@@ -45,7 +45,7 @@ class _AbsMax(Fused):
         return largest.mul_(x).mul_(share)
 
 
-@add_kernel(abs_max, "fused", lambda x: may_fuse())
+@add_kernel(abs_max, "fused", may_fuse)
 def _fused_abs_max(x: Tensor) -> Tensor:
     return apply(_AbsMax, x)  # type: ignore[no-any-return]
 
@@ -113,33 +113,25 @@ class _KthSmallest(Fused):
         return flat.view(x.shape), None, None
 
 
-def _serves(
-    x: Tensor, rank: int, magnitude: bool = False, dim: int | None = None, keepdim: bool = False
-) -> bool:
+def _searches(x: Tensor, rank: int, magnitude: bool, dim: int | None, keepdim: bool) -> bool:
     n = x.numel()
     return may_fuse() and dim is None and can_search_blocks(n, from_end(rank, n)[0])
 
 
-@add_kernel(kth_smallest, "blocks", _serves)
-def _by_blocks(
-    x: Tensor, rank: int, magnitude: bool = False, dim: int | None = None, keepdim: bool = False
-) -> Tensor:
+@add_kernel(kth_smallest, "blocks", _searches)
+def _by_blocks(x: Tensor, rank: int, magnitude: bool, *_: object) -> Tensor:
     return apply(_KthSmallest, x, rank, magnitude)  # type: ignore[no-any-return]
 
 
-def _serves_few(
-    x: Tensor, rank: int, magnitude: bool = False, dim: int | None = None, keepdim: bool = False
-) -> bool:
+def _selects(x: Tensor, rank: int, magnitude: bool, dim: int | None, keepdim: bool) -> bool:
     if not may_fuse() or (dim is None and x.numel() <= _BLOCK):
         return False  # of few elements that tie, the one that torch takes gets the gradient
     n = x.numel() if dim is None else x.shape[dim]
     return from_end(rank, n)[0] <= _FEW
 
 
-@add_kernel(kth_smallest, "selection", _serves_few)
-def _by_selection(
-    x: Tensor, rank: int, magnitude: bool = False, dim: int | None = None, keepdim: bool = False
-) -> Tensor:
+@add_kernel(kth_smallest, "selection", _selects)
+def _by_selection(x: Tensor, rank: int, magnitude: bool, dim: int | None, keepdim: bool) -> Tensor:
     x = upcast(x).abs() if magnitude else upcast(x)
     if dim is None:
         x, dim, keepdim = x.reshape(-1), 0, False
