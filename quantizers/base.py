@@ -22,6 +22,28 @@ from qframework.inject.enum import (
     StatsOp,
 )
 
+__all__ = [
+    "BatchQuantStatsScaling1d",
+    "BatchQuantStatsScaling2d",
+    "IntQuant",
+    "MaxStatsScaling",
+    "MinMaxStatsScaling",
+    "NarrowIntQuant",
+    "ParamFromRuntimeMinMaxScaling",
+    "ParamFromRuntimePercentileIntervalScaling",
+    "ParamFromRuntimePercentileScaling",
+    "ParamMinMaxInitScaling",
+    "PerChannelFloatScaling8bit",
+    "PerChannelPoTScaling8bit",
+    "PerTensorConstScaling2bit",
+    "PerTensorFloatScaling8bit",
+    "PerTensorPoTScaling8bit",
+    "ShiftedMinUintQuant",
+    "ShiftedParamFromPercentileUintQuant",
+    "SignedBinaryClampedConst",
+    "UintQuant",
+]
+
 # ------------------------------------------------------------------ integers
 
 

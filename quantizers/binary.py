@@ -7,6 +7,11 @@ from qframework.core.function_wrapper import TensorClamp, TensorClampSte
 from qframework.quantizers.base import SignedBinaryClampedConst
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "SignedBinaryActPerTensorConst",
+    "SignedBinaryWeightPerTensorConst",
+]
+
 
 class SignedBinaryWeightPerTensorConst(SignedBinaryClampedConst, WeightQuantSolver):
     """Weights -0.1 and 0.1 by default (``scaling_const``); the gradient passes everywhere."""

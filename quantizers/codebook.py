@@ -15,6 +15,23 @@ from qframework.quantizers.base import MaxStatsScaling, ParamFromRuntimePercenti
 from qframework.quantizers.minifloat_base import PerChannel, PerTensor
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "APoT4ActPerTensorFloat",
+    "APoT4WeightPerChannelFloat",
+    "APoT4WeightPerTensorFloat",
+    "AdditivePowersOfTwo",
+    "CodebookActPerTensorFloat",
+    "CodebookBase",
+    "CodebookWeightPerChannelFloat",
+    "CodebookWeightPerGroupFloat",
+    "CodebookWeightPerTensorFloat",
+    "NF4WeightPerChannelFloat",
+    "NF4WeightPerGroupFloat",
+    "NF4WeightPerTensorFloat",
+    "NormalFloat4",
+    "UnsignedAPoT4ActPerTensorFloat",
+]
+
 
 class CodebookBase(Injector):
     """The entries of ``codebook``, times a scale."""

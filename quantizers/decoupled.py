@@ -44,6 +44,23 @@ from qframework.proxy import (
 from qframework.quantizers.base import NarrowIntQuant
 from qframework.quantizers.solver import WeightQuantSolver
 
+__all__ = [
+    "AccumulatorAwareWeightQuant",
+    "AccumulatorAwareZeroCenterWeightQuant",
+    "DecoupledWeightQuant",
+    "Int4WeightPerTensorFixedPointDecoupled",
+    "Int4WeightPerTensorFloatDecoupled",
+    "Int8AccumulatorAwareWeightQuant",
+    "Int8AccumulatorAwareZeroCenterWeightQuant",
+    "Int8WeightNormL1PerChannelFixedPoint",
+    "Int8WeightNormL2PerChannelFixedPoint",
+    "Int8WeightNormLinfPerChannelFixedPoint",
+    "Int8WeightPerChannelFloatDecoupled",
+    "WeightNormPerChannelFloatDecoupled",
+    "WeightPerChannelFloatDecoupled",
+    "WeightPerTensorFloatDecoupledL2Param",
+]
+
 # ------------------------------------------------------------------ building blocks
 
 

@@ -19,6 +19,18 @@ from qframework.quantizers.base import (
 )
 from qframework.quantizers.solver import ActQuantSolver
 
+__all__ = [
+    "DynamicAct",
+    "Int8DynamicActPerRowFixedPoint",
+    "Int8DynamicActPerRowFloat",
+    "Int8DynamicActPerTensorFloat",
+    "PerRow",
+    "ShiftedMinDynamicUintQuant",
+    "ShiftedUint8DynamicActPerRowFloat",
+    "ShiftedUint8DynamicActPerTensorFloat",
+    "Uint8DynamicActPerTensorFloat",
+]
+
 
 class DynamicAct(Injector):
     """The scale of each input's own statistic."""

@@ -17,6 +17,22 @@ from qframework.quantizers.base import (
 from qframework.quantizers.searched import MSEActZeroPoint, MSEAsymmetricScale, MSESymmetricScale
 from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "Int8ActPerTensorFixedPoint",
+    "Int8ActPerTensorFixedPointMSE",
+    "Int8ActPerTensorFixedPointMinMaxInit",
+    "Int8BiasPerTensorFixedPointInternalScaling",
+    "Int8WeightPerChannelFixedPoint",
+    "Int8WeightPerChannelFixedPointMSE",
+    "Int8WeightPerTensorFixedPoint",
+    "Int8WeightPerTensorFixedPointMSE",
+    "ShiftedUint8ActPerTensorFixedPoint",
+    "ShiftedUint8ActPerTensorFixedPointMSE",
+    "Uint8ActPerTensorFixedPoint",
+    "Uint8ActPerTensorFixedPointMSE",
+    "Uint8ActPerTensorFixedPointMaxInit",
+]
+
 
 class Int8WeightPerTensorFixedPoint(
     NarrowIntQuant, MaxStatsScaling, PerTensorPoTScaling8bit, WeightQuantSolver

@@ -27,6 +27,22 @@ from qframework.quantizers.minifloat_ocp import FpOCPActPerTensorFloat, FpOCPWei
 from qframework.quantizers.searched import HQOWeightZeroPoint, MSESymmetricScale
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "Fp8e4m3OCPDynamicActPerGroupFloat",
+    "Fp8e4m3OCPWeightPerGroupFloat",
+    "GroupwiseActFloatProxyMixin",
+    "GroupwiseActProxyMixin",
+    "GroupwiseWeightFloatProxyMixin",
+    "GroupwiseWeightProxyMixin",
+    "Int8DynamicActPerGroupFloat",
+    "Int8WeightPerGroupFloat",
+    "Int8WeightPerGroupFloatMSE",
+    "ShiftedMinGroupUintQuant",
+    "ShiftedUint8DynamicActPerGroupFloat",
+    "ShiftedUint8WeightGroupQuantFloat",
+    "ShiftedUint8WeightPerGroupFloatHQO",
+]
+
 
 class Groups(Injector):
     """A scale for each group; ``group_size`` has to be bound."""

@@ -27,6 +27,22 @@ from qframework.quantizers.base import (
 )
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "BinaryWeightPerTensorDoReFa",
+    "Int8ActPerTensorLSQ",
+    "Int8WeightPerChannelLSQ",
+    "Int8WeightPerChannelLSQPlus",
+    "Int8WeightPerTensorLSQ",
+    "Int8WeightPerTensorLSQPlus",
+    "LearnedStepAct",
+    "LearnedStepWeight",
+    "ShiftedUint8ActPerTensorLSQPlus",
+    "Uint8ActPerTensorDoReFa",
+    "Uint8ActPerTensorLSQ",
+    "Uint8ActPerTensorPACT",
+    "Uint8WeightPerTensorDoReFa",
+]
+
 # ------------------------------------------------------------------ building blocks
 
 

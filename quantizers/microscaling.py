@@ -43,6 +43,34 @@ from qframework.quantizers.searched import (
 )
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "MXActMixin",
+    "MXFloat4e2m1Act",
+    "MXFloat4e2m1Weight",
+    "MXFloat4e2m1WeightMSE",
+    "MXFloat6e2m3Act",
+    "MXFloat6e2m3Weight",
+    "MXFloat6e3m2Act",
+    "MXFloat6e3m2Weight",
+    "MXFloat8e4m3Act",
+    "MXFloat8e4m3Weight",
+    "MXFloat8e4m3WeightMSE",
+    "MXFloat8e5m2Act",
+    "MXFloat8e5m2Weight",
+    "MXInt8Act",
+    "MXInt8OCPAct",
+    "MXInt8OCPWeight",
+    "MXInt8Weight",
+    "MXInt8WeightMSE",
+    "MXMixin",
+    "MXWeightMixin",
+    "NVFloat4Act",
+    "NVFloat4Mixin",
+    "NVFloat4Weight",
+    "ShiftedMXUInt8Weight",
+    "ShiftedMXUInt8WeightMSE",
+]
+
 
 class MXMixin(Injector):
     """Groups of 32 that share a power of two, an exponent of 8 bits (E8M0)."""

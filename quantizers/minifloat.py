@@ -16,6 +16,29 @@ from qframework.quantizers.minifloat_base import (
 )
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "Fp8e4m3Act",
+    "Fp8e4m3ActPerChannelFloat2d",
+    "Fp8e4m3ActPerChannelFloat2dMSE",
+    "Fp8e4m3ActPerTensorFloat",
+    "Fp8e4m3ActPerTensorFloatMSE",
+    "Fp8e4m3Weight",
+    "Fp8e4m3WeightPerChannelFloat",
+    "Fp8e4m3WeightPerChannelFloatMSE",
+    "Fp8e4m3WeightPerTensorFloat",
+    "Fp8e4m3WeightPerTensorFloatMSE",
+    "Fp8e5m2Act",
+    "Fp8e5m2ActPerChannelFloat2d",
+    "Fp8e5m2ActPerChannelFloat2dMSE",
+    "Fp8e5m2ActPerTensorFloat",
+    "Fp8e5m2ActPerTensorFloatMSE",
+    "Fp8e5m2Weight",
+    "Fp8e5m2WeightPerChannelFloat",
+    "Fp8e5m2WeightPerChannelFloatMSE",
+    "Fp8e5m2WeightPerTensorFloat",
+    "Fp8e5m2WeightPerTensorFloatMSE",
+]
+
 
 class Fp8e4m3Weight(Fp8e4m3, FloatWeightBase, WeightQuantSolver):
     """E4M3 without reserved codes (up to 480): weights, unscaled."""

@@ -27,6 +27,22 @@ from qframework.inject.enum import (
 from qframework.proxy import ActFloatQuantProxyFromInjector, WeightFloatQuantProxyFromInjector
 from qframework.quantizers.searched import MSESymmetricScale
 
+__all__ = [
+    "FloatActBase",
+    "FloatBase",
+    "FloatMSESymmetricScale",
+    "FloatWeightBase",
+    "Fp4e2m1",
+    "Fp6e2m3",
+    "Fp6e3m2",
+    "Fp8e4m3",
+    "Fp8e5m2",
+    "FpFNUZMixin",
+    "FpOCPMixin",
+    "ScaledFloatActBase",
+    "ScaledFloatWeightBase",
+]
+
 
 def _width(kind: Any, width: int, const: type, dtype: Any, device: Any) -> Any:
     if kind == BitWidthImplType.PARAMETER:

@@ -16,6 +16,16 @@ from qframework.quantizers.minifloat_ocp import (
     Fp8e5m2OCPActPerTensorFloat,
 )
 
+__all__ = [
+    "DynamicFloatAct",
+    "Fp8e4m3FNUZDynamicActPerRowFloat",
+    "Fp8e4m3FNUZDynamicActPerTensorFloat",
+    "Fp8e4m3OCPDynamicActPerRowFixedPoint",
+    "Fp8e4m3OCPDynamicActPerRowFloat",
+    "Fp8e4m3OCPDynamicActPerTensorFloat",
+    "Fp8e5m2OCPDynamicActPerTensorFloat",
+]
+
 
 class DynamicFloatAct(MaxStatsScaling):
     """The largest magnitude of each input is scaled to the largest number."""

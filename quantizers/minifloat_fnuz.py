@@ -17,6 +17,39 @@ from qframework.quantizers.minifloat_base import (
 )
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "Fp8e4m3FNUZAct",
+    "Fp8e4m3FNUZActPerChannelFloat2d",
+    "Fp8e4m3FNUZActPerChannelFloat2dMSE",
+    "Fp8e4m3FNUZActPerTensorFloat",
+    "Fp8e4m3FNUZActPerTensorFloatMSE",
+    "Fp8e4m3FNUZWeight",
+    "Fp8e4m3FNUZWeightPerChannelFloat",
+    "Fp8e4m3FNUZWeightPerChannelFloatMSE",
+    "Fp8e4m3FNUZWeightPerTensorFloat",
+    "Fp8e4m3FNUZWeightPerTensorFloatMSE",
+    "Fp8e5m2FNUZAct",
+    "Fp8e5m2FNUZActPerChannelFloat2d",
+    "Fp8e5m2FNUZActPerChannelFloat2dMSE",
+    "Fp8e5m2FNUZActPerTensorFloat",
+    "Fp8e5m2FNUZActPerTensorFloatMSE",
+    "Fp8e5m2FNUZWeight",
+    "Fp8e5m2FNUZWeightPerChannelFloat",
+    "Fp8e5m2FNUZWeightPerChannelFloatMSE",
+    "Fp8e5m2FNUZWeightPerTensorFloat",
+    "Fp8e5m2FNUZWeightPerTensorFloatMSE",
+    "FpFNUZAct",
+    "FpFNUZActPerChannelFloat2d",
+    "FpFNUZActPerChannelFloat2dMSE",
+    "FpFNUZActPerTensorFloat",
+    "FpFNUZActPerTensorFloatMSE",
+    "FpFNUZWeight",
+    "FpFNUZWeightPerChannelFloat",
+    "FpFNUZWeightPerChannelFloatMSE",
+    "FpFNUZWeightPerTensorFloat",
+    "FpFNUZWeightPerTensorFloatMSE",
+]
+
 
 class FpFNUZWeight(FpFNUZMixin, FloatWeightBase, WeightQuantSolver):
     """Minifloat weights, unscaled; bit_width, exponent_bit_width and mantissa_bit_width have to be given."""

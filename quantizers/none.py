@@ -6,6 +6,13 @@ from qframework.inject.enum import QuantType
 from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
 from qframework.quantizers.trunc_solver import TruncQuantSolver
 
+__all__ = [
+    "NoneActQuant",
+    "NoneBiasQuant",
+    "NoneTruncQuant",
+    "NoneWeightQuant",
+]
+
 
 class NoneWeightQuant(WeightQuantSolver):
     """Weights stay floats."""

@@ -17,6 +17,31 @@ from qframework.quantizers.base import (
 from qframework.quantizers.searched import HQOSymmetricScale, MSESymmetricScale
 from qframework.quantizers.solver import ActQuantSolver, BiasQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "Int16Bias",
+    "Int24Bias",
+    "Int32Bias",
+    "Int8ActPerTensorFloat",
+    "Int8ActPerTensorFloatBatchQuant1d",
+    "Int8ActPerTensorFloatBatchQuant2d",
+    "Int8ActPerTensorFloatMSE",
+    "Int8ActPerTensorFloatMinMaxInit",
+    "Int8Bias",
+    "Int8BiasPerTensorFloatInternalScaling",
+    "Int8WeightPerChannelFloat",
+    "Int8WeightPerChannelFloatHQO",
+    "Int8WeightPerChannelFloatMSE",
+    "Int8WeightPerTensorFloat",
+    "Int8WeightPerTensorFloatHQO",
+    "Int8WeightPerTensorFloatMSE",
+    "IntBias",
+    "Uint8ActPerTensorFloat",
+    "Uint8ActPerTensorFloatBatchQuant1d",
+    "Uint8ActPerTensorFloatBatchQuant2d",
+    "Uint8ActPerTensorFloatMSE",
+    "Uint8ActPerTensorFloatMaxInit",
+]
+
 # ------------------------------------------------------------------ weights
 
 

@@ -17,6 +17,21 @@ from qframework.core.stats import AbsMax, AbsMinMax, NegativeMinOrZero
 from qframework.inject import Injector, this, value
 from qframework.inject.enum import ScalingImplType
 
+__all__ = [
+    "HQOActZeroPoint",
+    "HQOAsymmetricScale",
+    "HQOSymmetricScale",
+    "HQOWeightZeroPoint",
+    "MSEActZeroPoint",
+    "MSEAsymmetricScale",
+    "MSEAsymmetricScaleSubInjector",
+    "MSESubInjectorBase",
+    "MSESymmetricScale",
+    "MSESymmetricScaleSubInjector",
+    "MSEWeightZeroPoint",
+    "MSEZeroPointSubInjector",
+]
+
 
 class _ScaleTrial(Injector):
     """How a candidate for the scale is tried: by the integers, clamp and domain of the quantizer itself."""

@@ -19,6 +19,18 @@ from qframework.quantizers.searched import (
 )
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "ShiftedUint8ActPerTensorFloat",
+    "ShiftedUint8ActPerTensorFloatHQO",
+    "ShiftedUint8ActPerTensorFloatMSE",
+    "ShiftedUint8WeightPerChannelFloat",
+    "ShiftedUint8WeightPerChannelFloatHQO",
+    "ShiftedUint8WeightPerChannelFloatMSE",
+    "ShiftedUint8WeightPerTensorFloat",
+    "ShiftedUint8WeightPerTensorFloatHQO",
+    "ShiftedUint8WeightPerTensorFloatMSE",
+]
+
 
 class ShiftedUint8WeightPerTensorFloat(
     ShiftedMinUintQuant, MinMaxStatsScaling, PerTensorFloatScaling8bit, WeightQuantSolver

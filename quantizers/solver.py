@@ -40,6 +40,13 @@ from qframework.proxy import (
     WeightQuantProxyFromInjector,
 )
 
+__all__ = [
+    "ActQuantSolver",
+    "BiasQuantSolver",
+    "QuantSolver",
+    "WeightQuantSolver",
+]
+
 _CHANNEL, _TENSOR = ScalingPerOutputType.CHANNEL, ScalingPerOutputType.TENSOR
 _GROUP = ScalingPerOutputType.GROUP
 

@@ -8,6 +8,11 @@ from __future__ import annotations
 from qframework.quantizers.base import NarrowIntQuant, PerTensorConstScaling2bit
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
+__all__ = [
+    "SignedTernaryActPerTensorConst",
+    "SignedTernaryWeightPerTensorConst",
+]
+
 
 class SignedTernaryWeightPerTensorConst(
     NarrowIntQuant, PerTensorConstScaling2bit, WeightQuantSolver

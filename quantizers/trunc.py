@@ -17,6 +17,13 @@ from qframework.inject.enum import (
 )
 from qframework.quantizers.trunc_solver import TruncQuantSolver
 
+__all__ = [
+    "IntTrunc",
+    "RoundTo8bit",
+    "ShiftRoundSaturateTo8bit",
+    "TruncTo8bit",
+]
+
 
 class IntTrunc(Injector):
     """The most significant bits, 8 by default."""

@@ -11,6 +11,10 @@ from qframework.inject.enum import ScalingImplType, StatsOp, TruncScalingImplTyp
 from qframework.proxy import TruncQuantProxyFromInjector
 from qframework.quantizers.solver import QuantSolver
 
+__all__ = [
+    "TruncQuantSolver",
+]
+
 
 class TruncQuantSolver(QuantSolver):
     """Accumulators: the scale is given, a divisor of the integers is sought."""
