@@ -29,12 +29,18 @@ def _is_int(x: Any) -> bool:
     return isinstance(x, QuantTensor) and hasattr(x, "bit_width") and not hasattr(x, "group_size")
 
 
-def wide(bit_width: Tensor) -> Tensor:
-    """A width in float64, in which ``2^b`` and its logarithm are exact for all widths in use.
+def in_float64(t: Tensor) -> Tensor:
+    """``t`` in float64, in which ``2^b`` and its logarithm are exact for all bit widths in use.
 
     In float32 ``log2(2^21 + 1)`` is 21, one bit short. MPS, which has no float64, keeps float32.
+
+    Args:
+        t: floating-point, any shape.
+
+    Returns:
+        Same shape; float64, on MPS the dtype of ``t``.
     """
-    return bit_width if bit_width.device.type == "mps" else bit_width.double()
+    return t if t.device.type == "mps" else t.double()
 
 
 def bits_of_codes(codes: Tensor) -> Tensor:
@@ -50,8 +56,8 @@ def bits_of_range(low: Tensor, high: Tensor, signed: bool) -> Tensor:
 
 
 def bounds(q: IntQuantTensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest integer of the type of ``q``, as wide floats; one signed bit is -1 or 1."""
-    bits = wide(q.bit_width)
+    """Smallest and largest integer of the type of ``q``, in float64; one signed bit is -1 or 1."""
+    bits = in_float64(q.bit_width)
     high = max_int(q.signed, False, bits)
     return min_int(q.signed, False, bits), high.clamp_min(1.0) if q.signed else high
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import grouped_shape, join_groups, split_groups
+from qframework.functional import grouped_shape, join_groups, split_groups, upcast
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.int_quant_tensor import TOLERANCE
 from qframework.quant_tensor.record import fill, register
@@ -78,9 +78,7 @@ class CodebookQuantTensor(DecayingRecord):
 
     def _nearest(self) -> tuple[Tensor, Tensor]:
         """The index of the nearest entry, and ``value / scale``."""
-        half = self.value.dtype in (torch.float16, torch.bfloat16)
-        wide = self.value.float() if half else self.value
-        v = wide / self.scale
+        v = upcast(self.value) / self.scale
         middles = (self.codebook[1:] + self.codebook[:-1]) / 2
         return torch.bucketize(v, middles.to(v.dtype)), v
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import largest_available, power_below
+from qframework.functional import largest_available, power_below, upcast
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.int_quant_tensor import TOLERANCE
 from qframework.quant_tensor.record import fill, register
@@ -107,14 +107,13 @@ class FloatQuantTensor(MinifloatRecord):
         fill(self, (*first[:3], *tensors, *static))
 
     @property
-    def _wide(self) -> Tensor:
-        """``value / scale``."""
-        half = self.value.dtype in (torch.float16, torch.bfloat16)
-        return (self.value.float() if half else self.value) / self.scale
+    def _unscaled(self) -> Tensor:
+        """``value / scale``, in float32 where the value is of half precision."""
+        return upcast(self.value) / self.scale
 
     @property
     def _pre_round_float_value(self) -> Tensor:
-        v = self._wide
+        v = self._unscaled
         return v / self._unit(v)
 
     @property
@@ -123,7 +122,7 @@ class FloatQuantTensor(MinifloatRecord):
 
         Infinities and NaN are, where the format has codes for them and doesn't saturate.
         """
-        return is_minifloat(self._wide, self, TOLERANCE.get(self.value.dtype, 0.2))
+        return is_minifloat(self._unscaled, self, TOLERANCE.get(self.value.dtype, 0.2))
 
     def minifloat(self, float_datatype: bool = True) -> Tensor:
         """``value / scale`` on the grid of the format.
@@ -131,7 +130,9 @@ class FloatQuantTensor(MinifloatRecord):
         Args:
             float_datatype: as floating-point numbers; else as their codes, see :meth:`codes`.
         """
-        return snapped(self._wide, self._unit(self._wide)) if float_datatype else self.codes()
+        return (
+            snapped(self._unscaled, self._unit(self._unscaled)) if float_datatype else self.codes()
+        )
 
     def int(self) -> Tensor:
         """The significands as whole numbers, ``minifloat / unit``, in a float dtype."""
@@ -150,7 +151,7 @@ class FloatQuantTensor(MinifloatRecord):
             raise RuntimeError(
                 f"this {type(self).__name__} is not valid: not all of value / scale are numbers of its format"
             )
-        return codes_of(self._wide, self)
+        return codes_of(self._unscaled, self)
 
 
 def snapped(v: Tensor, unit: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import max_int, min_int
+from qframework.functional import max_int, min_int, upcast
 from qframework.quant_tensor import algebra
 from qframework.quant_tensor.record import Record, fill, register
 from qframework.quant_tensor.source import can_read, scale_only
@@ -115,12 +115,7 @@ class IntQuantTensor(Record):
 
     @property
     def _pre_round_int_value(self) -> Tensor:
-        wide = (
-            self.value.float()
-            if self.value.dtype in (torch.float16, torch.bfloat16)
-            else self.value
-        )
-        return wide / self.scale + self.zero_point
+        return upcast(self.value) / self.scale + self.zero_point
 
     @property
     def is_valid(self) -> bool:

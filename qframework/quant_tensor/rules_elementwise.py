@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.algebra import bounds, wide
+from qframework.quant_tensor.algebra import bounds, in_float64
 from qframework.quant_tensor.base import QuantTensor
 from qframework.quant_tensor.registry import rule
 from qframework.quant_tensor.source import can_read
@@ -27,7 +27,7 @@ def _reaches(q: Any, bound: Any, least: bool) -> bool:
     if not can_read(q.scale, q.zero_point, q.bit_width):
         return False
     with torch.no_grad():
-        steps = bound / wide(q.scale) + q.zero_point
+        steps = bound / in_float64(q.scale) + q.zero_point
         nearest = steps.round()
         low, high = bounds(q)
         point = ((steps - nearest).abs() < 1e-4) & (nearest >= low) & (nearest <= high)

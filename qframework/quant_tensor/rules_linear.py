@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qframework.functional import convolution, linear, transposed_convolution
-from qframework.quant_tensor.algebra import bits_of_codes, wide
+from qframework.quant_tensor.algebra import bits_of_codes, in_float64
 from qframework.quant_tensor.registry import rule
 from qframework.quant_tensor.source import can_read, product_source, scale_only
 
@@ -32,7 +32,7 @@ def accumulator_bits(x: Any, w: Any, products: int) -> Tensor:
     The customary ``ceil(log2(U(b_x) U(b_w) K + 1))``, or more where the exact range needs it: for signed results
     ``ceil(log2(|q_x| |q_w| K + 1)) + 1``, ``|q|`` being ``2^(b-1)`` for signed integers (1 for -1 and 1 in one bit).
     """
-    codes_x, codes_w = 2.0 ** wide(x.bit_width), 2.0 ** wide(w.bit_width)
+    codes_x, codes_w = 2.0 ** in_float64(x.bit_width), 2.0 ** in_float64(w.bit_width)
     codes = (codes_x - 1) * (codes_w - 1) * products + 1
     if x.signed or w.signed:
         largest_x = codes_x / 2 if x.signed else codes_x - 1

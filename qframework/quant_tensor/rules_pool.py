@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.algebra import bits_of_codes, bits_of_range, bounds, wide
+from qframework.quant_tensor.algebra import bits_of_codes, bits_of_range, bounds, in_float64
 from qframework.quant_tensor.registry import RULES, rule
 from qframework.quant_tensor.source import scale_only
 
@@ -63,7 +63,7 @@ def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
         window: how many elements a sum has.
     """
     low, high = bounds(q)
-    customary = bits_of_codes(window * (2.0 ** wide(q.bit_width) - 1) + 1)
+    customary = bits_of_codes(window * (2.0 ** in_float64(q.bit_width) - 1) + 1)
     bits = torch.maximum(customary, bits_of_range(low * window, high * window, q.signed))
     source = None if q.source is None else ("average", scale_only(q.source), divisor)
     return q.replace(
