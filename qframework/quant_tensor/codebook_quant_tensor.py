@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from qframework.functional import grouped_shape, join_groups, split_groups, upca
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.int_quant_tensor import TOLERANCE
 from qframework.quant_tensor.record import fill, register
+from qframework.quant_tensor.source import Source
 from qframework.quant_tensor.validation import check_fields
 
 
@@ -56,7 +55,7 @@ class CodebookQuantTensor(DecayingRecord):
         training: bool = False,
         group_size: int | None = None,
         group_dim: int | None = None,
-        source: Any = None,
+        source: Source = None,
     ) -> None:
         whole = value
         if group_size is not None and group_dim is not None:

@@ -12,6 +12,7 @@ from qframework.functional import largest_available, power_below, upcast
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.int_quant_tensor import TOLERANCE
 from qframework.quant_tensor.record import fill, register
+from qframework.quant_tensor.source import Source
 from qframework.quant_tensor.validation import as_tensor, check_fields
 
 Codes = tuple[str, ...] | None
@@ -97,7 +98,7 @@ class FloatQuantTensor(MinifloatRecord):
         nan_values: Codes,
         signed: bool,
         training: bool = False,
-        source: Any = None,
+        source: Source = None,
     ) -> None:
         first = check_fields(value, scale, zero_point, 1.0, signed, training)
         widths = (exponent_bit_width, mantissa_bit_width, exponent_bias)
@@ -159,7 +160,7 @@ def snapped(v: Tensor, unit: Tensor) -> Tensor:
     return (v / unit).round() * unit
 
 
-def is_minifloat(v: Tensor, q: Any, tolerance: float) -> bool:
+def is_minifloat(v: Tensor, q: MinifloatRecord, tolerance: float) -> bool:
     """Whether all of ``v`` are numbers of the format of ``q``, up to a tolerance in units."""
     with torch.no_grad():
         steps = v / q._unit(v)
@@ -172,7 +173,7 @@ def is_minifloat(v: Tensor, q: Any, tolerance: float) -> bool:
         return bool(good.all())
 
 
-def codes_of(v: Tensor, q: Any) -> Tensor:
+def codes_of(v: Tensor, q: MinifloatRecord) -> Tensor:
     """The codes of numbers of the format of ``q``."""
     exponent_bits, mantissa_bits, bias = (int(getattr(q, n)) for n in _FLOATS)
     unit: Tensor = q._unit(v)

@@ -19,6 +19,7 @@ from qframework.functional import (
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.float_quant_tensor import (
     _FLOATS,
+    Codes,
     FloatQuantTensor,
     MinifloatRecord,
     codes_of,
@@ -258,8 +259,8 @@ class GroupwiseFloatQuantTensor(MinifloatRecord, GroupwiseQuantTensor):
         mantissa_bit_width: Tensor | float,
         exponent_bias: Tensor | float,
         saturating: bool,
-        inf_values: Any,
-        nan_values: Any,
+        inf_values: Codes,
+        nan_values: Codes,
         signed: bool,
         training: bool = False,
         dequant_shape: Sequence[int] | None = None,
