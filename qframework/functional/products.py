@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Protocol
 
 from torch.nn import functional as F
 
@@ -13,8 +13,29 @@ from qframework.functional.registry import defined
 Numbers = int | Sequence[int]
 
 
+class SupportsTorchFunction(Protocol):
+    """What torch's functions take: a tensor, or an object that says by ``__torch_function__`` what they do to it."""
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The result of a torch function for arguments of these types."""
+
+    def dim(self) -> int:
+        """Number of axes."""
+
+
 @defined
-def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+def linear(
+    x: SupportsTorchFunction,
+    weight: SupportsTorchFunction,
+    bias: SupportsTorchFunction | None = None,
+) -> Any:
     """``torch.nn.functional.linear``.
 
     Args:
@@ -28,14 +49,15 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     Raises:
         RuntimeError: shapes or dtypes don't fit.
     """
-    return F.linear(x, weight, bias)
+    function: Callable[..., Any] = F.linear
+    return function(x, weight, bias)
 
 
 @defined
 def convolution(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: SupportsTorchFunction,
+    weight: SupportsTorchFunction,
+    bias: SupportsTorchFunction | None = None,
     stride: Numbers = 1,
     padding: str | Numbers = 0,
     dilation: Numbers = 1,
@@ -58,15 +80,15 @@ def convolution(
     Raises:
         RuntimeError: shapes or dtypes don't fit.
     """
-    function: Any = getattr(F, f"conv{weight.dim() - 2}d")
+    function: Callable[..., Any] = getattr(F, f"conv{weight.dim() - 2}d")
     return function(x, weight, bias, stride, padding, dilation, groups)
 
 
 @defined
 def transposed_convolution(
-    x: Any,
-    weight: Any,
-    bias: Any = None,
+    x: SupportsTorchFunction,
+    weight: SupportsTorchFunction,
+    bias: SupportsTorchFunction | None = None,
     stride: Numbers = 1,
     padding: Numbers = 0,
     output_padding: Numbers = 0,
@@ -91,5 +113,5 @@ def transposed_convolution(
     Raises:
         RuntimeError: shapes or dtypes don't fit.
     """
-    function: Any = getattr(F, f"conv_transpose{weight.dim() - 2}d")
+    function: Callable[..., Any] = getattr(F, f"conv_transpose{weight.dim() - 2}d")
     return function(x, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -6,15 +6,16 @@ a - b: q = qa - qb, z = za - zb                         a * b: q = qa * qb, z = 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
 from qframework.functional import ceil_ste, max_int, min_int
-from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.base import Operand, QuantTensor, TensorLike
 from qframework.quant_tensor.registry import rule
 from qframework.quant_tensor.source import (
+    Source,
     product_source,
     require_same_scale,
     same_source,
@@ -25,16 +26,22 @@ if TYPE_CHECKING:
     from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
 
 
-def _is_int(x: Any) -> bool:
+def _is_int(x: Operand) -> TypeGuard[IntQuantTensor]:
     return isinstance(x, QuantTensor) and hasattr(x, "bit_width") and not hasattr(x, "group_size")
 
 
-def wide(bit_width: Tensor) -> Tensor:
-    """A width in float64, in which ``2^b`` and its logarithm are exact for all widths in use.
+def in_float64(t: Tensor) -> Tensor:
+    """``t`` in float64, in which ``2^b`` and its logarithm are exact for all bit widths in use.
 
     In float32 ``log2(2^21 + 1)`` is 21, one bit short. MPS, which has no float64, keeps float32.
+
+    Args:
+        t: floating-point, any shape.
+
+    Returns:
+        Same shape; float64, on MPS the dtype of ``t``.
     """
-    return bit_width if bit_width.device.type == "mps" else bit_width.double()
+    return t if t.device.type == "mps" else t.double()
 
 
 def bits_of_codes(codes: Tensor) -> Tensor:
@@ -50,8 +57,8 @@ def bits_of_range(low: Tensor, high: Tensor, signed: bool) -> Tensor:
 
 
 def bounds(q: IntQuantTensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest integer of the type of ``q``, as wide floats; one signed bit is -1 or 1."""
-    bits = wide(q.bit_width)
+    """Smallest and largest integer of the type of ``q``, in float64; one signed bit is -1 or 1."""
+    bits = in_float64(q.bit_width)
     high = max_int(q.signed, False, bits)
     return min_int(q.signed, False, bits), high.clamp_min(1.0) if q.signed else high
 
@@ -68,7 +75,7 @@ def _sum_bits(a: IntQuantTensor, b: IntQuantTensor, difference: bool) -> Tensor:
     return bits.to(a.bit_width.dtype)
 
 
-def _common_scale(a: IntQuantTensor, b: IntQuantTensor) -> tuple[Tensor, Any]:
+def _common_scale(a: IntQuantTensor, b: IntQuantTensor) -> tuple[Tensor, Source]:
     if (a.training or b.training) and not same_source(a, b):
         return (a.scale + b.scale) / 2, None
     return a.scale, scale_only(a.source)
@@ -86,7 +93,7 @@ def negative(a: IntQuantTensor) -> IntQuantTensor:
     )
 
 
-def absolute(a: IntQuantTensor) -> Any:
+def absolute(a: IntQuantTensor) -> TensorLike:
     """``|a|``: unsigned integers of the same width, which hold ``|-128|``; a float tensor with a zero point."""
     if not a.symmetric:
         return a.value.abs()
@@ -95,7 +102,7 @@ def absolute(a: IntQuantTensor) -> Any:
     return a.replace(value=a.value.abs(), signed=False, source=scale_only(a.source), has_zero=True)
 
 
-def _shifted(a: IntQuantTensor, other: Any) -> Any:
+def _shifted(a: IntQuantTensor, other: Tensor | float | complex) -> TensorLike:
     if isinstance(other, complex) or (isinstance(other, Tensor) and other.is_complex()):
         return a.value + other
     return a.replace(
@@ -107,38 +114,40 @@ def _shifted(a: IntQuantTensor, other: Any) -> Any:
     )
 
 
-def add(a: Any, b: Any) -> Any:
+def add(a: Operand, b: Operand) -> Any:
     """``a + b``; a float operand moves the zero point.
 
     Raises:
         RuntimeError: two quantized tensors on different scales, in evaluation mode.
     """
+    q: Any = a  # the quantized one of the two, or the first
     if not _is_int(a):
-        a, b = b, a
+        q, b = b, a
     if not _is_int(b):
-        return a.value + b.value if isinstance(b, QuantTensor) else _shifted(a, b)
-    require_same_scale("the sum", a, b)
-    scale, source = _common_scale(a, b)
-    return a.replace(
-        value=a.value + b.value,
+        return q.value + b.value if isinstance(b, QuantTensor) else _shifted(q, b)
+    require_same_scale("the sum", q, b)
+    scale, source = _common_scale(q, b)
+    return q.replace(
+        value=q.value + b.value,
         scale=scale,
-        zero_point=a.zero_point + b.zero_point,
-        bit_width=_sum_bits(a, b, difference=False),
-        signed=a.signed or b.signed,
-        training=a.training or b.training,
+        zero_point=q.zero_point + b.zero_point,
+        bit_width=_sum_bits(q, b, difference=False),
+        signed=q.signed or b.signed,
+        training=q.training or b.training,
         source=source,
-        symmetric=a.symmetric and b.symmetric,
-        has_zero=(a.symmetric and b.symmetric) or (a.has_zero and b.has_zero),
+        symmetric=q.symmetric and b.symmetric,
+        has_zero=(q.symmetric and b.symmetric) or (q.has_zero and b.has_zero),
     )
 
 
-def subtract(a: Any, b: Any) -> Any:
+def subtract(a: Operand, b: Operand) -> Any:
     """``a - b``; always signed between quantized tensors. Raises as :func:`add`.
 
     The width is that of ``a + (-b)``, the negative of an unsigned integer being a signed one that is a bit wider.
     """
     if not _is_int(a):
-        return a.value - b.value if isinstance(a, QuantTensor) else add(negative(b), a)
+        q: Any = b  # the quantized one of the two
+        return a.value - q.value if isinstance(a, QuantTensor) else add(negative(q), a)
     if not _is_int(b):
         return a.value - b.value if isinstance(b, QuantTensor) else _shifted(a, -b)
     require_same_scale("the difference", a, b)
@@ -164,7 +173,7 @@ def _require_symmetric(operation: str, a: IntQuantTensor, b: IntQuantTensor) -> 
         )
 
 
-def multiply(a: Any, b: Any) -> Any:
+def multiply(a: Operand, b: Operand) -> Any:
     """``a * b``, element by element; a float operand gives a float tensor.
 
     Raises:
@@ -184,7 +193,7 @@ def multiply(a: Any, b: Any) -> Any:
     )
 
 
-def divide(a: Any, b: Any) -> Any:
+def divide(a: Operand, b: Operand) -> Any:
     """``a / b``, element by element; between quantized tensors the scale is that of a fixed-point quotient.
 
     ``scale = sa / (sb * 2^(bits_b - signed_b))``, width ``bits_a + bits_b``; the quotient is not on that grid in
@@ -208,44 +217,46 @@ def divide(a: Any, b: Any) -> Any:
     )
 
 
-def _value(x: Any) -> Any:
+def _value(x: Operand) -> Tensor | float | complex:
     return x.value if isinstance(x, QuantTensor) else x
 
 
 @rule("add", "__add__", "__radd__")
-def _add(input: Any, other: Any, *, alpha: float = 1, out: Any = None) -> Any:
+def _add(input: Operand, other: Operand, *, alpha: complex = 1, out: Tensor | None = None) -> Any:
     if alpha != 1 or out is not None:
         return NotImplemented
     return add(input, other)
 
 
 @rule("sub", "subtract", "__sub__")
-def _sub(input: Any, other: Any, *, alpha: float = 1, out: Any = None) -> Any:
+def _sub(input: Operand, other: Operand, *, alpha: complex = 1, out: Tensor | None = None) -> Any:
     if alpha != 1 or out is not None:
         return NotImplemented
     return subtract(input, other)
 
 
 @rule("__rsub__", "rsub")
-def _rsub(input: Any, other: Any, *, alpha: float = 1) -> Any:
+def _rsub(input: Operand, other: Operand, *, alpha: complex = 1) -> Any:
     return NotImplemented if alpha != 1 else subtract(other, input)
 
 
 @rule("mul", "multiply", "__mul__", "__rmul__")
-def _mul(input: Any, other: Any, *, out: Any = None) -> Any:
+def _mul(input: Operand, other: Operand, *, out: Tensor | None = None) -> Any:
     return NotImplemented if out is not None else multiply(input, other)
 
 
 @rule("div", "divide", "true_divide", "__truediv__", "__div__")
-def _div(input: Any, other: Any, *, rounding_mode: str | None = None, out: Any = None) -> Any:
+def _div(
+    input: Operand, other: Operand, *, rounding_mode: str | None = None, out: Tensor | None = None
+) -> Any:
     return NotImplemented if rounding_mode is not None or out is not None else divide(input, other)
 
 
 @rule("neg", "negative", "__neg__")
-def _neg(input: Any, *, out: Any = None) -> Any:
+def _neg(input: IntQuantTensor, *, out: Tensor | None = None) -> Any:
     return NotImplemented if out is not None else negative(input)
 
 
 @rule("abs", "absolute", "__abs__")
-def _abs(input: Any, *, out: Any = None) -> Any:
+def _abs(input: IntQuantTensor, *, out: Tensor | None = None) -> Any:
     return NotImplemented if out is not None else absolute(input)

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import EllipsisType
+from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeVar, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.registry import METHODS, RULES
+from qframework.quant_tensor.registry import METHODS, RULES, Rule
 
 Self = TypeVar("Self", bound="QuantTensor")
 
 
-def dequantize(x: Any) -> Any:
-    """Quantized tensors replaced by their values, inside tuples, lists and dicts too."""
+@overload
+def dequantize(x: TensorLike) -> Tensor: ...
+@overload
+def dequantize(x: object) -> Any: ...
+def dequantize(x: object) -> Any:
+    """Quantized tensors replaced by their values, inside tuples, lists and dicts too.
+
+    Args:
+        x: anything.
+
+    Returns:
+        The value of a quantized tensor, same shape; a container of the same type, with its items dequantized; else
+        ``x`` itself.
+    """
     if type(x) is Tensor:
         return x
     if isinstance(x, QuantTensor):
@@ -33,8 +46,20 @@ def dequantize(x: Any) -> Any:
 _NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 
-def dispatch(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Apply a torch function by its rule, or to the values where there is none."""
+def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Apply a torch function by its rule, or to the values where there is none.
+
+    Args:
+        function: of ``torch``, ``torch.nn.functional`` or ``torch.Tensor``.
+        args: its positional arguments, at least one of them or of ``kwargs`` a quantized tensor.
+        kwargs: its keyword arguments.
+
+    Returns:
+        What the function gives for the values; as quantized tensors where the rule keeps their grid.
+
+    Raises:
+        InPlaceError: the function changes a quantized tensor in place.
+    """
     if not args and "input" in kwargs:
         kwargs = dict(kwargs)
         args = (kwargs.pop("input"),)
@@ -100,7 +125,11 @@ class QuantTensor:
 
     @classmethod
     def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return dispatch(func, args, kwargs or {})
 
@@ -110,7 +139,7 @@ class QuantTensor:
         """The same record with ``function`` applied to each of its tensors."""
         raise NotImplementedError
 
-    def set(self: Self, **changes: Any) -> Self:
+    def set(self: Self, **changes: object) -> Self:
         """The same record with fields replaced."""
         raise NotImplementedError
 
@@ -150,7 +179,7 @@ class QuantTensor:
         """Number of axes of the value."""
         return self.value.dim()
 
-    def size(self, *args: Any) -> Any:
+    def size(self, *args: int) -> Any:
         """Size of the value."""
         return self.value.size(*args)
 
@@ -174,7 +203,7 @@ class QuantTensor:
 
     # ------------------------------------------------------------ moving and copying
 
-    def to(self: Self, *args: Any, **kwargs: Any) -> Any:
+    def to(self: Self, *args: Target, **kwargs: Target | torch.memory_format) -> Any:
         """Move to a device, or convert the value to a dtype; scale, zero point and bit width keep theirs.
 
         Arguments as for ``torch.Tensor.to``. A dtype that isn't floating-point gives a plain tensor.
@@ -188,9 +217,14 @@ class QuantTensor:
         """Move to the CPU."""
         return self.map_tensors(lambda t: t.cpu())
 
-    def cuda(self: Self, *args: Any, **kwargs: Any) -> Self:
+    def cuda(
+        self: Self,
+        device: torch.device | str | int | None = None,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> Self:
         """Move to a GPU."""
-        return self.map_tensors(lambda t: t.cuda(*args, **kwargs))
+        return self.map_tensors(lambda t: t.cuda(device, non_blocking, memory_format=memory_format))
 
     def float(self: Self) -> Any:
         """The value in float32."""
@@ -217,11 +251,11 @@ class QuantTensor:
         self.value.requires_grad_(requires_grad)
         return self
 
-    def clone(self: Self, **kwargs: Any) -> Self:
+    def clone(self: Self, **kwargs: torch.memory_format) -> Self:
         """Copy all tensors."""
         return self.map_tensors(lambda t: t.clone(**kwargs))
 
-    def contiguous(self: Self, **kwargs: Any) -> Self:
+    def contiguous(self: Self, **kwargs: torch.memory_format) -> Self:
         """Lay out the value contiguously; keywords as for ``torch.Tensor.contiguous``."""
         return self.set(value=self.value.contiguous(**kwargs))
 
@@ -242,31 +276,31 @@ class QuantTensor:
     def __int__(self) -> Any:
         return int(self.value)
 
-    def __setitem__(self, index: Any, value: Any) -> None:
+    def __setitem__(self, index: Index, value: Operand) -> NoReturn:
         raise TypeError(
             f"a {type(self).__name__} doesn't change, and another value may not be on its grid; "
             "use torch.cat or torch.where, or assign to a clone of its .value"
         )
 
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+    def __array__(self, *args: object, **kwargs: object) -> Any:
         return self.value.__array__(*args, **kwargs)
 
     def __hash__(self) -> int:
         return id(self)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Index) -> Any:
         return dispatch(torch.Tensor.__getitem__, (self, index), {})
 
-    def __matmul__(self, other: Any) -> Any:
+    def __matmul__(self, other: TensorLike) -> Any:
         return dispatch(torch.matmul, (self, other), {})
 
-    def __rmatmul__(self, other: Any) -> Any:
+    def __rmatmul__(self, other: TensorLike) -> Any:
         return dispatch(torch.matmul, (other, self), {})
 
     def __pos__(self: Self) -> Self:
         return self
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(
             f"{type(self).__name__} doesn't change; use q.set({name}=...) for a new one"
         )
@@ -277,15 +311,15 @@ class _Method:
 
     __slots__ = ("name", "owner", "rule")
 
-    def __init__(self, owner: QuantTensor, name: str, rule: Any) -> None:
+    def __init__(self, owner: QuantTensor, name: str, rule: Rule) -> None:
         self.owner, self.name, self.rule = owner, name, rule
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         return dispatch(getattr(torch.Tensor, self.name), (self.owner, *args), kwargs)
 
 
 def _comparison(function: Callable[[Any, Any], Any]) -> Any:
-    def compare(self: QuantTensor, other: Any) -> Any:
+    def compare(self: QuantTensor, other: object) -> Any:
         return function(self.value, dequantize(other))
 
     return compare
@@ -296,7 +330,7 @@ for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
 
 
 def _decaying(function: Callable[[Any, Any], Any], reverse: bool) -> Any:
-    def apply(self: QuantTensor, other: Any) -> Any:
+    def apply(self: QuantTensor, other: Operand) -> Any:
         other = dequantize(other)
         return function(other, self.value) if reverse else function(self.value, other)
 
@@ -310,3 +344,11 @@ for _name in ("pow", "mod", "floordiv"):
 
 #: What layers and functions take and give: a plain tensor, or a quantized one.
 TensorLike = Tensor | QuantTensor
+#: What stands beside a tensor in an operation of two.
+Operand = TensorLike | float | complex
+#: One axis, several, or all.
+Dims = int | list[int] | tuple[int, ...] | None
+#: What selects elements, in brackets; sequences of these too.
+Index = SupportsIndex | slice | EllipsisType | TensorLike | Sequence[Any] | None
+#: Arguments of ``torch.Tensor.to``: a device, a dtype, a tensor that has both, flags.
+Target = torch.device | torch.dtype | str | int | TensorLike | None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from qframework.functional import grouped_shape, join_groups, split_groups
+from qframework.functional import grouped_shape, join_groups, split_groups, upcast
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.int_quant_tensor import TOLERANCE
 from qframework.quant_tensor.record import fill, register
+from qframework.quant_tensor.source import Source
 from qframework.quant_tensor.validation import check_fields
 
 
@@ -56,7 +55,7 @@ class CodebookQuantTensor(DecayingRecord):
         training: bool = False,
         group_size: int | None = None,
         group_dim: int | None = None,
-        source: Any = None,
+        source: Source = None,
     ) -> None:
         whole = value
         if group_size is not None and group_dim is not None:
@@ -78,9 +77,7 @@ class CodebookQuantTensor(DecayingRecord):
 
     def _nearest(self) -> tuple[Tensor, Tensor]:
         """The index of the nearest entry, and ``value / scale``."""
-        half = self.value.dtype in (torch.float16, torch.bfloat16)
-        wide = self.value.float() if half else self.value
-        v = wide / self.scale
+        v = upcast(self.value) / self.scale
         middles = (self.codebook[1:] + self.codebook[:-1]) / 2
         return torch.bucketize(v, middles.to(v.dtype)), v
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
-from qframework.quant_tensor.base import dequantize
+from qframework.quant_tensor.base import Operand, dequantize
 from qframework.quant_tensor.record import Record
 
 
@@ -13,8 +14,8 @@ class DecayingRecord(Record):
     """A record of a format whose grid no arithmetic keeps."""
 
 
-def _arithmetic(function: Any, reverse: bool) -> Any:
-    def apply(self: Record, other: Any) -> Any:
+def _arithmetic(function: Callable[[Any, Any], Any], reverse: bool) -> Any:
+    def apply(self: Record, other: Operand) -> Any:
         other = dequantize(other)
         return function(other, self.value) if reverse else function(self.value, other)
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import largest_available, power_below
+from qframework.functional import largest_available, power_below, upcast
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.int_quant_tensor import TOLERANCE
 from qframework.quant_tensor.record import fill, register
+from qframework.quant_tensor.source import Source
 from qframework.quant_tensor.validation import as_tensor, check_fields
 
 Codes = tuple[str, ...] | None
@@ -97,7 +98,7 @@ class FloatQuantTensor(MinifloatRecord):
         nan_values: Codes,
         signed: bool,
         training: bool = False,
-        source: Any = None,
+        source: Source = None,
     ) -> None:
         first = check_fields(value, scale, zero_point, 1.0, signed, training)
         widths = (exponent_bit_width, mantissa_bit_width, exponent_bias)
@@ -107,14 +108,13 @@ class FloatQuantTensor(MinifloatRecord):
         fill(self, (*first[:3], *tensors, *static))
 
     @property
-    def _wide(self) -> Tensor:
-        """``value / scale``."""
-        half = self.value.dtype in (torch.float16, torch.bfloat16)
-        return (self.value.float() if half else self.value) / self.scale
+    def _unscaled(self) -> Tensor:
+        """``value / scale``, in float32 where the value is of half precision."""
+        return upcast(self.value) / self.scale
 
     @property
     def _pre_round_float_value(self) -> Tensor:
-        v = self._wide
+        v = self._unscaled
         return v / self._unit(v)
 
     @property
@@ -123,7 +123,7 @@ class FloatQuantTensor(MinifloatRecord):
 
         Infinities and NaN are, where the format has codes for them and doesn't saturate.
         """
-        return is_minifloat(self._wide, self, TOLERANCE.get(self.value.dtype, 0.2))
+        return is_minifloat(self._unscaled, self, TOLERANCE.get(self.value.dtype, 0.2))
 
     def minifloat(self, float_datatype: bool = True) -> Tensor:
         """``value / scale`` on the grid of the format.
@@ -131,7 +131,9 @@ class FloatQuantTensor(MinifloatRecord):
         Args:
             float_datatype: as floating-point numbers; else as their codes, see :meth:`codes`.
         """
-        return snapped(self._wide, self._unit(self._wide)) if float_datatype else self.codes()
+        return (
+            snapped(self._unscaled, self._unit(self._unscaled)) if float_datatype else self.codes()
+        )
 
     def int(self) -> Tensor:
         """The significands as whole numbers, ``minifloat / unit``, in a float dtype."""
@@ -150,7 +152,7 @@ class FloatQuantTensor(MinifloatRecord):
             raise RuntimeError(
                 f"this {type(self).__name__} is not valid: not all of value / scale are numbers of its format"
             )
-        return codes_of(self._wide, self)
+        return codes_of(self._unscaled, self)
 
 
 def snapped(v: Tensor, unit: Tensor) -> Tensor:
@@ -158,7 +160,7 @@ def snapped(v: Tensor, unit: Tensor) -> Tensor:
     return (v / unit).round() * unit
 
 
-def is_minifloat(v: Tensor, q: Any, tolerance: float) -> bool:
+def is_minifloat(v: Tensor, q: MinifloatRecord, tolerance: float) -> bool:
     """Whether all of ``v`` are numbers of the format of ``q``, up to a tolerance in units."""
     with torch.no_grad():
         steps = v / q._unit(v)
@@ -171,7 +173,7 @@ def is_minifloat(v: Tensor, q: Any, tolerance: float) -> bool:
         return bool(good.all())
 
 
-def codes_of(v: Tensor, q: Any) -> Tensor:
+def codes_of(v: Tensor, q: MinifloatRecord) -> Tensor:
     """The codes of numbers of the format of ``q``."""
     exponent_bits, mantissa_bits, bias = (int(getattr(q, n)) for n in _FLOATS)
     unit: Tensor = q._unit(v)

@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import grouped_shape, join_groups, max_int, min_int, split_groups
+from qframework.functional import (
+    grouped_shape,
+    join_groups,
+    max_int,
+    min_int,
+    split_groups,
+    upcast,
+)
 from qframework.quant_tensor.decaying import DecayingRecord
 from qframework.quant_tensor.float_quant_tensor import (
     _FLOATS,
+    Codes,
     FloatQuantTensor,
     MinifloatRecord,
     codes_of,
@@ -82,12 +90,9 @@ class GroupwiseQuantTensor(DecayingRecord):
         return TOLERANCE.get(self.value.dtype, 0.2)
 
     @property
-    def _wide_(self) -> Tensor:
-        """``value / scale`` in the grouped shape."""
-        value = self.value_
-        if value.dtype in (torch.float16, torch.bfloat16):
-            value = value.float()
-        return value / self.scale_
+    def _unscaled_(self) -> Tensor:
+        """``value / scale`` in the grouped shape, in float32 where the value is of half precision."""
+        return upcast(self.value_) / self.scale_
 
 
 def _group_fields(
@@ -172,7 +177,7 @@ class GroupwiseIntQuantTensor(GroupwiseQuantTensor):
 
     @property
     def _pre_round_int_value(self) -> Tensor:
-        return self._grouped(lambda _: self._wide_ + self.zero_point_)
+        return self._grouped(lambda _: self._unscaled_ + self.zero_point_)
 
     @property
     def is_valid(self) -> bool:
@@ -254,8 +259,8 @@ class GroupwiseFloatQuantTensor(MinifloatRecord, GroupwiseQuantTensor):
         mantissa_bit_width: Tensor | float,
         exponent_bias: Tensor | float,
         saturating: bool,
-        inf_values: Any,
-        nan_values: Any,
+        inf_values: Codes,
+        nan_values: Codes,
         signed: bool,
         training: bool = False,
         dequant_shape: Sequence[int] | None = None,
@@ -270,7 +275,7 @@ class GroupwiseFloatQuantTensor(MinifloatRecord, GroupwiseQuantTensor):
     @property
     def is_valid(self) -> bool:
         """Whether ``value / scale`` are, up to rounding errors, numbers of the format. Reads all values."""
-        return is_minifloat(self._wide_, self, self._tolerance)
+        return is_minifloat(self._unscaled_, self, self._tolerance)
 
     def minifloat(self, float_datatype: bool = True) -> Tensor:
         """``value / scale`` on the grid of the format, in the ungrouped shape.
@@ -280,7 +285,7 @@ class GroupwiseFloatQuantTensor(MinifloatRecord, GroupwiseQuantTensor):
         """
         if not float_datatype:
             return self.codes()
-        return self._grouped(lambda _: snapped(self._wide_, self._unit(self._wide_)))
+        return self._grouped(lambda _: snapped(self._unscaled_, self._unit(self._unscaled_)))
 
     def codes(self) -> Tensor:
         """The codes, in the ungrouped shape; see :meth:`FloatQuantTensor.codes`.
@@ -292,7 +297,7 @@ class GroupwiseFloatQuantTensor(MinifloatRecord, GroupwiseQuantTensor):
             raise RuntimeError(
                 "this GroupwiseFloatQuantTensor is not valid: not all of value / scale are numbers of its format"
             )
-        return self._grouped(lambda _: codes_of(self._wide_, self))
+        return self._grouped(lambda _: codes_of(self._unscaled_, self))
 
 
 register(GroupwiseIntQuantTensor)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import max_int, min_int
+from qframework.functional import max_int, min_int, upcast
 from qframework.quant_tensor import algebra
+from qframework.quant_tensor.base import Operand
 from qframework.quant_tensor.record import Record, fill, register
-from qframework.quant_tensor.source import can_read, scale_only
+from qframework.quant_tensor.source import Source, can_read, scale_only
 from qframework.quant_tensor.validation import as_tensor, check_fields, check_names
 
 #: How far from an integer a value may be, by its dtype.
@@ -49,7 +50,7 @@ class IntQuantTensor(Record):
         bit_width: Tensor | float,
         signed: bool,
         training: bool = False,
-        source: Any = None,
+        source: Source = None,
         symmetric: bool | None = None,
         has_zero: bool | None = None,
     ) -> None:
@@ -68,7 +69,7 @@ class IntQuantTensor(Record):
         bit_width: Tensor,
         signed: bool,
         training: bool,
-        source: Any = None,
+        source: Source = None,
         symmetric: bool = False,
         has_zero: bool | None = None,
     ) -> IntQuantTensor:
@@ -81,7 +82,7 @@ class IntQuantTensor(Record):
 
     # ------------------------------------------------------------ the record
 
-    def set(self, **changes: Any) -> IntQuantTensor:
+    def set(self, **changes: object) -> IntQuantTensor:
         """The same tensor with fields replaced; numbers become tensors, other checks aren't made.
 
         What a new field makes unknown is looked up again: another scale has no source, another zero point may not be 0.
@@ -90,10 +91,11 @@ class IntQuantTensor(Record):
             TypeError: an unknown field, or one that is neither a number nor a tensor.
         """
         check_names(changes, self.tensor_names + self.static_names)
-        fields = dict(changes)
+        given: dict[str, Any] = changes
+        fields = dict(given)
         for name in self.tensor_names[1:]:
             if name in changes:
-                fields[name] = as_tensor(name, changes[name], changes.get("value", self.value))
+                fields[name] = as_tensor(name, given[name], given.get("value", self.value))
         if "scale" in changes:
             fields["source"] = None
         elif "zero_point" in changes or "bit_width" in changes or "signed" in changes:
@@ -101,10 +103,10 @@ class IntQuantTensor(Record):
         if "zero_point" in changes or "bit_width" in changes or "signed" in changes:
             same = 0 if self.symmetric else self.zero_point
             bits, signed = (
-                changes.get("bit_width", self.bit_width),
+                given.get("bit_width", self.bit_width),
                 fields.get("signed", self.signed),
             )
-            found = _look_at(changes.get("zero_point", same), bits, signed)
+            found = _look_at(given.get("zero_point", same), bits, signed)
             fields["symmetric"], fields["has_zero"] = found
         for name in ("source", "symmetric", "has_zero"):
             if name in changes:
@@ -115,12 +117,7 @@ class IntQuantTensor(Record):
 
     @property
     def _pre_round_int_value(self) -> Tensor:
-        wide = (
-            self.value.float()
-            if self.value.dtype in (torch.float16, torch.bfloat16)
-            else self.value
-        )
-        return wide / self.scale + self.zero_point
+        return upcast(self.value) / self.scale + self.zero_point
 
     @property
     def is_valid(self) -> bool:
@@ -183,32 +180,34 @@ class IntQuantTensor(Record):
     def __abs__(self) -> Any:
         return algebra.absolute(self)
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Operand) -> Any:
         return algebra.add(self, other)
 
-    def __radd__(self, other: Any) -> Any:
+    def __radd__(self, other: Operand) -> Any:
         return algebra.add(self, other)
 
-    def __sub__(self, other: Any) -> Any:
+    def __sub__(self, other: Operand) -> Any:
         return algebra.subtract(self, other)
 
-    def __rsub__(self, other: Any) -> Any:
+    def __rsub__(self, other: Operand) -> Any:
         return algebra.subtract(other, self)
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: Operand) -> Any:
         return algebra.multiply(self, other)
 
-    def __rmul__(self, other: Any) -> Any:
+    def __rmul__(self, other: Operand) -> Any:
         return algebra.multiply(other, self)
 
-    def __truediv__(self, other: Any) -> Any:
+    def __truediv__(self, other: Operand) -> Any:
         return algebra.divide(self, other)
 
-    def __rtruediv__(self, other: Any) -> Any:
+    def __rtruediv__(self, other: Operand) -> Any:
         return algebra.divide(other, self)
 
 
-def _look_at(zero_point: Any, bit_width: Any, signed: bool) -> tuple[bool, bool]:
+def _look_at(
+    zero_point: Tensor | float, bit_width: Tensor | float, signed: bool
+) -> tuple[bool, bool]:
     """Whether a zero point is 0, and whether 0 is on the grid, as far as it can be known.
 
     A signed type of one bit holds -1 and 1, and no 0.

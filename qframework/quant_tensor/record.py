@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.source import Source
 from qframework.quant_tensor.validation import check_names
 
 Self = TypeVar("Self", bound="Record")
@@ -31,7 +32,7 @@ class Record(QuantTensor):
     zero_point: Tensor
     signed: bool
     training: bool
-    source: Any
+    source: Source
     symmetric: bool
     has_zero: bool
 
@@ -46,14 +47,14 @@ class Record(QuantTensor):
         """All fields, in the order of their names."""
         return tuple(getattr(self, n) for n in self.tensor_names + self.static_names)
 
-    def replace(self: Self, **changes: Any) -> Self:
+    def replace(self: Self, **changes: object) -> Self:
         """The same record with exactly these fields replaced, for rules: nothing is checked or looked up."""
         out = object.__new__(type(self))
         names = self.tensor_names + self.static_names
         fill(out, tuple([changes[n] if n in changes else getattr(self, n) for n in names]))
         return out
 
-    def set(self: Self, **changes: Any) -> Self:
+    def set(self: Self, **changes: object) -> Self:
         """The same record with fields replaced.
 
         Raises:
@@ -115,18 +116,20 @@ def register(cls: type[Record]) -> None:
     """Let compilers, ``torch.utils._pytree`` and ``torch.load`` know a record."""
     tensors, static = cls.tensor_names, cls.static_names
 
-    def flatten(q: Any) -> tuple[list[Tensor], tuple[Any, ...]]:
+    def flatten(q: Record) -> tuple[list[Tensor], tuple[Any, ...]]:
         return [getattr(q, n) for n in tensors], tuple(getattr(q, n) for n in static)
 
-    def flatten_with_keys(q: Any) -> Any:
+    def flatten_with_keys(
+        q: Record,
+    ) -> tuple[list[tuple[pytree.KeyEntry, Tensor]], tuple[Any, ...]]:
         parts, context = flatten(q)
         return [(pytree.GetAttrKey(n), t) for n, t in zip(tensors, parts, strict=True)], context
 
-    def to_dumpable(context: tuple[Any, ...]) -> Any:
+    def to_dumpable(context: tuple[Any, ...]) -> list[Any]:
         # a source is an object of this process
         return [None if n == "source" else c for n, c in zip(static, context, strict=True)]
 
-    def unflatten(parts: Any, context: tuple[Any, ...]) -> Any:
+    def unflatten(parts: Iterable[Tensor], context: tuple[Any, ...]) -> Record:
         return cls.of_fields((*parts, *context))
 
     pytree.register_pytree_node(
@@ -141,5 +144,5 @@ def register(cls: type[Record]) -> None:
     torch.serialization.add_safe_globals([cls])
 
 
-def _tuples(context: Any) -> Any:
+def _tuples(context: object) -> Any:
     return tuple(_tuples(c) for c in context) if isinstance(context, (list, tuple)) else context

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from qframework.quant_tensor.base import TensorLike
 from qframework.quant_tensor.codebook_quant_tensor import CodebookQuantTensor
 from qframework.quant_tensor.float_quant_tensor import FloatQuantTensor
 from qframework.quant_tensor.groups import GroupwiseFloatQuantTensor, GroupwiseIntQuantTensor
@@ -41,30 +44,44 @@ _MOVES += [torch.Tensor.T.__get__, torch.Tensor.mT.__get__]  # type: ignore[attr
 _MOVES += [f for f in RULES if "max_pool" in getattr(f, "__name__", "")]
 
 
-def _float_embedding(index: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+def _float_embedding(
+    index: Tensor,
+    weight: TensorLike,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
     """Rows of a table of minifloats on one scale."""
-    max_norm = kwargs.get("max_norm", args[1] if len(args) > 1 else None)
     if not isinstance(weight, FloatQuantTensor) or max_norm is not None or weight.scale.numel() > 1:
         return NotImplemented
-    return weight.replace(value=F.embedding(index, weight.value, *args, **kwargs))
+    value = F.embedding(
+        index, weight.value, padding_idx, None, norm_type, scale_grad_by_freq, sparse
+    )
+    return weight.replace(value=value)
 
 
-def _float_concatenation(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
+def _float_concatenation(
+    tensors: Sequence[TensorLike], dim: int = 0, *, out: Tensor | None = None
+) -> Any:
     """Joined, where format and scale are one; in training scales that differ are averaged, as those of integers are."""
-    first = tensors[0]
-    alike = out is None and all(isinstance(t, FloatQuantTensor) for t in tensors)
-    if not alike or not all(_same_format(first, t) for t in tensors[1:]):
+    parts = [t for t in tensors if isinstance(t, FloatQuantTensor)]
+    if out is not None or len(parts) < len(tensors):
         return NotImplemented
-    value = torch.cat([t.value for t in tensors], dim)
-    if all(_same_scale(first, t) for t in tensors[1:]):
+    first, others = parts[0], parts[1:]
+    if not all(_same_format(first, t) for t in others):
+        return NotImplemented
+    value = torch.cat([t.value for t in parts], dim)
+    if all(_same_scale(first, t) for t in others):
         return first.replace(value=value)
-    if not all(t.training for t in tensors):
+    if not all(t.training for t in parts):
         return NotImplemented
-    scale = torch.stack([t.scale.reshape(()) for t in tensors]).mean()
+    scale = torch.stack([t.scale.reshape(()) for t in parts]).mean()
     return first.replace(value=value, scale=scale, source=None)
 
 
-def _same_format(a: Any, b: Any) -> bool:
+def _same_format(a: FloatQuantTensor, b: FloatQuantTensor) -> bool:
     same = (a.signed, a.saturating, a.inf_values, a.nan_values)
     if same != (b.signed, b.saturating, b.inf_values, b.nan_values):
         return False
@@ -75,7 +92,7 @@ def _same_format(a: Any, b: Any) -> bool:
     return all(getattr(a, n) is getattr(b, n) for n in _FORMAT)
 
 
-def _same_scale(a: Any, b: Any) -> bool:
+def _same_scale(a: FloatQuantTensor, b: FloatQuantTensor) -> bool:
     return a is b or (a.source is not None and a.source == b.source and same_source(a, b))
 
 

@@ -6,33 +6,36 @@ The widths are worst cases, see :func:`accumulator_bits`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from qframework.functional import convolution, linear, transposed_convolution
-from qframework.quant_tensor.algebra import bits_of_codes, wide
+from qframework.functional.products import Numbers
+from qframework.quant_tensor.algebra import bits_of_codes, in_float64
+from qframework.quant_tensor.base import QuantTensor, TensorLike
+from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
 from qframework.quant_tensor.registry import rule
-from qframework.quant_tensor.source import can_read, product_source, scale_only
+from qframework.quant_tensor.source import Source, can_read, product_source, scale_only
 
 
-def _is_plain_int(x: Any) -> bool:
+def _is_plain_int(x: TensorLike | None) -> TypeGuard[IntQuantTensor]:
     return hasattr(x, "bit_width") and hasattr(x, "symmetric")
 
 
-def _value(x: Any) -> Any:
-    return x.value if hasattr(x, "zero_point") else x
+def _value(x: TensorLike | None) -> Tensor | None:
+    return x.value if isinstance(x, QuantTensor) else x
 
 
-def accumulator_bits(x: Any, w: Any, products: int) -> Tensor:
+def accumulator_bits(x: IntQuantTensor, w: IntQuantTensor, products: int) -> Tensor:
     """Bits of the sum of ``products`` products of integers of two types, in the worst case.
 
     The customary ``ceil(log2(U(b_x) U(b_w) K + 1))``, or more where the exact range needs it: for signed results
     ``ceil(log2(|q_x| |q_w| K + 1)) + 1``, ``|q|`` being ``2^(b-1)`` for signed integers (1 for -1 and 1 in one bit).
     """
-    codes_x, codes_w = 2.0 ** wide(x.bit_width), 2.0 ** wide(w.bit_width)
+    codes_x, codes_w = 2.0 ** in_float64(x.bit_width), 2.0 ** in_float64(w.bit_width)
     codes = (codes_x - 1) * (codes_w - 1) * products + 1
     if x.signed or w.signed:
         largest_x = codes_x / 2 if x.signed else codes_x - 1
@@ -52,13 +55,13 @@ def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
     return t.reshape(shape)
 
 
-def _only_along(q: Any, axis: int) -> bool:
+def _only_along(q: IntQuantTensor, axis: int) -> bool:
     """Whether a scale varies along one axis of its tensor at most."""
     shape = (1,) * (q.value.dim() - q.scale.dim()) + tuple(q.scale.shape)
     return all(n == 1 for i, n in enumerate(shape) if i != axis % len(shape))
 
 
-def _input_scale(x: Any, axis: int, depthwise: int | None) -> Tensor | None:
+def _input_scale(x: IntQuantTensor, axis: int, depthwise: int | None) -> Tensor | None:
     scale: Tensor = x.scale
     if scale.numel() == 1:
         return scale.reshape(())
@@ -69,9 +72,9 @@ def _input_scale(x: Any, axis: int, depthwise: int | None) -> Tensor | None:
 
 def _products(
     value: Tensor,
-    x: Any,
-    w: Any,
-    bias: Any,
+    x: IntQuantTensor,
+    w: IntQuantTensor,
+    bias: TensorLike | None,
     products: int,
     axis: int,
     weight_axis: int,
@@ -108,7 +111,8 @@ def _products(
         if _is_plain_int(bias):
             bits = torch.maximum(bits, bias.bit_width) + 1
         if not (_is_plain_int(bias) and _on_scale(bias, scale, source, axis, ndim, channels)):
-            moved = _along(_value(bias), axis, ndim, channels)
+            plain = bias.value if isinstance(bias, QuantTensor) else bias
+            moved = _along(plain, axis, ndim, channels)
             assert moved is not None
             fields = {"symmetric": False, "has_zero": False, "zero_point": -moved / scale}
     return x.replace(
@@ -122,7 +126,9 @@ def _products(
     )
 
 
-def _on_scale(bias: Any, scale: Tensor, source: Any, axis: int, ndim: int, channels: int) -> bool:
+def _on_scale(
+    bias: IntQuantTensor, scale: Tensor, source: Source, axis: int, ndim: int, channels: int
+) -> bool:
     """Whether a quantized bias lies on the scale of the accumulator."""
     if not bias.symmetric:
         return False
@@ -135,7 +141,7 @@ def _on_scale(bias: Any, scale: Tensor, source: Any, axis: int, ndim: int, chann
 
 
 @rule("linear", method=False)
-def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+def _linear(x: TensorLike, weight: TensorLike, bias: TensorLike | None = None) -> Any:
     if not (_is_plain_int(x) and _is_plain_int(weight)):
         return NotImplemented
     value = linear(x.value, weight.value, _value(bias))
@@ -146,12 +152,12 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
 
 def _conv_rule(spatial: int) -> None:
     def apply(
-        x: Any,
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        x: TensorLike,
+        weight: TensorLike,
+        bias: TensorLike | None = None,
+        stride: Numbers = 1,
+        padding: str | Numbers = 0,
+        dilation: Numbers = 1,
         groups: int = 1,
     ) -> Any:
         if not (_is_plain_int(x) and _is_plain_int(weight)):
@@ -167,14 +173,14 @@ def _conv_rule(spatial: int) -> None:
 
 def _conv_transpose_rule(spatial: int) -> None:
     def apply(
-        x: Any,
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
+        x: TensorLike,
+        weight: TensorLike,
+        bias: TensorLike | None = None,
+        stride: Numbers = 1,
+        padding: Numbers = 0,
+        output_padding: Numbers = 0,
         groups: int = 1,
-        dilation: Any = 1,
+        dilation: Numbers = 1,
     ) -> Any:
         if not (_is_plain_int(x) and _is_plain_int(weight)):
             return NotImplemented
@@ -208,7 +214,13 @@ for _n in (1, 2, 3):
 
 
 @rule("matmul", "__matmul__", "bmm", "mm")
-def _matmul(a: Any, other: Any = None, *, mat2: Any = None, out: Any = None) -> Any:
+def _matmul(
+    a: TensorLike,
+    other: TensorLike | None = None,
+    *,
+    mat2: TensorLike | None = None,
+    out: Tensor | None = None,
+) -> Any:
     """Per-tensor scales, no zero points; else a float tensor."""
     b = other if mat2 is None else mat2
     if out is not None or not (_is_plain_int(a) and _is_plain_int(b)):
@@ -231,8 +243,8 @@ def _matmul(a: Any, other: Any = None, *, mat2: Any = None, out: Any = None) -> 
 
 @rule("embedding", method=False)
 def _embedding(
-    input: Any,
-    weight: Any,
+    input: Tensor,
+    weight: TensorLike,
     padding_idx: int | None = None,
     max_norm: float | None = None,
     norm_type: float = 2.0,

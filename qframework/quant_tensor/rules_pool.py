@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.algebra import bits_of_codes, bits_of_range, bounds, wide
+from qframework.functional.products import Numbers
+from qframework.quant_tensor.algebra import bits_of_codes, bits_of_range, bounds, in_float64
+from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
+from qframework.quant_tensor.record import Record
 from qframework.quant_tensor.registry import RULES, rule
 from qframework.quant_tensor.source import scale_only
 
 
-def per_position(q: Any, spatial: int) -> bool:
+def per_position(q: Record, spatial: int) -> bool:
     """Whether a scale or zero point differs between positions that a window may hold."""
     for t in (q.scale, q.zero_point):
         if t.numel() > 1 and any(n > 1 for n in t.shape[max(t.dim() - spatial, 0) :]):
@@ -22,8 +26,8 @@ def per_position(q: Any, spatial: int) -> bool:
     return False
 
 
-def _max_pool_rule(function: Any, spatial: int) -> None:
-    def apply(q: Any, *args: Any, **kwargs: Any) -> Any:
+def _max_pool_rule(function: Callable[..., Any], spatial: int) -> None:
+    def apply(q: Record, *args: object, **kwargs: object) -> Any:
         if per_position(q, spatial):
             return NotImplemented
         result = function(q.value, *args, **kwargs)
@@ -45,15 +49,20 @@ for _place in (F, torch):
 
 @rule("interpolate", "upsample", method=False)
 def _interpolate(
-    q: Any, size: Any = None, scale_factor: Any = None, mode: str = "nearest", *a: Any, **k: Any
+    q: Record,
+    size: Numbers | None = None,
+    scale_factor: float | Sequence[float] | None = None,
+    mode: str = "nearest",
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     """Nearest neighbours repeat elements; the other modes leave the grid."""
     if mode not in ("nearest", "nearest-exact") or per_position(q, q.value.dim() - 2):
         return NotImplemented
-    return q.replace(value=F.interpolate(q.value, size, scale_factor, mode, *a, **k))
+    return q.replace(value=F.interpolate(q.value, size, scale_factor, mode, *args, **kwargs))
 
 
-def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
+def averaged(q: IntQuantTensor, value: Tensor, divisor: int, window: int) -> Any:
     """The sum of a window's integers, on the scale over the divisor.
 
     Args:
@@ -63,7 +72,7 @@ def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
         window: how many elements a sum has.
     """
     low, high = bounds(q)
-    customary = bits_of_codes(window * (2.0 ** wide(q.bit_width) - 1) + 1)
+    customary = bits_of_codes(window * (2.0 ** in_float64(q.bit_width) - 1) + 1)
     bits = torch.maximum(customary, bits_of_range(low * window, high * window, q.signed))
     source = None if q.source is None else ("average", scale_only(q.source), divisor)
     return q.replace(
@@ -76,7 +85,7 @@ def averaged(q: Any, value: Tensor, divisor: int, window: int) -> Any:
     )
 
 
-def window_sizes(size: Any, spatial: int) -> tuple[int, ...]:
+def window_sizes(size: Numbers, spatial: int) -> tuple[int, ...]:
     """A size of each axis, from one for all or a sequence."""
     if isinstance(size, int):
         return (size,) * spatial
@@ -87,13 +96,13 @@ def _average_pool_rule(spatial: int) -> None:
     function = getattr(F, f"avg_pool{spatial}d")
 
     def apply(
-        q: Any,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
+        q: IntQuantTensor,
+        kernel_size: Numbers,
+        stride: Numbers | None = None,
+        padding: Numbers = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
-        *divisor: Any,
+        *divisor: int | None,
         divisor_override: int | None = None,
     ) -> Any:
         """Mean of windows: the sum of integers on a scale divided by the area."""
@@ -117,7 +126,7 @@ def _average_pool_rule(spatial: int) -> None:
 def _adaptive_average_pool_rule(spatial: int) -> None:
     function = getattr(F, f"adaptive_avg_pool{spatial}d")
 
-    def apply(q: Any, output_size: Any) -> Any:
+    def apply(q: IntQuantTensor, output_size: Numbers) -> Any:
         """As average pooling where all windows are equally large, else a float tensor."""
         value = function(q.value, output_size)
         sizes = q.value.shape[-spatial:], value.shape[-spatial:]

@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 from qframework.quant_tensor.algebra import bits_of_range, bounds
-from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.base import Dims, Operand, QuantTensor, TensorLike
+from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
+from qframework.quant_tensor.record import Record
 from qframework.quant_tensor.registry import METHODS, RULES, rule
 from qframework.quant_tensor.rules_pool import averaged
 from qframework.quant_tensor.source import can_read, same_grid, scale_only
 
 
-def _axes(q: Any, dim: Any) -> tuple[int, ...]:
+def _axes(q: IntQuantTensor, dim: Dims) -> tuple[int, ...]:
     ndim = q.value.dim()
     if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
         return tuple(range(ndim))
     return tuple(d % ndim for d in ((dim,) if isinstance(dim, int) else dim))
 
 
-def _without(t: Tensor, q: Any, axes: tuple[int, ...], keepdim: bool) -> Tensor | None:
+def _without(t: Tensor, q: IntQuantTensor, axes: tuple[int, ...], keepdim: bool) -> Tensor | None:
     """A scale or zero point of what is left of some axes; None where it varies along one of them."""
     if t.numel() == 1:
         return t.reshape(())
@@ -32,7 +34,7 @@ def _without(t: Tensor, q: Any, axes: tuple[int, ...], keepdim: bool) -> Tensor 
     return full if keepdim else full.squeeze(axes)
 
 
-def _along(q: Any, dim: Any, keepdim: bool) -> tuple[int, Any, Any] | None:
+def _along(q: IntQuantTensor, dim: Dims, keepdim: bool) -> tuple[int, Tensor, Tensor] | None:
     """How many elements are joined, and the scale and zero point that they share."""
     axes = _axes(q, dim)
     scale, zero_point = (_without(t, q, axes, keepdim) for t in (q.scale, q.zero_point))
@@ -42,7 +44,9 @@ def _along(q: Any, dim: Any, keepdim: bool) -> tuple[int, Any, Any] | None:
 
 
 @rule("sum")
-def _sum(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def _sum(
+    q: IntQuantTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
     """The sum of integers, wide enough for all of them; zero points add up too."""
     found = _along(q, dim, keepdim) if dtype is None else None
     if found is None:
@@ -61,7 +65,9 @@ def _sum(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -
 
 
 @rule("mean")
-def _mean(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def _mean(
+    q: IntQuantTensor, dim: Dims = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
     """The sum of integers on a scale divided by their number."""
     found = _along(q, dim, keepdim) if dtype is None else None
     if found is None:
@@ -79,7 +85,7 @@ def _mean(q: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) 
 def _extreme_rule(name: str) -> None:
     function = getattr(torch, name)
 
-    def apply(q: Any, dim: Any = (), keepdim: bool = False) -> Any:
+    def apply(q: IntQuantTensor, dim: Dims = (), keepdim: bool = False) -> Any:
         found = _along(q, dim, keepdim)
         if found is None:
             return NotImplemented
@@ -94,7 +100,7 @@ def _extreme_rule(name: str) -> None:
 def _choice_rule(name: str) -> None:
     function = getattr(torch, name)
 
-    def apply(q: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    def apply(q: IntQuantTensor, dim: int | TensorLike | None = None, keepdim: bool = False) -> Any:
         """Largest or smallest elements; with ``dim`` their places too."""
         if isinstance(dim, (QuantTensor, Tensor)):
             return NotImplemented
@@ -119,7 +125,7 @@ for _name in ("max", "min"):
 
 
 @rule("masked_fill")
-def _masked_fill(q: Any, mask: Any, value: Any) -> Any:
+def _masked_fill(q: IntQuantTensor, mask: Tensor, value: Operand) -> Any:
     """Zeros, where 0 is on the grid; another number leaves it."""
     zero = not isinstance(value, Tensor) and value == 0
     if not zero or not q.has_zero:
@@ -128,24 +134,24 @@ def _masked_fill(q: Any, mask: Any, value: Any) -> Any:
     return q.replace(value=filled) if filled.shape == q.value.shape else NotImplemented
 
 
-def _where(condition: Any, a: Any = None, b: Any = None) -> Any:
+def _where(condition: Tensor, a: Operand | None = None, b: Operand | None = None) -> Any:
     """Elements of two tensors on one grid, or of one and zeros."""
     if a is None or b is None:
         return NotImplemented
-    first, second = (a, b) if isinstance(a, QuantTensor) else (b, a)
-    if not isinstance(first, QuantTensor):
+    first, second = (a, b) if isinstance(a, Record) else (b, a)
+    if not isinstance(first, Record):
         return NotImplemented
     plain_a, plain_b = (x.value if isinstance(x, QuantTensor) else x for x in (a, b))
     value = torch.where(condition, plain_a, plain_b)
     if value.shape != first.value.shape:
         return NotImplemented
-    if isinstance(second, QuantTensor):
+    if isinstance(second, Record):
         return first.replace(value=value) if _one_grid(first, second) else NotImplemented
     zero = not isinstance(second, Tensor) and second == 0
-    return first.replace(value=value) if zero and first.has_zero else NotImplemented  # type: ignore[attr-defined]
+    return first.replace(value=value) if zero and first.has_zero else NotImplemented
 
 
-def _one_grid(a: Any, b: Any) -> bool:
+def _one_grid(a: Record, b: Record) -> bool:
     if type(a) is not type(b) or a.signed != b.signed or a.training or b.training:
         return False
     if same_grid(a, b):
@@ -159,7 +165,7 @@ def _one_grid(a: Any, b: Any) -> bool:
 RULES[torch.where] = _where
 
 
-def _tensor_where(q: Any, condition: Any, other: Any) -> Any:
+def _tensor_where(q: TensorLike, condition: Tensor, other: Operand) -> Any:
     return _where(condition, q, other)
 
 

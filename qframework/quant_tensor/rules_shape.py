@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qframework.quant_tensor.base import QuantTensor
+from qframework.functional.products import Numbers
+from qframework.quant_tensor.base import Dims, QuantTensor, TensorLike
+from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
+from qframework.quant_tensor.record import Record
 from qframework.quant_tensor.registry import METHODS, RULES, rule
 from qframework.quant_tensor.source import (
     can_read,
@@ -25,7 +28,9 @@ def _full_rank(t: Tensor, ndim: int) -> Tensor:
     return t.reshape((1,) * (ndim - t.dim()) + tuple(t.shape))
 
 
-def _moved(q: Any, results: Any, move: Callable[[Tensor], Any], *how: Any) -> Any:
+def _moved(
+    q: Record, results: Tensor | Sequence[Tensor], move: Callable[[Tensor], Any], *how: object
+) -> Any:
     """Wrap the result of a movement.
 
     Args:
@@ -47,7 +52,8 @@ def _moved(q: Any, results: Any, move: Callable[[Tensor], Any], *how: Any) -> An
             zero_point=one_zero if zero_point is None else zero_point,
             source=moved_source(q, *how),
         )
-    return type(results)(
+    several: Callable[..., Any] = type(results)
+    return several(
         q.replace(
             value=r,
             scale=one_scale if scale is None else scale[i],
@@ -68,7 +74,11 @@ def _axis_rule(*names: str) -> None:
         function = getattr(torch.Tensor, name, None) or getattr(torch, name)
 
         def apply(
-            q: Any, *args: Any, _name: str = name, _function: Any = function, **kwargs: Any
+            q: Record,
+            *args: object,
+            _name: str = name,
+            _function: Callable[..., Any] = function,
+            **kwargs: object,
         ) -> Any:
             def move(t: Tensor) -> Any:
                 return _function(_full_rank(t, q.value.dim()), *args, **kwargs)
@@ -90,7 +100,11 @@ def _element_rule(*names: str) -> None:
         function = getattr(torch.Tensor, name, None) or getattr(torch, name)
 
         def apply(
-            q: Any, *args: Any, _name: str = name, _function: Any = function, **kwargs: Any
+            q: Tensor | Record,
+            *args: object,
+            _name: str = name,
+            _function: Callable[..., Any] = function,
+            **kwargs: object,
         ) -> Any:
             if not isinstance(q, QuantTensor):
                 return NotImplemented
@@ -132,7 +146,7 @@ _element_rule(
 )
 
 
-def _rule_tensor_unfold(q: Any, dimension: int, size: int, step: int) -> Any:
+def _rule_tensor_unfold(q: Record, dimension: int, size: int, step: int) -> Any:
     """Windows along an axis, overlapping or not."""
 
     def move(t: Tensor) -> Tensor:
@@ -146,19 +160,24 @@ RULES[torch.Tensor.unfold] = METHODS["unfold"] = _rule_tensor_unfold
 
 
 def _rule_unfold(
-    q: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+    q: Record,
+    kernel_size: Numbers,
+    dilation: Numbers = 1,
+    padding: Numbers = 0,
+    stride: Numbers = 1,
 ) -> Any:
     """Columns of image patches; zeros of the padding have to be on the grid, and one scale on all of it."""
     padded = any(padding) if isinstance(padding, (tuple, list)) else bool(padding)
     if q.scale.numel() > 1 or q.zero_point.numel() > 1 or (padded and not q.has_zero):
         return NotImplemented
-    return q.replace(value=F.unfold(q.value, kernel_size, dilation, padding, stride))
+    unfold: Callable[..., Tensor] = F.unfold
+    return q.replace(value=unfold(q.value, kernel_size, dilation, padding, stride))
 
 
 RULES[F.unfold] = _rule_unfold
 
 
-def _reshape(q: Any, result: Tensor) -> Any:
+def _reshape(q: Record, result: Tensor) -> Any:
     before, after = q.value.shape, result.shape
     metadata = [_full_rank(t, len(before)) for t in (q.scale, q.zero_point) if t.numel() > 1]
     kept = 0  # leading axes that stay as they are needn't be spread over
@@ -179,38 +198,38 @@ def _reshape(q: Any, result: Tensor) -> Any:
 
 
 @rule("reshape")
-def _rule_reshape(q: Any, *shape: Any, **kwargs: Any) -> Any:
+def _rule_reshape(q: Record, *shape: Any, **kwargs: Any) -> Any:
     return _reshape(q, q.value.reshape(*shape, **kwargs))
 
 
 @rule("view")
-def _rule_view(q: Any, *shape: Any, **kwargs: Any) -> Any:
+def _rule_view(q: Record, *shape: Any, **kwargs: Any) -> Any:
     if shape and isinstance(shape[0], torch.dtype):
         return NotImplemented
     return _reshape(q, q.value.view(*shape, **kwargs))
 
 
 @rule("view_as", "reshape_as")
-def _rule_view_as(q: Any, other: Any) -> Any:
+def _rule_view_as(q: Tensor | Record, other: TensorLike) -> Any:
     return (
         _reshape(q, q.value.reshape(other.shape)) if isinstance(q, QuantTensor) else NotImplemented
     )
 
 
 @rule("flatten")
-def _rule_flatten(q: Any, *args: Any, **kwargs: Any) -> Any:
+def _rule_flatten(q: Record, *args: Any, **kwargs: Any) -> Any:
     return _reshape(q, torch.flatten(q.value, *args, **kwargs))
 
 
 @rule("squeeze")
-def _rule_squeeze(q: Any, dim: Any = None) -> Any:
+def _rule_squeeze(q: Record, dim: Dims = None) -> Any:
     result = q.value.squeeze() if dim is None else q.value.squeeze(dim)
     return _reshape(q, result)
 
 
 for _name, _function in (("T", lambda x: x.T), ("mT", lambda x: x.mT)):
 
-    def _property(q: Any, _f: Any = _function, _name: str = _name) -> Any:
+    def _property(q: Record, _f: Callable[[Tensor], Tensor] = _function, _name: str = _name) -> Any:
         return _moved(q, _f(q.value), lambda t: _f(_full_rank(t, q.value.dim())), _name)
 
     RULES[getattr(torch.Tensor, _name).__get__] = _property
@@ -218,7 +237,9 @@ for _name, _function in (("T", lambda x: x.T), ("mT", lambda x: x.mT)):
 
 
 @rule("pad", method=False)
-def _rule_pad(q: Any, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
+def _rule_pad(
+    q: Record, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Any:
     """Padding with 0, or by repetition; another constant leaves the grid."""
     if mode == "constant" and ((value or 0.0) != 0.0 or not q.has_zero):
         return NotImplemented
@@ -237,13 +258,13 @@ def _rule_pad(q: Any, pad: Any, mode: str = "constant", value: float | None = No
 
 
 @rule("cat", "concat", "concatenate", method=False)
-def concatenate(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
+def concatenate(tensors: Sequence[TensorLike], dim: int = 0, *, out: Tensor | None = None) -> Any:
     """Joined on one scale.
 
     Raises:
         RuntimeError: different scales, zero points, widths or signs, in evaluation mode.
     """
-    if out is not None or not all(hasattr(t, "bit_width") for t in tensors):
+    if out is not None or not _all_ints(tensors):
         return NotImplemented
     first = tensors[0]
     if len(tensors) == 1:
@@ -253,15 +274,24 @@ def concatenate(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
 
 
 @rule("stack", method=False)
-def stack(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
+def stack(tensors: Sequence[TensorLike], dim: int = 0, *, out: Tensor | None = None) -> Any:
     """Stacked on one scale. Raises as :func:`concatenate`."""
-    if out is not None or not all(hasattr(t, "bit_width") for t in tensors):
+    if out is not None or not _all_ints(tensors):
         return NotImplemented
     value = torch.stack([t.value for t in tensors], dim)
     return _joined("the stack", tensors, value, lambda ts: torch.stack(ts, dim))
 
 
-def _joined(what: str, tensors: Any, value: Tensor, join: Callable[[Any], Tensor]) -> Any:
+def _all_ints(tensors: Sequence[TensorLike]) -> TypeGuard[Sequence[IntQuantTensor]]:
+    return all(hasattr(t, "bit_width") for t in tensors)
+
+
+def _joined(
+    what: str,
+    tensors: Sequence[IntQuantTensor],
+    value: Tensor,
+    join: Callable[[list[Tensor]], Tensor],
+) -> IntQuantTensor:
     first, training = tensors[0], any(t.training for t in tensors)
     if len({t.signed for t in tensors}) > 1:
         raise RuntimeError(

@@ -6,16 +6,21 @@ negations and sums of products have that, since their zero points and widths are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
+    from qframework.quant_tensor.record import Record
+
+#: Where a scale comes from: an object for the quantizer that made it, or a tuple that says how it follows from other
+#: sources; compared with ``==``. None where it is unknown.
+Source = Hashable | None
 
 
-def product_source(a: IntQuantTensor, b: IntQuantTensor) -> Any:
+def product_source(a: Record, b: Record) -> Source:
     """The source of the product of two scales, None where one of them is unknown."""
     source_a, source_b = _of_scale(a.source), _of_scale(b.source)
     if source_a is None or source_b is None:
@@ -23,18 +28,19 @@ def product_source(a: IntQuantTensor, b: IntQuantTensor) -> Any:
     return ("product", source_a, source_b)
 
 
-def scale_only(source: Any) -> Any:
+def scale_only(source: Source) -> Source:
     """The source of a tensor that has the scale of ``source``, and another zero point, width or sign."""
     return None if source is None else ("scale", _of_scale(source))
 
 
-def _of_scale(source: Any) -> Any:
+def _of_scale(source: Source) -> Source:
     if isinstance(source, tuple) and source[0] == "scale":
-        return source[1]
+        of_scale: Source = source[1]
+        return of_scale
     return source
 
 
-def moved_source(q: IntQuantTensor, *how: Any) -> Any:
+def moved_source(q: Record, *how: object) -> Source:
     """The source of ``q`` with its elements moved; None where several scales move in a way unknown.
 
     One scale stays what it is. Several are the same as others of their source only when they moved alike.
@@ -51,7 +57,7 @@ def moved_source(q: IntQuantTensor, *how: Any) -> Any:
     return moved if _of_scale(q.source) is q.source else ("scale", moved)
 
 
-def _is_constant(x: Any) -> bool:
+def _is_constant(x: object) -> bool:
     if isinstance(x, (tuple, list)):
         return all(_is_constant(i) for i in x)
     if isinstance(x, slice):
@@ -59,13 +65,13 @@ def _is_constant(x: Any) -> bool:
     return x is None or x is Ellipsis or type(x) in (bool, int, str)
 
 
-def _hashable(x: Any) -> Any:
+def _hashable(x: object) -> object:
     if isinstance(x, (tuple, list)):
         return tuple([_hashable(i) for i in x])
     return ("slice", x.start, x.stop, x.step) if isinstance(x, slice) else x
 
 
-def same_grid(a: IntQuantTensor, b: IntQuantTensor) -> bool:
+def same_grid(a: Record, b: Record) -> bool:
     """True when scale, zero point, width and sign are known to be the same, without looking."""
     if a is b:
         return True
@@ -74,7 +80,7 @@ def same_grid(a: IntQuantTensor, b: IntQuantTensor) -> bool:
     return a.source == b.source and _of_scale(a.source) is a.source
 
 
-def same_source(a: IntQuantTensor, b: IntQuantTensor) -> bool:
+def same_source(a: Record, b: Record) -> bool:
     """True when both scales are known to come from one place, in evaluation mode, where it doesn't move."""
     if a.training or b.training:
         return a.scale is b.scale
@@ -90,7 +96,7 @@ def can_read(*tensors: Tensor) -> bool:
     return not any(t.is_meta or type(t) is torch._subclasses.FakeTensor for t in tensors)
 
 
-def require_same_scale(operation: str, a: IntQuantTensor, b: IntQuantTensor) -> None:
+def require_same_scale(operation: str, a: Record, b: Record) -> None:
     """Refuse two tensors whose scales differ, or can't be known to be the same.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ def check_names(changes: Iterable[str], names: tuple[str, ...]) -> None:
             raise TypeError(f"no field {name!r}; the fields are {', '.join(names)}.{hint}")
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, Tensor) and value.numel() == 1 and can_read(value):
@@ -36,7 +35,7 @@ def _flag(name: str, value: Any) -> bool:
     raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
-def as_tensor(name: str, x: Any, like: Tensor) -> Tensor:
+def as_tensor(name: str, x: object, like: Tensor) -> Tensor:
     """A field as a floating-point tensor on the device of the value ``like``; without axes when it is one number.
 
     Raises:
@@ -52,7 +51,12 @@ def as_tensor(name: str, x: Any, like: Tensor) -> Tensor:
 
 
 def check_fields(
-    value: Any, scale: Any, zero_point: Any, bit_width: Any, signed: Any, training: Any
+    value: object,
+    scale: object,
+    zero_point: object,
+    bit_width: object,
+    signed: object,
+    training: object,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, bool, bool]:
     """The fields as tensors and bools.
 
