@@ -18,6 +18,7 @@ from qframework.core.base import Constant, NotStated
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
 from qframework.functional import (
+    ROUNDINGS,
     Granularity,
     IntegerGrid,
     ScaleRule,
@@ -33,7 +34,15 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.autograd import is_compiling, may_fuse, may_fuse_in_graph
-from qframework.kernels.trust import Guards, distrust, distrust_all
+from qframework.kernels.trust import (
+    Guards,
+    distrust,
+    distrust_all,
+    function_names,
+    giver_of,
+    is_plain,
+    modes_active,
+)
 
 #: From values, and for some quantizers a scale, to what the quantizer returns.
 Form = Callable[..., Any]
@@ -66,12 +75,34 @@ class Reader:
 
     def read(self, part: nn.Module, method: str, *args: Any) -> Any:
         """What a method states, see :meth:`stated`."""
+        if not isinstance(part, nn.Module):
+            raise NotStated(f"{getattr(part, '__name__', type(part).__name__)} is no module")
         if self.guards is not None:
             self.guards.watch(part)
+        else:
+            for name in function_names(type(part)):  # looked at, so that a compiler watches it
+                getattr(part, name)
         reason = distrust(part, method)
         if reason is not None:
             raise NotStated(reason)
-        return getattr(part, method)(self.stated, *args)
+        if self.guards is not None:
+            self.guards.watch_settings(part)
+        try:
+            return getattr(part, method)(self.stated, *args)
+        except NotStated:
+            raise
+        except Exception as error:
+            given_by = giver_of(type(part), method).__module__
+            if given_by.startswith("qframework.") and isinstance(error, (TypeError, ValueError)):
+                raise  # what the part holds isn't allowed
+            # A class that knows nothing of rules may have a method of that name.
+            raise NotStated(f"{type(part).__name__}.{method} is no rule: {error}") from error
+
+
+def _known_rounding(rounding: Any) -> None:
+    """Refuse a rounding that only the composition knows."""
+    if rounding not in ROUNDINGS:
+        raise NotStated(f"no faster form rounds by {rounding!r}")
 
 
 class Plan:
@@ -113,7 +144,11 @@ class Plan:
             x: floating-point values.
             *scales: what the quantizer takes besides.
         """
-        fast = self.form is not None and (may_fuse() or may_fuse_in_graph())
+        fast = (
+            self.form is not None
+            and ((may_fuse() and not modes_active()) or may_fuse_in_graph())
+            and is_plain(x, *scales)
+        )
         if self.activation is not None and not (fast and self.fuses_relu):
             x = self.activation(x)
         if fast:
@@ -159,6 +194,8 @@ def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
         guards.watch(quantizer)
         if activation is not None:
             guards.watch(activation)
+            if type(activation) is nn.ReLU:
+                guards.watch_settings(activation)
         guards.close()
     return plan
 
@@ -173,6 +210,7 @@ def _find_form(plan: Plan, reader: Reader) -> None:
     elif isinstance(quantizer, PrescaledRestrictIntQuant):
         _plan_prescaled(plan, reader)
     elif isinstance(quantizer, FloatQuant):
+        _known_rounding(rule[1])
         plan.name, plan.form, plan.format = "minifloat_quantize", _minifloat(quantizer, *rule), rule
     else:
         raise NotStated(f"no faster form is known of {type(quantizer).__name__}")
@@ -184,10 +222,12 @@ def _find_form(plan: Plan, reader: Reader) -> None:
 def _plan_integers(plan: Plan, reader: Reader) -> None:
     quantizer = plan.quantizer
     try:
-        bits = reader.stated(quantizer.msb_clamp_bit_width_impl)
+        stated = reader.stated(quantizer.msb_clamp_bit_width_impl)
     except NotStated:
-        bits = None
+        stated = None
+    bits = stated if type(stated) is int else None
     grid: IntegerGrid = reader.stated(quantizer.int_quant, bits)
+    _known_rounding(grid.rounding)
     symmetric = _is_symmetric(reader, quantizer.zero_point_impl)
     plan.name, plan.form = "fake_quantize", _by_parts(quantizer, grid, bits is None, symmetric)
     if bits is None:
@@ -197,6 +237,9 @@ def _plan_integers(plan: Plan, reader: Reader) -> None:
         plan.grid, plan.symmetric = grid, symmetric
         threshold = reader.stated(quantizer.int_scaling_impl, bits)
         rule: ScaleRule = reader.stated(quantizer.scaling_impl, threshold)
+        if not isinstance(rule, ScaleRule):
+            return
+        _known_rounding(rule.rounding)
         if rule.source == "learned":
             if not symmetric:
                 return
@@ -252,7 +295,11 @@ def _by_parts(
     rounds: Any = quantizer.int_quant
 
     def run(x: Tensor, relu: bool = False) -> Any:
-        scale, zero_point, bit_width = quantizer.parameters_for(torch.relu(x) if relu else x)
+        seen = torch.relu(x) if relu else x
+        scale, zero_point, bit_width = quantizer.parameters_for(seen)
+        if not is_plain(scale, zero_point, bit_width):
+            y = quantizer.quantize(seen, scale, zero_point, bit_width)
+            return y, scale, zero_point, bit_width
         bounds = grid
         if learned_width:
             low, high = rounds.min_int(bit_width), rounds.max_int(bit_width)
@@ -293,11 +340,16 @@ def _by_learned_scale(
         if collects and scaling.training and may_collect(scaling):
             if ranks is None or is_compiling() or x.numel() == 0:
                 return by_parts(x, relu)
+            if scaling.value.shape != rule.shape:  # it was assigned
+                return by_parts(x, relu)
             y, scale, found = quantize_by_percentile(x, ranks(x.numel()), grid, rule, relu)
             if not is_recomputing():
                 scaling.record(found.detach())
             return y, scale, _zero(scale), width()
-        y, scale = quantize(x, scaling.stored(), grid, rule, relu)
+        stored = scaling.stored()
+        if not is_plain(stored):
+            return by_parts(x, relu)
+        y, scale = quantize(x, stored, grid, rule, relu)
         return y, scale, _zero(scale), width()
 
     return run
@@ -351,6 +403,7 @@ def _plan_prescaled(plan: Plan, reader: Reader) -> None:
     quantizer = plan.quantizer
     width, rounds = quantizer.msb_clamp_bit_width_impl, quantizer.int_quant
     grid: IntegerGrid = reader.stated(rounds, reader.stated(width))
+    _known_rounding(grid.rounding)
 
     def run(x: Tensor, scale: Tensor) -> Any:
         y = fake_quantize(rounds.input_view_impl(x), scale, None, grid)
@@ -366,7 +419,11 @@ def _minifloat(quantizer: FloatQuant, format: Any, rounding: str, clamp_gradient
     def run(x: Tensor) -> Any:
         scale = quantizer.scale_for(x)
         used = None if quantizer.scaling_impl is None else scale
-        y = minifloat_quantize(quantizer.input_view_impl(x), used, format, rounding, clamp_gradient)
+        viewed = quantizer.input_view_impl(x)
+        if is_plain(scale):
+            y = minifloat_quantize(viewed, used, format, rounding, clamp_gradient)
+        else:
+            y = quantizer.quantize(viewed, used)
         return quantizer.described(y, scale)
 
     return run

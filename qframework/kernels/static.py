@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from qframework.core.float_quant import FloatQuant
 from qframework.functional import IntegerGrid, Range, fake_quantize, minifloat_quantize
-from qframework.kernels.autograd import may_fuse
+from qframework.kernels.autograd import is_compiling, may_fuse
 from qframework.kernels.native.static import StaticQuantizer
 from qframework.kernels.prepare import Plan, may_collect
+from qframework.kernels.trust import distrust, is_plain, modes_active
 
 #: From values, and whether they are to go through a ReLU, to quantized values.
 Step = Callable[[Tensor, bool], Tensor]
@@ -67,11 +68,15 @@ def static(plan: Plan, like: Tensor) -> Static | None:
         return None
     if isinstance(quantizer, FloatQuant):
         scale = quantizer.scale_for(like)
+        if not is_plain(scale):
+            return None
         rest = quantizer.described(like, scale)[1:]
         return Static(plan, _minifloats(plan, quantizer, scale), rest)
     if plan.grid is None:
         return None
     scale, zero_point, bit_width = quantizer.parameters_for(like)
+    if not is_plain(scale, zero_point):
+        return None
     shift = None if plan.symmetric else zero_point
     step = _integers(scale, shift, plan.grid)
     return Static(plan, step, (scale, zero_point, bit_width), plan.grid, plan.symmetric)
@@ -82,11 +87,17 @@ def _depends_on_input(quantizer: Any) -> bool:
         if part is None:
             continue
         if hasattr(part, "is_collecting"):
-            if may_collect(part):
-                return True
-        elif getattr(part, "depends_on_input", True):
+            depends = may_collect(part)
+        else:
+            depends = getattr(part, "depends_on_input", True)
+        # One that is derived from a part that doesn't look at the input, or has a hook, may do so.
+        if depends or all(distrust(part, method) for method in _VOUCHING):
             return True
     return False
+
+
+#: What is stated along with what a part looks at.
+_VOUCHING = ("rule", "statistic_rule", "depends_on_input")
 
 
 def _integers(scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> Step:
@@ -94,8 +105,13 @@ def _integers(scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> St
 
     def step(x: Tensor, relu: bool) -> Tensor:
         nonlocal known
+        if is_compiling():
+            return fake_quantize(x, scale, zero_point, grid, relu)
+        if modes_active() or not is_plain(x):
+            return fake_quantize.definition(x, scale, zero_point, grid, relu)
         if may_fuse() and not torch.is_grad_enabled():
-            y = None if known is None else known(x, relu)
+            quick = known  # once, as other threads may call it, too
+            y = None if quick is None else quick(x, relu)
             if y is not None:
                 return y
             known = StaticQuantizer.for_values(x, scale, zero_point, grid)
@@ -109,6 +125,8 @@ def _minifloats(plan: Plan, quantizer: FloatQuant, scale: Tensor) -> Step:
 
     def step(x: Tensor, relu: bool) -> Tensor:
         x = quantizer.input_view_impl(torch.relu(x) if relu else x)
+        if not is_compiling() and (modes_active() or not is_plain(x)):
+            return minifloat_quantize.definition(x, used, *plan.format)
         return minifloat_quantize(x, used, *plan.format)
 
     return step

@@ -6,15 +6,20 @@ it without a rule of its own, of which a method was assigned, or whose calls hoo
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from operator import getitem
+from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from operator import getitem, is_
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from qframework.core.base import CompactModule, CoreModule, Stateless
+from qframework.core.following import FollowsParameters
 from qframework.core.tracked import TrackedParameters
 
 #: What may be overridden without a change of what is computed.
@@ -64,6 +69,14 @@ _GLOBAL_HOOKS: tuple[Sized, ...] = tuple(getattr(torch_module, f"_global{name}")
 #: The classes of torch, of which only the way from a call to ``forward`` is looked at.
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__")
 _TORCH = tuple((vars(nn.Module), name, vars(nn.Module)[name]) for name in _CALLS)
+#: The bases of parts that say nothing of what these compute, as long as they don't define what goes before it.
+_BASES: tuple[type, ...] = (nn.Module, object, CompactModule, CoreModule, Stateless)
+_ABSENT = tuple(
+    (base, name)
+    for base in _BASES
+    for name in (*_CALLS, "__getattribute__")
+    if name not in vars(base)
+)
 #: Attributes that every module has, and what they hold is looked at where it matters.
 _COMMON = frozenset([*vars(nn.Module()), "_constants"])
 
@@ -84,7 +97,7 @@ def _definition(cls: type) -> dict[str, Any]:
     return found
 
 
-def record_definitions(cls: type = CompactModule) -> None:
+def record_definitions(cls: type[nn.Module] = CompactModule) -> None:
     """See a class and those derived from it as they are now: what is written to them later replaces something."""
     _definition(cls)
     derived: type
@@ -97,7 +110,9 @@ def _own_classes(kind: type) -> list[type]:
     return [c for c in kind.__mro__ if c not in _BASES]
 
 
-_BASES = (nn.Module, object, CompactModule, CoreModule, Stateless)
+def giver_of(kind: type, name: str) -> Any:
+    """The class that defines what a class has under a name; None where there is none."""
+    return next((c for c in kind.__mro__ if name in vars(c)), None)
 
 
 def distrust(part: nn.Module, method: str = "rule") -> str | None:
@@ -109,27 +124,47 @@ def distrust(part: nn.Module, method: str = "rule") -> str | None:
     """
     kind = type(part)
     order = kind.__mro__
-    giver = next((c for c in order if method in vars(c)), None)
+    giver = giver_of(kind, method)
     if giver is None:
         return f"no faster form is known of {kind.__name__}"
     trusted = giver.__mro__
     for i, cls in enumerate(order):
-        if cls in trusted:
-            continue
-        for name, what in vars(cls).items():
-            if name not in _HARMLESS and _is_code(what):
-                if any(name in vars(base) for base in order[i + 1 :]):
-                    return f"{cls.__name__} overrides {name}"
+        if cls not in trusted:
+            reason = _overrides(part, cls, order[i + 1 :])
+            if reason is not None:
+                return reason
     for cls in _own_classes(kind):
-        now = vars(cls)
-        for name, what in _definition(cls).items():
+        now, then = vars(cls), _definition(cls)
+        for name, what in then.items():
             if now.get(name) is not what:
                 return f"{cls.__name__}.{name} was replaced"
-    for name in vars(part):
+        for name in now.keys() - then.keys() - _HARMLESS:  # such as a method that was inherited
+            return f"{cls.__name__}.{name} was added"
+    own = vars(part)
+    for name in own:
         if name not in _COMMON and _is_code(getattr(kind, name, None)):
             return f"{name} of the {kind.__name__} was replaced"
+    if own.get("_compiled_call_impl") is not None:
+        return f"the {kind.__name__} was compiled by itself"
     if any(getattr(part, name) for name in _HOOKS):
         return f"the {kind.__name__} has a hook"
+    return None
+
+
+def _overrides(part: nn.Module, cls: type, bases: tuple[type, ...]) -> str | None:
+    """Which code of its bases a class overrides that doesn't vouch for what it computes."""
+    parametrized: Any = part._modules.get("parametrizations") or ()
+    for name, what in vars(cls).items():
+        if name in _HARMLESS:
+            continue
+        below = [vars(base)[name] for base in bases if name in vars(base)]
+        # Data may take the place of a property.
+        if (below and _is_code(what)) or any(map(_is_code, below)):
+            return f"{cls.__name__} overrides {name}"
+        # A property goes before what a base's constructor assigned, and may give something else at each call. Tensors, as
+        # parametrizations compute them, are no part of rules.
+        if hasattr(type(what), "__set__") and name not in parametrized:
+            return f"{cls.__name__} computes {name}"
     return None
 
 
@@ -140,12 +175,71 @@ def distrust_all() -> str | None:
     for namespace, name, what in _TORCH:
         if namespace[name] is not what:
             return f"torch.nn.Module.{name} was replaced"
+    for base, name in _ABSENT:
+        if name in vars(base):
+            return f"{base.__name__}.{name} was added"
     return None
+
+
+_PLAIN = (Tensor, nn.Parameter)
+_function_modes, _dispatch_modes = (
+    torch._C._len_torch_function_stack,
+    torch._C._len_torch_dispatch_stack,
+)
+
+
+def is_plain(*tensors: Any) -> bool:
+    """Whether torch's functions do with tensors what they are known for: a subclass may have its own."""
+    for t in tensors:  # noqa: SIM110 a generator takes longer
+        if type(t) not in _PLAIN:
+            return False
+    return True
+
+
+def modes_active() -> bool:
+    """Whether a mode sees, and may change, each of torch's functions or operators; outside of compilers."""
+    return _dispatch_modes() > 0 or (_function_modes() > 0 and _changes_functions())
+
+
+def _changes_functions() -> bool:
+    # The mode of torch.set_default_device only fills in a device.
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def function_names(kind: type) -> tuple[str, ...]:
+    """The methods of a part."""
+    return tuple(
+        {
+            n: None
+            for c in _own_classes(kind)
+            for n, what in vars(c).items()
+            if isinstance(what, FunctionType) and not n.startswith("__")
+        }
+    )
 
 
 # As torch.compiler.assume_constant_result does, which imports the compiler.
 distrust._dynamo_marked_constant = True  # type: ignore[attr-defined]
 distrust_all._dynamo_marked_constant = True  # type: ignore[attr-defined]
+function_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _contents(held: Any) -> Iterator[Any]:
+    """What a container holds, at any depth."""
+    if isinstance(held, Mapping):
+        held = (*held.keys(), *held.values())
+    if isinstance(held, (tuple, list, Set)):
+        for inner in held:
+            yield from _contents(inner)
+    else:
+        yield held
+
+
+def _is_changeable(value: Any) -> bool:
+    """Whether a container's contents can be others while it is the same object."""
+    if isinstance(value, tuple):
+        return any(map(_is_changeable, value))
+    return isinstance(value, (list, dict, set))
 
 
 class Guards:
@@ -158,46 +252,77 @@ class Guards:
     def __init__(self) -> None:
         self.parts: list[nn.Module] = []
         self.types: list[type] = []
-        self.containers: list[Sized] = list(_GLOBAL_HOOKS)
+        self.containers: list[Sized] = [*_GLOBAL_HOOKS, *(vars(base) for base in _BASES)]  # type: ignore[list-item]
         self.namespaces: list[Any] = []
         self.names: list[str] = []
         self.values: tuple[Any, ...] = ()
+        self.modules: tuple[list[Any], list[str], list[nn.Module]] = ([], [], [])
         self.lengths: tuple[int, ...] = ()
-        self._seen: set[Any] = set()
+        self.changeable: list[tuple[Iterable[Any], list[Any]]] = []
         self._expected: list[Any] = []
+        self._seen: set[int] = set()
+        self._read: set[int] = set()
         for entry in _TORCH:
             self._expect(*entry)
 
     def _expect(self, namespace: Any, name: str, value: Any) -> None:
+        if isinstance(value, nn.Module):  # by identity: one that is equal may hold other numbers
+            for held, what in zip(self.modules, (namespace, name, value), strict=True):
+                held.append(what)
+            return
         self.namespaces.append(namespace)
         self.names.append(name)
         self._expected.append(value)
 
     def watch(self, part: nn.Module) -> None:
-        """Remember what a part is like."""
+        """Remember of which code a part is."""
         if id(part) in self._seen:
             return
         self._seen.add(id(part))
         self.parts.append(part)
         self.types.append(type(part))
         own = vars(part)
-        self.containers += [own, part._modules]
-        for name, value in part._modules.items():
-            self._expect(part._modules, name, value)
+        self.containers.append(own)
         for name, value in own.items():
             if name in _HOOKS:
                 self.containers.append(value)
-            elif name not in _COMMON and not isinstance(value, Tensor):
+                self._expect(own, name, value)
+            elif isinstance(value, Tensor):  # one may be deleted, and a function assigned
+                self.changeable.append((own, list(_contents(own.keys()))))
+        for cls in _own_classes(type(part)):
+            if id(cls) not in self._seen:
+                self._seen.add(id(cls))
+                self.containers.append(vars(cls))  # type: ignore[arg-type]
+                self._expect_of(cls, True)
+
+    def _expect_of(self, cls: type, code: bool) -> None:
+        now = vars(cls)
+        for name in _definition(cls):
+            if name in now and _is_code(now[name]) is code:
+                self._expect(now, name, now[name])
+
+    def watch_settings(self, part: nn.Module) -> None:
+        """Remember what a part holds that its rule may depend on."""
+        if id(part) in self._read:
+            return
+        self._read.add(id(part))
+        own = vars(part)
+        self.containers.append(part._modules)
+        if part._modules:
+            self._expect(own, "_modules", part._modules)
+        for name, value in part._modules.items():
+            self._expect(part._modules, name, value)
+        for name, value in own.items():
+            if name not in _COMMON and not isinstance(value, Tensor):
                 self._expect(own, name, value)
                 if isinstance(value, TrackedParameters):
                     self.containers.append(value.modules)
+                elif _is_changeable(value):
+                    self.changeable.append((value, list(_contents(value))))
         for cls in _own_classes(type(part)):
-            if cls not in self._seen:
-                self._seen.add(cls)
-                now = vars(cls)
-                self.containers.append(now)  # type: ignore[arg-type]
-                for name, value in _definition(cls).items():
-                    self._expect(now, name, now.get(name, value))
+            if id(cls) not in self._read:
+                self._read.add(id(cls))
+                self._expect_of(cls, False)
 
     def close(self) -> None:
         """All parts are seen."""
@@ -206,14 +331,24 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether nothing has changed."""
+        namespaces, names, modules = self.modules
         try:
             return (
                 tuple(map(len, self.containers)) == self.lengths
                 and tuple(map(getitem, self.namespaces, self.names)) == self.values
+                and all(map(is_, map(getitem, namespaces, names), modules))
                 and list(map(type, self.parts)) == self.types
+                and (not self.changeable or all(map(_is_unchanged, self.changeable)))
             )
-        except KeyError:  # something was removed
+        except Exception:  # something was removed, or can't be compared with what was there
             return False
 
 
+def _is_unchanged(pair: tuple[Any, list[Any]]) -> bool:
+    held, before = pair
+    now = list(_contents(held))
+    return len(now) == len(before) and all(map(is_, now, before))
+
+
 record_definitions()
+record_definitions(FollowsParameters)  # a mixin of parts
