@@ -92,3 +92,30 @@ def assert_near(found: Any, expected: Any, tolerance: float, size: float = 0.0) 
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         error = (a.double() - b).norm().item()
         assert error <= tolerance * max(b.norm().item(), size), f"{i}: {error} beside {b.norm()}"
+
+
+def assert_as_defined(
+    function: Callable[..., Any],
+    *tensors: Tensor,
+    expected: Callable[..., Any] | None = None,
+    tolerance: float = 1e-6,
+) -> None:
+    """Values are those of the definition bit for bit, gradients those that it has in float64.
+
+    Args:
+        function: of the tensors, that calls what has kernels.
+        *tensors: are differentiated.
+        expected: what ``function`` means; ``function`` itself without kernels where None.
+        tolerance: of gradients, relative to their norm.
+    """
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    wide = [t.double().requires_grad_() for t in tensors]
+    results = listed(function(*leaves))
+    with qframework.settings.use(kernels="reference"):
+        exact = listed((expected or function)(*wide))
+        for result, same in zip(results, listed((expected or function)(*tensors)), strict=True):
+            assert torch.equal(result, same)
+    given = upstream(results)
+    size = max(u.double().norm().item() for u in given)
+    found = gradients(results, leaves, given)
+    assert_near(found, gradients(exact, wide, [u.double() for u in given]), tolerance, size)
