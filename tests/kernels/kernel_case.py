@@ -119,3 +119,17 @@ def assert_as_defined(
     size = max(u.double().norm().item() for u in given)
     found = gradients(results, leaves, given)
     assert_near(found, gradients(exact, wide, [u.double() for u in given]), tolerance, size)
+
+
+def kept_by(function: Callable[[], Any]) -> list[Tensor]:
+    """The tensors that a call keeps for the backward pass."""
+    kept: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        results = function()
+    del results
+    return kept

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_case import assert_as_defined, gradients, values
+from kernel_case import assert_as_defined, gradients, kept_by, values
 
 import qframework
 from qframework.functional import ROUNDINGS, IntegerGrid, fake_quantize
@@ -145,16 +145,9 @@ def test_channels_last_gives_the_same() -> None:
 
 
 def test_one_tensor_is_kept_for_the_backward_pass() -> None:
-    kept: list[int] = []
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        kept.append(t.numel())
-        return t
-
     x, scale = torch.randn(64, 64, requires_grad=True) * 1.0, torch.tensor(0.1, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        fake_quantize(x, scale, None, IntegerGrid(0.0, 255.0), relu=True)
-    assert sorted(kept) == [1, 4096]
+    kept = kept_by(lambda: fake_quantize(x, scale, None, IntegerGrid(0.0, 255.0), relu=True))
+    assert sorted(t.numel() for t in kept) == [1, 4096]
 
 
 @given(st.integers(0, 2**24 - 1), st.sampled_from([torch.float32, torch.float64]))

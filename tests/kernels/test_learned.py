@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from kernel_case import assert_as_defined, values
+from kernel_case import assert_as_defined, kept_by, values
 from torch import Tensor
 
 import qframework
@@ -58,14 +58,8 @@ def test_the_scale_is_that_of_the_stored_number(domain) -> None:
 
 
 def test_one_tensor_is_kept_for_the_backward_pass() -> None:
-    kept: list[int] = []
-
-    def pack(t: Tensor) -> Tensor:
-        kept.append(t.numel())
-        return t
-
     x, stored = torch.randn(64, 64, requires_grad=True) * 1.0, torch.tensor(2.0, requires_grad=True)
     rule = ScaleRule("learned", 255.0)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        quantize_by_learned_scale(x, stored, IntegerGrid(0.0, 255.0), rule, True)
-    assert sorted(kept) == [1, 1, 4096]
+    grid = IntegerGrid(0.0, 255.0)
+    kept = kept_by(lambda: quantize_by_learned_scale(x, stored, grid, rule, True))
+    assert sorted(t.numel() for t in kept) == [1, 1, 4096]
