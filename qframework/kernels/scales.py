@@ -21,7 +21,7 @@ from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 
 def _sign(x: Tensor) -> Tensor:
     """1 where ``x >= 0``, else -1."""
-    return torch.where(x >= 0, 1.0, -1.0)
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def _bounded(v: Tensor, minimum: float | None) -> Tensor:

@@ -142,10 +142,11 @@ def by_range(
     bounds: tuple[float, float],
     axis: int | None = None,
     rounding: str = "round",
+    threshold: float | None = None,
     **rule: Any,
 ) -> Case:
     shape = [n if i == axis else 1 for i, n in enumerate(w.shape)] if axis is not None else []
-    threshold = 128.0 if kind == "absmax" else 256.0
+    threshold = threshold or (128.0 if kind == "absmax" else 256.0)
     scale = ScaleRule(kind, threshold, shape=tuple(shape), channel_axis=axis, **rule)
     grid = IntegerGrid(*bounds, rounding, False)
     return Case(f"quantize_by_{kind}: {name}", (w,), (), lambda w: (w, grid, scale))
@@ -154,10 +155,14 @@ def by_range(
 def by_ranges(kind: str, bounds: tuple[float, float], make: Callable[..., Tensor]) -> list[Case]:
     power = {"domain": "power_of_two", "rounding": "ceil", "minimum": 0.01}
     w, rows = make(6, 40), make(6, 40, axis=0)
+    untied = torch.where(w.abs() == 8, 7.75, w)  # the only ones that 127 and 255 steps halve
+    odd = {"threshold": 127.0 if kind == "absmax" else 255.0}
     return [
         by_range(kind, "tensor", w, bounds, minimum=0.01),
         by_range(kind, "tensor, no minimum", w, bounds),
         by_range(kind, "tensor, large", make(*LARGE), bounds, minimum=0.01),
+        by_range(kind, "tensor, odd threshold", untied, bounds, minimum=0.01, **odd),
+        by_range(kind, "tensor, odd threshold, no minimum", untied, bounds, **odd),
         by_range(kind, "tensor, floor", w, bounds, rounding="floor"),
         by_range(kind, "tensor, dpu", w, bounds, rounding="dpu"),
         by_range(kind, "tensor, power of two", w, bounds, **power),
