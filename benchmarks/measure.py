@@ -74,7 +74,7 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def saved_bytes(model: nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of one forward pass, parameters aside."""
+    """Bytes that autograd saves for the backward pass of one forward pass, parameters aside."""
     images, _ = data()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import qframework
 from qframework.graph import Rule, calibration_mode, quantize_model, summary
 from qframework.quantizers import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
@@ -31,8 +32,11 @@ def network() -> nn.Sequential:
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    with torch.no_grad():
-        return float((model(x).argmax(1) == y).float().mean())
+    right = 0
+    with qframework.frozen(model), torch.no_grad():  # weights are quantized once
+        for images, labels in zip(x.split(128), y.split(128), strict=True):
+            right += int((model(images).argmax(1) == labels).sum())
+    return right / len(y)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import qframework
 from qframework.graph import calibration_mode
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import Int8WeightPerChannelFloat
@@ -91,11 +92,13 @@ def train(
             progress.advance(task)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Percent of images that are recognized."""
-    model.eval()
-    return 100.0 * (model(x).argmax(1) == y).float().mean().item()
+    right = 0
+    with qframework.frozen(model.eval()), torch.no_grad():  # weights are quantized once
+        for images, labels in zip(x.split(128), y.split(128), strict=True):
+            right += int((model(images).argmax(1) == labels).sum())
+    return 100.0 * right / len(y)
 
 
 def weight_bytes(model: nn.Module) -> float:

@@ -71,20 +71,46 @@ class QuantActLayer(QuantLayer):
     act_quant: ActQuantProxyFromInjector
     input_quant: ActQuantProxyFromInjector
 
+    def __init__(
+        self,
+        act_quant: Quantizer | Default = DEFAULT,
+        input_quant: Quantizer = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Unpack[ActLayerKeywords],
+    ) -> None:
+        """Build the quantizers; settings of a function, where it has some, come first, as in torch.
+
+        Args:
+            act_quant: quantizer of the result: a class, another layer's proxy to share, or None; ``default_act_quant`` where
+                it isn't given.
+            input_quant: quantizer of the input: a class, another layer's proxy to share, or None.
+            return_quant_tensor: return a quantized tensor rather than a tensor.
+            **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in ``input_quant`` (prefix
+                ``input_``).
+
+        Raises:
+            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+        """
+        super().__init__()
+        self._init_act(act_quant, input_quant, return_quant_tensor, kwargs)
+
     def _init_act(
         self,
         act_quant: Quantizer | Default,
         input_quant: Quantizer,
         return_quant_tensor: bool,
         keywords: Mapping[str, object],
-        provided: dict[str, Any] | None = None,
     ) -> None:
         """The last step of a constructor."""
         self.return_quant_tensor = return_quant_tensor
         wanted = self.default_act_quant if isinstance(act_quant, Default) else act_quant
         self.input_quant, self.act_quant = build_act_proxies(
-            self, wanted, input_quant, keywords, provided
+            self, wanted, input_quant, keywords, self._provided()
         )
+
+    def _provided(self) -> dict[str, Any]:
+        """For subclasses: names for the quantizer of the result."""
+        return {}
 
     def _remedy(self) -> str:
         return "Give act_quant=Int8ActPerTensorFloat, or return_quant_tensor=False."
@@ -106,34 +132,22 @@ class QuantNonLinearActLayer(QuantActLayer):
     passthrough_act = False
     drop_act_when_quantized = False
 
-    def __init__(
+    def _init_act(
         self,
-        act_quant: Quantizer | Default = DEFAULT,
-        input_quant: Quantizer = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Unpack[ActLayerKeywords],
+        act_quant: Quantizer | Default,
+        input_quant: Quantizer,
+        return_quant_tensor: bool,
+        keywords: Mapping[str, object],
     ) -> None:
-        """Build the quantizers.
+        super()._init_act(act_quant, input_quant, return_quant_tensor, keywords)
+        self.own_activation = self._beside_shared(act_quant)
 
-        Args:
-            act_quant: quantizer of the result: a class, another layer's proxy to share, or None; ``default_act_quant`` where
-                it isn't given.
-            input_quant: quantizer of the input: a class, another layer's proxy to share, or None.
-            return_quant_tensor: return a quantized tensor rather than a tensor.
-            **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in ``input_quant`` (prefix
-                ``input_``).
-
-        Raises:
-            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
-        """
-        super().__init__()
-        provided = {
+    def _provided(self) -> dict[str, Any]:
+        return {
             "act_impl": self.act_impl,
             "passthrough_act": self.passthrough_act,
             "drop_act_when_quantized": self.drop_act_when_quantized,
         }
-        self._init_act(act_quant, input_quant, return_quant_tensor, kwargs, provided)
-        self.own_activation = self._beside_shared(act_quant)
 
     def _beside_shared(self, act_quant: Quantizer | Default) -> nn.Module | None:
         """The function to apply here, because a shared quantizer comes with that of its first layer."""

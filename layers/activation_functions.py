@@ -19,38 +19,14 @@ from qframework.quantizers.scaled_int import Uint8ActPerTensorFloat
 class _QuantFunction(QuantActLayer):
     """Mixin in front of a torch activation: quantize the input, apply, quantize the result."""
 
-    def __init__(
-        self,
-        act_quant: Quantizer | Default = DEFAULT,
-        input_quant: Quantizer = None,
-        return_quant_tensor: bool = False,
-        **kwargs: Unpack[ActLayerKeywords],
-    ) -> None:
-        """Build the function and its quantizers; settings of the function, where it has some, come first, as in torch.
-
-        Args:
-            act_quant: quantizer of the result: a class, another layer's proxy to share, or None; ``default_act_quant`` where
-                it isn't given.
-            input_quant: quantizer of the input: a class, another layer's proxy to share, or None.
-            return_quant_tensor: return a quantized tensor rather than a tensor.
-            **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in ``input_quant`` (prefix
-                ``input_``).
-
-        Raises:
-            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
-        """
-        super().__init__()
-        self._init_act(act_quant, input_quant, return_quant_tensor, kwargs)
-
     def _init_act(
         self,
         act_quant: Quantizer | Default,
         input_quant: Quantizer,
         return_quant_tensor: bool,
         keywords: Mapping[str, object],
-        provided: dict[str, Any] | None = None,
     ) -> None:
-        super()._init_act(act_quant, input_quant, return_quant_tensor, keywords, provided)
+        super()._init_act(act_quant, input_quant, return_quant_tensor, keywords)
         theirs = self.act_quant.activation_impl
         if theirs is not None:
             raise PolicyTypeError(

@@ -129,8 +129,8 @@ class ScaledDotProductAttention(nn.Module):
 
     Args:
         pre_process_q: applied to the query first, such as a rotation; None for nothing.
-        pre_process_k: likewise to the key.
-        pre_process_v: likewise to the value.
+        pre_process_k: applied to the key.
+        pre_process_v: applied to the value.
     """
 
     def __init__(
@@ -185,14 +185,14 @@ class QuantScaledDotProductAttention(QuantAttention, ScaledDotProductAttention):
 
     Args:
         pre_process_q: applied to the query first, such as a rotation; None for nothing.
-        pre_process_k: likewise to the key.
-        pre_process_v: likewise to the value.
+        pre_process_k: applied to the key.
+        pre_process_v: applied to the value.
         softmax_input_quant: quantizer of the scores: a class, another layer's proxy to share, or None.
-        attn_output_weights_quant: quantizer of the weights, likewise.
-        q_scaled_quant: quantizer of the query times the scale, likewise.
-        k_transposed_quant: quantizer of the transposed key, likewise.
-        v_quant: quantizer of the value, likewise.
-        sdpa_output_quant: quantizer of the result, likewise.
+        attn_output_weights_quant: quantizer of the weights: a class, a proxy to share, or None.
+        q_scaled_quant: quantizer of the query times the scale: a class, a proxy to share, or None.
+        k_transposed_quant: quantizer of the transposed key: a class, a proxy to share, or None.
+        v_quant: quantizer of the value: a class, a proxy to share, or None.
+        sdpa_output_quant: quantizer of the result: a class, a proxy to share, or None.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
         device: of the quantizers.
         dtype: of the quantizers.

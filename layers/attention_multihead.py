@@ -47,17 +47,17 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         packed_in_proj: one projection, and one quantizer, for query, key and value; without it three. It is meant
             for self-attention: different tensors are projected by it together, each by the whole weight.
         in_proj_input_quant: quantizer of query, key and value: a class, another layer's proxy to share, or None.
-        in_proj_weight_quant: quantizer of the weights that project them, likewise.
-        in_proj_bias_quant: quantizer of the biases that project them, likewise.
-        softmax_input_quant: quantizer of the scores, likewise.
-        attn_output_weights_quant: quantizer of the attention weights, likewise.
-        q_scaled_quant: quantizer of the projected query divided by ``sqrt(head_dim)``, likewise.
-        k_transposed_quant: quantizer of the projected, transposed key, likewise.
-        v_quant: quantizer of the projected value, likewise.
-        out_proj_input_quant: quantizer of the attended values, likewise.
-        out_proj_weight_quant: quantizer of the weight that projects them, likewise.
-        out_proj_bias_quant: quantizer of the bias that projects them, likewise.
-        out_proj_output_quant: quantizer of the result, likewise.
+        in_proj_weight_quant: quantizer of the weights that project them: a class, a proxy to share, or None.
+        in_proj_bias_quant: quantizer of the biases that project them: a class, a proxy to share, or None.
+        softmax_input_quant: quantizer of the scores: a class, a proxy to share, or None.
+        attn_output_weights_quant: quantizer of the attention weights: a class, a proxy to share, or None.
+        q_scaled_quant: quantizer of the projected query divided by ``sqrt(head_dim)``: a class, a proxy to share, or None.
+        k_transposed_quant: quantizer of the projected, transposed key: a class, a proxy to share, or None.
+        v_quant: quantizer of the projected value: a class, a proxy to share, or None.
+        out_proj_input_quant: quantizer of the attended values: a class, a proxy to share, or None.
+        out_proj_weight_quant: quantizer of the weight that projects them: a class, a proxy to share, or None.
+        out_proj_bias_quant: quantizer of the bias that projects them: a class, a proxy to share, or None.
+        out_proj_output_quant: quantizer of the result: a class, a proxy to share, or None.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; the weights are a tensor.
         device: of parameters and quantizers.
         dtype: of the parameters.

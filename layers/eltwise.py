@@ -55,7 +55,7 @@ class _QuantEltwise(_QuantOperation):
 
     Args:
         input_quant: quantizer of the operands: a class, another layer's proxy to share, or None.
-        output_quant: quantizer of the result, likewise.
+        output_quant: quantizer of the result: a class, a proxy to share, or None.
         tie_input_output_quant: the operands take the very quantizer of the result.
         return_quant_tensor: return a quantized tensor rather than a tensor.
         **kwargs: names to bind anew in a quantizer, prefixed ``input_``, ``output_``.
@@ -112,7 +112,7 @@ class QuantCat(_QuantEltwise):
 
     Args:
         input_quant: quantizer of the operands: a class, another layer's proxy to share, or None.
-        output_quant: quantizer of the result, likewise.
+        output_quant: quantizer of the result: a class, a proxy to share, or None.
         tie_input_output_quant: the operands take the very quantizer of the result.
         return_quant_tensor: return a quantized tensor rather than a tensor.
         **kwargs: names to bind anew in a quantizer, prefixed ``input_``, ``output_``.
@@ -143,8 +143,8 @@ class QuantMatMul(_QuantOperation):
 
     Args:
         input_quant: quantizer of the first operand: a class, another layer's proxy to share, or None.
-        other_quant: quantizer of the second, likewise.
-        output_quant: quantizer of the result, likewise.
+        other_quant: quantizer of the second: a class, a proxy to share, or None.
+        output_quant: quantizer of the result: a class, a proxy to share, or None.
         return_quant_tensor: return a quantized tensor rather than a tensor.
         **kwargs: names to bind anew in a quantizer, prefixed ``input_``, ``other_``, ``output_``.
 

@@ -47,7 +47,7 @@ class QuantEmbedding(_QuantTable, nn.Embedding):
             the rows.
         return_quant_tensor: return a quantized tensor, which needs one scale for the table.
         device: of the table.
-        dtype: likewise.
+        dtype: of the parameters.
         **kwargs: names to bind anew in the quantizer, prefixed ``weight_``.
 
     Raises:
@@ -123,7 +123,7 @@ class QuantEmbeddingBag(_QuantTable, nn.EmbeddingBag):
         weight_quant: quantizer of the table: a class, another layer's proxy to share, or None. Its channels are
             the rows.
         device: of the table.
-        dtype: likewise.
+        dtype: of the parameters.
         **kwargs: names to bind anew in the quantizer, prefixed ``weight_``.
 
     Raises:

@@ -23,9 +23,9 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         out_features: size of the last axis of the output.
         bias: whether there is a bias.
         weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
-        bias_quant: quantizer of the bias, likewise.
-        input_quant: quantizer of the input, likewise.
-        output_quant: quantizer of the output, likewise.
+        bias_quant: quantizer of the bias: a class, a proxy to share, or None.
+        input_quant: quantizer of the input: a class, a proxy to share, or None.
+        output_quant: quantizer of the output: a class, a proxy to share, or None.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
         device: of parameters and quantizers.
         dtype: of the parameters.

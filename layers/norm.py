@@ -38,9 +38,9 @@ class QuantLayerNorm(_QuantNorm, nn.LayerNorm):
     Args:
         normalized_shape, eps, elementwise_affine, bias: as in torch.
         weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
-        bias_quant: quantizer of the bias, likewise, with a scale of its own.
-        input_quant: quantizer of the input, likewise.
-        output_quant: quantizer of the output, likewise.
+        bias_quant: quantizer of the bias (a class, another layer's proxy to share, or None), with a scale of its own.
+        input_quant: quantizer of the input: a class, a proxy to share, or None.
+        output_quant: quantizer of the output: a class, a proxy to share, or None.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs ``output_quant``.
         device: of parameters and quantizers.
         dtype: of the parameters.
@@ -84,8 +84,8 @@ class QuantRMSNorm(_QuantNorm, nn.RMSNorm):
     Args:
         normalized_shape, eps, elementwise_affine: as in torch.
         weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
-        input_quant: quantizer of the input, likewise.
-        output_quant: quantizer of the output, likewise.
+        input_quant: quantizer of the input: a class, a proxy to share, or None.
+        output_quant: quantizer of the output: a class, a proxy to share, or None.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs ``output_quant``.
         device: of parameters and quantizers.
         dtype: of the parameters.
@@ -124,9 +124,9 @@ class QuantGroupNorm(_QuantNorm, nn.GroupNorm):
     Args:
         num_groups, num_channels, eps, affine: as in torch.
         weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
-        bias_quant: quantizer of the bias, likewise, with a scale of its own.
-        input_quant: quantizer of the input, likewise.
-        output_quant: quantizer of the output, likewise.
+        bias_quant: quantizer of the bias (a class, another layer's proxy to share, or None), with a scale of its own.
+        input_quant: quantizer of the input: a class, a proxy to share, or None.
+        output_quant: quantizer of the output: a class, a proxy to share, or None.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs ``output_quant``.
         device: of parameters and quantizers.
         dtype: of the parameters.

@@ -31,7 +31,7 @@ class GateWeight(QuantWeightLayer, nn.Module):
         overrides: names to bind anew in it.
         prefix: of the layer's keywords for it.
         device: of the weight.
-        dtype: likewise.
+        dtype: of the parameters.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class GateParams(nn.Module):
         overrides: names to bind anew in that.
         hidden_bias: whether the state has a bias of its own, ``hidden_bias``, left in floats.
         device: of the bias.
-        dtype: likewise.
+        dtype: of the parameters.
     """
 
     bias_quant: BiasQuantProxyFromInjector

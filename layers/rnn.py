@@ -357,7 +357,7 @@ class QuantLSTM(QuantRecurrent):
             input: ``(T, N, input_size)``, with ``batch_first`` ``(N, T, input_size)``, or ``(T, input_size)``.
             hx: first hidden state, ``(layers * directions, N, hidden_size)``, or a pair of it and ``cx``; zeros when
                 None.
-            cx: first cell state, likewise, or a list as it is returned without ``cat_output_cell_states``.
+            cx: first cell state, ``(layers * directions, N, hidden)``, or a list as it is returned without ``cat_output_cell_states``.
 
         Returns:
             Outputs ``(T, N, directions * hidden_size)`` and a pair of the last hidden and cell states.

@@ -21,7 +21,7 @@ class ScaleBias(nn.Module):
         bias: whether there is a summand.
         runtime_shape: of weight and bias beside the input, -1 for the channels.
         device: of the parameters.
-        dtype: likewise.
+        dtype: of the parameters.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class QuantScaleBias(QuantWeightBiasInputOutputLayer, ScaleBias):
         num_features: number of channels.
         bias: whether there is a summand.
         weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
-        bias_quant: quantizer of the bias, likewise.
-        input_quant: quantizer of the input, likewise.
-        output_quant: quantizer of the output, likewise.
+        bias_quant: quantizer of the bias: a class, a proxy to share, or None.
+        input_quant: quantizer of the input: a class, a proxy to share, or None.
+        output_quant: quantizer of the output: a class, a proxy to share, or None.
         runtime_shape: of weight and bias beside the input, -1 for the channels.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor.
         device: of parameters and quantizers.

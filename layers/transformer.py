@@ -51,8 +51,8 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias: as in
             torch.
         weight_quant: quantizer of the weights of all linear layers: a class or None.
-        bias_quant: quantizer of their biases, likewise.
-        input_quant: quantizer of their inputs, likewise. After a ReLU ``linear2`` takes the unsigned
+        bias_quant: quantizer of their biases: a class, a proxy to share, or None.
+        input_quant: quantizer of their inputs: a class, a proxy to share, or None. After a ReLU ``linear2`` takes the unsigned
             ``Uint8ActPerTensorFloat`` in place of the default.
         return_quant_tensor: return an ``IntQuantTensor`` rather than a tensor; needs ``norm2_output_quant``, or with
             ``norm_first`` ``residual2_output_quant`` or ``residual2_input_quant``.
@@ -154,7 +154,7 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
             src: float or quantized tensor ``(L, B, d_model)``, with ``batch_first`` ``(B, L, d_model)``, unbatched
                 ``(L, d_model)``.
             src_mask: ``(L, L)`` or ``(B * nhead, L, L)``; bool (true: ignored) or float (added to the scores).
-            src_key_padding_mask: ``(B, L)``, unbatched ``(L,)``; likewise.
+            src_key_padding_mask: ``(B, L)``, unbatched ``(L,)``; True where a key is left out.
             is_causal: says that ``src_mask`` is causal; without one, position ``i`` looks at 0 to ``i``.
 
         Returns:

@@ -89,7 +89,7 @@ class CodebookQuant(CoreModule):
         scaling_impl: called with ``(x, threshold)``, the threshold being the largest magnitude of an entry.
         input_view_impl: shapes the input before, the identity when None.
         dtype: of the codebook.
-        device: likewise.
+        device: of the codebook.
 
     Raises:
         ValueError: fewer than two entries, one twice, or one that isn't finite.

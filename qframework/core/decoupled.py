@@ -63,7 +63,7 @@ class DecoupledRescalingIntQuant(CoreModule):
     Args:
         decoupled_int_quant: rounds and clamps.
         pre_scaling_impl: scale of the integers, called with ``(x, threshold)``.
-        scaling_impl: scale of the values, likewise.
+        scaling_impl: scale of the values, called with ``(x, threshold)``.
         int_scaling_impl: from the bit width to the integer threshold of both.
         pre_zero_point_impl: called with ``(x, pre_scale, bit_width)``.
         zero_point_impl: called with ``(x, scale, bit_width)``.

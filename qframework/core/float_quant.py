@@ -43,8 +43,8 @@ class FloatQuant(CoreModule):
     Args:
         signed: whether there are negative numbers.
         exponent_bit_width_impl: bits of the exponent, called with nothing.
-        mantissa_bit_width_impl: bits of the mantissa, likewise.
-        exponent_bias_impl: the bias, likewise.
+        mantissa_bit_width_impl: bits of the mantissa, called with nothing.
+        exponent_bias_impl: the bias, called with nothing.
         float_clamp_impl: what becomes of numbers beyond the largest.
         input_view_impl: shapes the input before, the identity when None.
         compute_max_mantissa: the largest significand of a width.
@@ -52,7 +52,7 @@ class FloatQuant(CoreModule):
         float_scaling_impl: the threshold, called with the widths and the bias.
         float_to_int_impl: the rounding rule of significands.
         dtype: of the scale where there is none.
-        device: likewise.
+        device: of the scale where there is none.
 
     Raises:
         ValueError: a format whose numbers float32 doesn't hold.
@@ -190,10 +190,8 @@ class FloatScaleTrial(Stateless):
 
     Args:
         float_quant: rounds.
-        restrict_scaling_impl: see :class:`~qframework.core.restrict_val.ScaleRestriction`.
-        restrict_threshold_impl: likewise.
-        restrict_scale_threshold_impl: likewise.
-        scaling_min_val: likewise.
+        restrict_scaling_impl, restrict_threshold_impl, restrict_scale_threshold_impl, scaling_min_val: see
+            :class:`~qframework.core.restrict_val.ScaleRestriction`.
     """
 
     def __init__(

@@ -46,12 +46,9 @@ class RuntimeDynamicGroupStatsScaling(CoreModule):
     Args:
         input_view_impl: splits the input into groups.
         scaling_stats_impl: the statistic, along the elements of a group, the axis kept.
-        restrict_scaling_impl: see :class:`~qframework.core.restrict_val.ScaleRestriction`.
-        restrict_threshold_impl: likewise.
-        restrict_scale_threshold_impl: likewise.
-        scaling_min_val: likewise.
-        group_size: as the view has it; not looked at.
-        group_dim: likewise.
+        restrict_scaling_impl, restrict_threshold_impl, restrict_scale_threshold_impl, scaling_min_val: see
+            :class:`~qframework.core.restrict_val.ScaleRestriction`.
+        group_size, group_dim: as the view has them; not looked at.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class StaticExponentBias(Constant):
     Args:
         exponent_bias: the smallest normal number is ``2^(1 - exponent_bias)``.
         dtype: of the 0-dim tensor that ``forward()`` returns.
-        device: likewise.
+        device: of that tensor.
 
     Attributes:
         bias: the number, an int; assign another one to change it.
@@ -126,7 +126,7 @@ class FloatClamp(Stateless):
         tensor_clamp_impl: the clamp, which decides on its gradient.
         signed: whether there are negative numbers.
         inf_values: mantissas that mean infinity at the top exponent, as bits; None for none.
-        nan_values: mantissas that mean NaN there, likewise.
+        nan_values: mantissas that mean NaN at the top exponent, as bits; None for none.
         max_available_float: the largest number below those codes; None where there are none.
         saturating: clamp; otherwise larger numbers become infinity, or NaN in a format without it.
 

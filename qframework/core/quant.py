@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -230,8 +229,3 @@ class PrescaledRestrictIntQuant(CoreModule):
         bit_width = self.msb_clamp_bit_width_impl()
         zero_point = torch.zeros((), dtype=scale.dtype, device=scale.device)
         return self.int_quant(scale, zero_point, bit_width, x), scale, zero_point, bit_width
-
-
-def is_integer_quantizer(module: Any) -> bool:
-    """Whether a tensor quantizer gives affine integers."""
-    return hasattr(module, "int_quant")

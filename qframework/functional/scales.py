@@ -12,7 +12,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qframework.functional.registry import defined
 from qframework.functional.rules import ScaleRule
 from qframework.functional.straight_through import (
     abs_binary_sign_grad,
@@ -36,7 +35,6 @@ def _bounded(magnitude: Tensor, rule: ScaleRule) -> Tensor:
     return scalar_clamp_min_ste(magnitude, rule.minimum) if rule.minimum else magnitude
 
 
-@defined
 def learned_scale(stored: Tensor, rule: ScaleRule) -> Tensor:
     """The scale of a learned number.
 
@@ -57,7 +55,6 @@ def learned_scale(stored: Tensor, rule: ScaleRule) -> Tensor:
     return over(_bounded(magnitude, rule), rule.threshold)
 
 
-@defined
 def statistic_scale(statistic: Tensor, rule: ScaleRule) -> Tensor:
     """The scale of a statistic, such as the largest magnitude of a weight.
 

@@ -60,7 +60,7 @@ class Operations:
 
     @property
     def weight_bits(self) -> float | None:
-        """Bits of the second factor, likewise."""
+        """Bits of the second factor, the mean over multiply-accumulates."""
         return self._mean([p.weight_bits for p in self.products])
 
     def _mean(self, bits: list[float]) -> float | None:

@@ -22,7 +22,7 @@ class TensorSummary(BaseModel):
         bit_width: bits of an element.
         granularity: what shares a scale: ``tensor``, ``channel`` or ``group``; None for floats.
         scale_min: smallest scale; None where there is none, or it depends on the input.
-        scale_max: largest scale, likewise.
+        scale_max: largest scale; None where there is none, or it depends on the input.
         zero_point: smallest and largest zero point; None where it is 0 throughout.
         parameters: elements that are stored; 0 for activations, and where another tensor is the same parameter.
         shared_with: that other tensor, ``layer.name``, which comes first; None for most.
@@ -53,10 +53,10 @@ class LayerSummary(BaseModel):
         type: its class.
         tensors: with parameters or quantizers.
         macs: multiply-accumulates for the given input, of all calls; None without one, and for layers without.
-        bops: bit operations: the sum of multiply-accumulates times the bits of both factors; None likewise.
+        bops: bit operations: the sum of multiply-accumulates times the bits of both factors; None where ``macs`` is.
         weight_bits: bits of its weight, the mean over multiply-accumulates where there are several; in products of
             activations, such as those of attention, bits of the second one. None where it has none.
-        input_bits: bits of its input, 32 for floats, the mean likewise; None without an input.
+        input_bits: bits of its input, 32 for floats, the mean over multiply-accumulates; None without an input.
     """
 
     name: str

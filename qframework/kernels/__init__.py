@@ -14,7 +14,6 @@ from qframework.kernels import (
     percentile,
     products,
     rnn_sequence,
-    scales,
     statistics,
 )
 from qframework.kernels.prepare import Plan, prepare
@@ -37,7 +36,6 @@ __all__ = [
     "prepare",
     "products",
     "rnn_sequence",
-    "scales",
     "static",
     "statistics",
 ]

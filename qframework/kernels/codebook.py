@@ -1,4 +1,4 @@
-"""Rounding to the entries of a codebook in one differentiable step, which keeps its inputs alone."""
+"""Rounding to the entries of a codebook in one differentiable step, which saves its inputs alone."""
 
 from __future__ import annotations
 

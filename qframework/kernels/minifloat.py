@@ -1,4 +1,4 @@
-"""Rounding to minifloats in one differentiable step, which keeps its input alone."""
+"""Rounding to minifloats in one differentiable step, which saves its input alone."""
 
 from __future__ import annotations
 

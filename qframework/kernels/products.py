@@ -1,4 +1,4 @@
-"""Convolutions and matrix products whose quantized input is made again in the backward pass instead of being kept."""
+"""Convolutions and matrix products whose quantized input is made again in the backward pass instead of being saved."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Linear(Function):
 
 
 def _origin(x: TensorLike, weight: TensorLike) -> Origin | None:
-    """What to keep instead of ``x``; None where that is ``x`` itself."""
+    """What to save instead of ``x``; None where that is ``x`` itself."""
     if is_compiling() or type(x) is not Tensor or x.grad_fn is None or not weight.requires_grad:
         return None
     return origin_of(x)

@@ -1,7 +1,7 @@
-"""Making quantized values again in the backward pass instead of keeping them.
+"""Making quantized values again in the backward pass instead of saving them.
 
-A quantizer keeps its input for the backward pass, and the layer behind it would keep the quantized values, too. But these are
-``quantize(input)``, one pass over memory where C++ functions compute: such layers keep the quantizer's input, which is kept
+A quantizer saves its input for the backward pass, and the layer behind it would save the quantized values, too. But these are
+``quantize(input)``, one pass over memory where C++ functions compute: such layers save the quantizer's input, which is saved
 anyway. Quantized values know what they were made of by an attribute.
 """
 

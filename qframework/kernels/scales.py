@@ -1,22 +1,13 @@
-"""Scales in one differentiable step: a handful of numbers, for which calls cost more than arithmetic."""
+"""Values and derivatives of scales, for functions that have them among others in one differentiable step."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from qframework.functional import (
-    ROUNDINGS,
-    ScaleRule,
-    add_kernel,
-    learned_scale,
-    over,
-    statistic_scale,
-)
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse
+from qframework.functional import ROUNDINGS, ScaleRule, over
 
 
 def _sign(x: Tensor) -> Tensor:
@@ -52,28 +43,6 @@ def learned_scale_gradient(grad: Tensor, stored: Tensor, rule: ScaleRule) -> Ten
     return over(grad, rule.threshold) * slope
 
 
-class _LearnedScale(Fused):
-    @staticmethod
-    def forward(ctx: Context, stored: Tensor, rule: ScaleRule) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(stored)
-        ctx.how = (rule,)
-        return learned_scale_values(stored, rule)
-
-    @staticmethod
-    def define(ctx: Context, stored: Tensor) -> Tensor:  # type: ignore[override]
-        return learned_scale.definition(stored, *ctx.how)
-
-    @staticmethod
-    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
-        (stored,) = ctx.saved_tensors
-        return learned_scale_gradient(grad, stored, *ctx.how), None
-
-
-@add_kernel(learned_scale, "fused", may_fuse)
-def _fused_learned_scale(stored: Tensor, rule: ScaleRule) -> Tensor:
-    return apply(_LearnedScale, stored, rule)  # type: ignore[no-any-return]
-
-
 # ------------------------------------------------------------ of a statistic
 
 
@@ -93,25 +62,3 @@ def statistic_scale_slope(statistic: Tensor, rule: ScaleRule) -> Tensor:
     # d 2^round(log2 v) = 2^round(log2 v) / v dv, and the minimum passes gradients
     v = _bounded(statistic.abs(), rule.minimum)
     return slope * over(_magnitude(torch.log2(v), rule), rule.threshold) / v
-
-
-class _StatisticScale(Fused):
-    @staticmethod
-    def forward(ctx: Context, statistic: Tensor, rule: ScaleRule) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(statistic)
-        ctx.how = (rule,)
-        return statistic_scale_values(statistic, rule)
-
-    @staticmethod
-    def define(ctx: Context, statistic: Tensor) -> Tensor:  # type: ignore[override]
-        return statistic_scale.definition(statistic, *ctx.how)
-
-    @staticmethod
-    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
-        (statistic,) = ctx.saved_tensors
-        return grad * statistic_scale_slope(statistic, *ctx.how), None
-
-
-@add_kernel(statistic_scale, "fused", may_fuse)
-def _fused_statistic_scale(statistic: Tensor, rule: ScaleRule) -> Tensor:
-    return apply(_StatisticScale, statistic, rule)  # type: ignore[no-any-return]

@@ -200,12 +200,12 @@ def before_sigmoid(grad: Tensor, result: Tensor) -> Tensor:
 
 
 def before_tanh(grad: Tensor, result: Tensor) -> Tensor:
-    """The gradient in front of a hyperbolic tangent, likewise."""
+    """The gradient in front of a hyperbolic tangent, in the memory of that behind it."""
     return torch.ops.aten.tanh_backward.grad_input(grad, result, grad_input=grad)  # type: ignore[no-any-return]
 
 
 def before_relu(grad: Tensor, result: Tensor) -> Tensor:
-    """The gradient in front of a ReLU, likewise."""
+    """The gradient in front of a ReLU, in the memory of that behind it."""
     return torch.ops.aten.threshold_backward.grad_input(grad, result, 0, grad_input=grad)  # type: ignore[no-any-return]
 
 

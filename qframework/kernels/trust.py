@@ -84,12 +84,12 @@ def _definition(cls: type) -> dict[str, Any]:
     return found
 
 
-def remember_definitions(cls: type = CompactModule) -> None:
+def record_definitions(cls: type = CompactModule) -> None:
     """See a class and those derived from it as they are now: what is written to them later replaces something."""
     _definition(cls)
     derived: type
     for derived in cls.__subclasses__():
-        remember_definitions(derived)
+        record_definitions(derived)
 
 
 def _own_classes(kind: type) -> list[type]:
@@ -216,4 +216,4 @@ class Guards:
             return False
 
 
-remember_definitions()
+record_definitions()

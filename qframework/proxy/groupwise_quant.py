@@ -85,7 +85,7 @@ class _GroupwiseWeight(GroupwiseQuantProxy, WeightQuantProxyFromInjector):
         return self.scale()
 
     def zero_point_(self) -> Tensor | None:
-        """The zero points, likewise; 0-dim where there are none."""
+        """The zero points, one for each group; 0-dim where there are none; None when quantization is off."""
         return self.zero_point()
 
 

@@ -209,7 +209,7 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         Args:
             bias: shape ``(C,)``, or None.
             quant_input: the layer's input, which gives the scale where ``requires_input_scale``.
-            quant_weight: the layer's quantized weight, likewise.
+            quant_weight: the layer's quantized weight, which gives the other factor.
 
         Raises:
             RuntimeError: a scale is required and one of the two isn't quantized, or the input has scales of rows.
