@@ -1,4 +1,4 @@
-"""Scales, statistics, other formats, sequences and products."""
+"""Statistics, other formats, sequences and products."""
 
 from typing import Any
 
@@ -19,31 +19,6 @@ from qframework.functional import (
     quantize_by_learned_scale,
     quantize_by_percentile,
 )
-
-# ------------------------------------------------------------ scales
-
-RULES: dict[str, dict[str, Any]] = {
-    "fp": {},
-    "fp, minimum": {"minimum": 0.3},
-    "logarithm": {"domain": "log_fp"},
-    "logarithm, minimum": {"domain": "log_fp", "minimum": 0.3},
-    "power of two": {"domain": "power_of_two"},
-    "power of two, ceil, minimum": {"domain": "power_of_two", "rounding": "ceil", "minimum": 0.3},
-}
-
-
-def scale(name: str, numbers: list[float], rule: ScaleRule) -> Case:
-    return Case(name, (), (torch.tensor(numbers),), lambda v: (v, rule))
-
-
-STORED, COLLECTED = [-1.5, 0.0, 0.7, 2.6], [0.2, 0.9, 3.7, 11.0]
-SCALES = [
-    *(scale(f"learned_scale: {n}", STORED, ScaleRule("learned", 8.0, **r)) for n, r in RULES.items()),
-    *(scale(f"statistic_scale: {n}", COLLECTED, ScaleRule("absmax", 8.0, **r)) for n, r in RULES.items()),
-    scale("statistic_scale: 0", [0.0], ScaleRule("absmax", 8.0)),
-    scale("statistic_scale: 0, minimum", [0.0], ScaleRule("absmax", 8.0, minimum=0.3)),
-]  # fmt: skip
-
 
 # ------------------------------------------------------------ statistics
 
@@ -228,4 +203,4 @@ PRODUCTS = [
     product("transposed_convolution: 1d", values(2, 3, 5), values(3, 4, 3, seed=2), 1, 0, 0, 1, 2, bias=False),
 ]  # fmt: skip
 
-CASES = [*SCALES, *STATISTICS, *FORMATS, *SEQUENCES, *PRODUCTS]
+CASES = [*STATISTICS, *FORMATS, *SEQUENCES, *PRODUCTS]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qframework
-from qframework.functional import ROUNDINGS, IntegerGrid, ScaleRule, fake_quantize
+from qframework.functional import ROUNDINGS, IntegerGrid, fake_quantize
 from qframework.kernels import native
 from qframework.kernels.native import build, calls, tensors
 from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantReLU
@@ -260,12 +260,58 @@ def test_scales_on_another_device_are_an_error_as_ever() -> None:
         fake_quantize(torch.randn(50), torch.ones((), device="meta"), None, grid).sum().item()
 
 
+# ------------------------------------------------------------ calls that are laid out once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("zero", [None, 3.0])
+def test_a_call_that_is_laid_out_once_gives_the_same_for_all_tensors_alike(dtype, zero) -> None:
+    small = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.tensor(0.1, dtype=small)
+    shift = None if zero is None else torch.tensor(zero, dtype=small)
+    grid = IntegerGrid(0.0, 15.0)
+    known = native.StaticQuantizer.for_values(torch.randn(50, dtype=dtype), scale, shift, grid)
+    for shape in ((50,), (7, 9), (2, 3, 4, 5)):
+        x = torch.randn(shape, dtype=dtype)
+        for laid_out in (
+            (x, x.contiguous(memory_format=torch.channels_last)) if x.dim() == 4 else (x,)
+        ):
+            for relu in (False, True):
+                y = known(laid_out, relu)
+                with qframework.settings.use(kernels="reference"):
+                    assert torch.equal(y, fake_quantize(laid_out, scale, shift, grid, relu))
+                assert y.stride() == laid_out.stride()
+    before = known(x, False)
+    scale.mul_(2)  # the numbers are copied
+    assert torch.equal(known(x, False), before)
+
+
+def test_a_call_that_is_laid_out_leaves_other_tensors_to_the_ordinary_functions(
+    monkeypatch,
+) -> None:
+    scale, grid = torch.tensor(0.1), IntegerGrid(-8.0, 7.0)
+    x = torch.randn(6, 10)
+    known = native.StaticQuantizer.for_values(x, scale, None, grid)
+    assert known(x, False) is not None
+    for other in (x.double(), x.t(), x[:, ::2], x.to("meta"), nn.Parameter(x)):
+        assert known(other, False) is None
+    assert torch.func.vmap(lambda row: torch.tensor(known(row, False) is None))(x).all()
+    with FlopCounterMode(display=False):
+        assert known(x, False) is None
+    monkeypatch.setattr(tensors, "SMALLEST", 61)
+    assert known(x, False) is None
+    of_channels = native.StaticQuantizer.for_values(x, torch.rand(6, 1), None, grid)
+    assert of_channels is None
+    dpu = IntegerGrid(-8.0, 7.0, "dpu")
+    assert native.StaticQuantizer.for_values(torch.randn(100), scale, None, dpu) is None
+
+
 # ------------------------------------------------------------ building
 
 SCRIPT = """
 import warnings, torch, qframework
 from qframework.layers import QuantReLU
-qframework.settings.kernels = {kernels!r}
+qframework.settings.kernels = "auto"
 layer = QuantReLU(collect_stats_steps=1)
 x = torch.randn({size})
 with warnings.catch_warnings(record=True) as caught:
@@ -273,15 +319,21 @@ with warnings.catch_warnings(record=True) as caught:
     layer(x), layer(x)
 print([type(w.message).__name__ for w in caught])
 """
+LIBRARY = "from qframework.kernels.native.build import library; library()"
+LARGE, SMALL = 1 << 14, (1 << 12) - 1
 
 
-def run(folder, kernels: str, size: int, **environment: str) -> subprocess.CompletedProcess:
+def run(folder, script: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(kernels=kernels, size=size)],
+        [sys.executable, "-c", script],
         env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment,
         capture_output=True,
         text=True,
     )
+
+
+def warnings_of(folder, size: int, **environment: str) -> str:
+    return run(folder, SCRIPT.format(size=size), **environment).stdout.strip()
 
 
 def libraries(folder) -> list:
@@ -290,25 +342,28 @@ def libraries(folder) -> list:
 
 @pytest.mark.slow
 def test_they_are_built_once_when_a_large_tensor_comes(tmp_path) -> None:
-    assert run(tmp_path, "auto", 4096).stdout == "[]\n"
+    assert warnings_of(tmp_path, SMALL) == "[]"
     assert not libraries(tmp_path)
-    assert run(tmp_path, "auto", 1 << 14).stdout == "[]\n"
+    assert warnings_of(tmp_path, LARGE) == "[]"
     (built,) = libraries(tmp_path)
     made = built.stat().st_mtime_ns
-    assert run(tmp_path, "compiled", 1 << 14, CXX="g++").stdout == "[]\n"
+    assert run(tmp_path, LIBRARY, CXX="g++").returncode == 0
+    assert warnings_of(tmp_path, LARGE, CXX="g++") == "[]"
     assert built.stat().st_mtime_ns == made
     assert libraries(tmp_path) == [built]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_ordinary_functions_compute(tmp_path) -> None:
-    assert run(tmp_path, "auto", 1 << 14, CXX="no-such-compiler").stdout == "[]\n"
-    failed = run(tmp_path, "compiled", 1 << 14, CXX="no-such-compiler")
+    assert warnings_of(tmp_path, LARGE, CXX="no-such-compiler") == "[]"
+    failed = run(tmp_path, LIBRARY, CXX="no-such-compiler")
     assert "RuntimeError: no C++ compiler was found" in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_told(tmp_path) -> None:
-    assert run(tmp_path, "auto", 1 << 14, CXX="false").stdout == "['RuntimeWarning']\n"
-    failed = run(tmp_path, "compiled", 1 << 14, CXX="false")
+    assert warnings_of(tmp_path, LARGE, CXX="false") == "['RuntimeWarning']"
+    failed = run(tmp_path, LIBRARY, CXX="false")
     assert "RuntimeError: the C++ compiler failed" in failed.stderr
     assert not libraries(tmp_path)
 
