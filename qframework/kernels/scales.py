@@ -12,7 +12,7 @@ from qframework.functional import ROUNDINGS, ScaleRule, over
 
 def _sign(x: Tensor) -> Tensor:
     """1 where ``x >= 0``, else -1."""
-    return torch.where(x >= 0, 1.0, -1.0)
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
 
 
 def _bounded(v: Tensor, minimum: float | None) -> Tensor:

@@ -1,88 +1,84 @@
-import itertools
+"""What quantization to integers means: by the definition, and by what runs."""
 
 import pytest
 import torch
 
-from qframework.functional import ROUNDINGS, fake_quantize, fake_quantize_reference
+from qframework.functional import IntegerGrid, fake_quantize
 
-GRANULARITIES = {"tensor": (), "channel": (5, 1), "element": (5, 7)}
-
-
-def operands(dtype: torch.dtype, granularity: str) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    shape = GRANULARITIES[granularity]
-    x = torch.randn(5, 7, generator=generator, dtype=torch.float64) * 3
-    scale = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.3
-    zero_point = torch.randint(0, 4, shape, generator=generator).double()
-    bounds = [torch.tensor(0.0, dtype=torch.float64), torch.tensor(7.0, dtype=torch.float64)]
-    return [t.to(dtype).requires_grad_() for t in (x, scale, zero_point, *bounds)]
+FUNCTIONS = {"definition": fake_quantize.definition, "what runs": fake_quantize}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("granularity", "rounding", "masked"),
-    list(itertools.product(GRANULARITIES, ROUNDINGS, [True, False])),
-)
-def test_fused_equals_composed(granularity, rounding, masked, dtype) -> None:
-    fused, composed = operands(dtype, granularity), operands(dtype, granularity)
-    y = fake_quantize(*fused, rounding, masked)
-    z = fake_quantize_reference(*composed, rounding, masked)
-    assert torch.equal(y, z)  # bit for bit
-    upstream = torch.randn(5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    y.backward(upstream.to(dtype))
-    z.backward(upstream.to(dtype))
-    for a, b in zip(fused, composed, strict=True):
-        mine = torch.zeros_like(a) if a.grad is None else a.grad
-        other = torch.zeros_like(b) if b.grad is None else b.grad
-        # The fused scale gradient sums the small differences, the composed one large terms that cancel.
-        top = max(other.abs().max().item(), upstream.abs().sum().item())
-        assert (mine - other).abs().max().item() <= 1e-6 * top
+@pytest.fixture(params=FUNCTIONS)
+def quantize(request):
+    return FUNCTIONS[request.param]
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(("rounding", "masked"), list(itertools.product(ROUNDINGS, [True, False])))
-def test_the_fixed_range_equals_the_general_case(rounding, masked, granularity) -> None:
-    x, scale, *_ = operands(torch.float64, granularity)
-    y_fixed = fake_quantize(x, scale, None, -4.0, 3.0, rounding, masked)
-    zero, low, high = (torch.tensor(v, dtype=torch.float64) for v in (0.0, -4.0, 3.0))
-    y_general = fake_quantize(x, scale, zero, low, high, rounding, masked)
-    assert torch.equal(y_fixed, y_general)
-    upstream = torch.randn(5, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    for a, b in zip(
-        torch.autograd.grad(y_fixed, (x, scale), upstream),
-        torch.autograd.grad(y_general, (x, scale), upstream),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
-    with torch.no_grad():
-        assert torch.equal(fake_quantize(x, scale, None, -4.0, 3.0, rounding, masked), y_fixed)
+def test_values_are_on_the_grid_and_inside_the_range(quantize) -> None:
+    x = torch.tensor([-9.0, -1.1, -0.25, 0.25, 0.75, 0.8, 9.0], dtype=torch.float64)
+    y = quantize(x, torch.tensor(0.5, dtype=torch.float64), None, IntegerGrid(-2.0, 3.0))
+    assert y.tolist() == [-1.0, -1.0, 0.0, 0.0, 1.0, 1.0, 1.5]
 
 
-def test_scale_gradient_is_that_of_lsq() -> None:
+def test_a_zero_point_moves_the_range(quantize) -> None:
+    x = torch.tensor([-9.0, -1.1, 0.0, 0.9, 9.0])
+    y = quantize(x, torch.tensor(0.5), torch.tensor(3.0), IntegerGrid(0.0, 7.0))
+    assert y.tolist() == [-1.5, -1.0, 0.0, 1.0, 2.0]
+
+
+def test_a_relu_in_front_has_its_own_gradient(quantize) -> None:
+    x = torch.tensor([-1.0, 0.0, 0.3, 9.0], requires_grad=True)
+    for minimum, clamp_gradient in ((0.0, True), (-8.0, True), (0.0, False)):
+        grid = IntegerGrid(minimum, 3.0, "round", clamp_gradient)
+        y = quantize(x, torch.tensor(0.5), None, grid, True)
+        assert y.tolist() == [0.0, 0.0, 0.5, 1.5]
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert grad.tolist() == [0.0, 0.0, 1.0, 0.0 if clamp_gradient else 1.0]
+
+
+def test_scale_gradient_is_that_of_lsq(quantize) -> None:
     """Inside q - x / s, outside the bound (https://arxiv.org/abs/1902.08153, equation 3)."""
     x = torch.tensor([0.3, 1.6, -9.0, 9.0], dtype=torch.float64)
-    scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     zero, low, high = (torch.tensor(v, dtype=torch.float64) for v in (0.0, -4.0, 3.0))
-    fake_quantize(x, scale, zero, low, high).sum().backward()
-    expected = (1 - 0.6) + (3 - 3.2) - 4 + 3
-    assert scale.grad.item() == pytest.approx(expected, rel=1e-12)
+    for grid in (IntegerGrid(low, high), IntegerGrid(-4.0, 3.0)):
+        scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        quantize(x, scale, zero, grid).sum().backward()
+        expected = (1 - 0.6) + (3 - 3.2) - 4 + 3
+        assert scale.grad.item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_half_precision_is_rounded_in_float32() -> None:
+def test_a_clamp_that_is_differentiated_gives_the_gradient_outside_to_the_bound(quantize) -> None:
+    x = torch.tensor([-9.0, 0.3, 9.0, 8.0], requires_grad=True)
+    low, high = torch.tensor(-4.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
+    for clamp_gradient, expected in ((True, (-0.5, 1.0)), (False, (0.0, 0.0))):
+        grid = IntegerGrid(low, high, "round", clamp_gradient)
+        y = quantize(x, torch.tensor(0.5), None, grid)
+        upstream = torch.tensor([-1.0, 5.0, 1.0, 1.0])
+        found = torch.autograd.grad(y, (x, low, high), upstream, materialize_grads=True)
+        passed = [0.0, 5.0, 0.0, 0.0] if clamp_gradient else upstream.tolist()
+        assert found[0].tolist() == passed
+        assert tuple(g.item() for g in found[1:]) == expected
+
+
+def test_half_precision_is_rounded_in_float32(quantize) -> None:
     x = torch.linspace(-1, 1, 257).bfloat16()
     scale = torch.tensor(1 / 127)
-    y = fake_quantize(x, scale, torch.zeros(()), torch.tensor(-127.0), torch.tensor(127.0))
-    assert y.dtype == torch.bfloat16
+    bounds = torch.tensor(-127.0), torch.tensor(127.0)
     expected = (x.float() / scale).round().clamp(-127, 127) * scale
-    assert torch.equal(y, expected.bfloat16())
+    for zero_point, grid in (
+        (torch.zeros(()), IntegerGrid(*bounds)),
+        (None, IntegerGrid(-127.0, 127.0)),
+    ):
+        y = quantize(x, scale, zero_point, grid)
+        assert y.dtype == torch.bfloat16
+        assert torch.equal(y, expected.bfloat16())
 
 
-def test_torch_func_transforms_work() -> None:
+def test_torch_func_transforms_work(quantize) -> None:
     x = torch.randn(3, 6)
     zero, low, high = torch.zeros(()), torch.tensor(-8.0), torch.tensor(7.0)
 
     def loss(v: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return (fake_quantize(v, scale, zero, low, high) ** 2).sum()
+        return (quantize(v, scale, zero, IntegerGrid(low, high)) ** 2).sum()
 
     scale = torch.tensor(0.1)
     per_sample = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1)), in_dims=(0, None))(x, scale)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from qframework.functional.native import build, tensors
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import qframework
-from qframework.functional import ROUNDINGS, fake_quantize, native
+from qframework.functional import ROUNDINGS, IntegerGrid, fake_quantize
+from qframework.kernels import native
+from qframework.kernels.native import build, calls, tensors
 from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
@@ -56,10 +57,10 @@ def everything(monkeypatch) -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch) -> list:
+def called(monkeypatch) -> list:
     """The numbers of the functions that were called."""
-    seen, run = [], native._run
-    monkeypatch.setattr(native, "_run", lambda f, *a, **k: (seen.append(f), run(f, *a, **k)))
+    seen, run = [], calls._run
+    monkeypatch.setattr(calls, "_run", lambda f, *a, **k: (seen.append(f), run(f, *a, **k)))
     return seen
 
 
@@ -86,12 +87,12 @@ def check(layer: nn.Module, x: torch.Tensor, tolerance: float) -> None:
     ("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13), (torch.bfloat16, 1e-2)]
 )
 @pytest.mark.parametrize("kind", [QuantConv2d, QuantConvTranspose2d])
-def test_weights(weight, dtype, tolerance, kind, calls) -> None:
+def test_weights(weight, dtype, tolerance, kind, called) -> None:
     torch.manual_seed(0)
     layer = kind(5, 6, (5, 7), weight_quant=weight, bias=False, dtype=dtype)
     layer.weight_quant.tensor_quant.double() if dtype == torch.float64 else None
     check(layer, torch.randn(2, 5, 9, 9).to(dtype), tolerance)
-    assert calls
+    assert called
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -100,21 +101,21 @@ def test_weights(weight, dtype, tolerance, kind, calls) -> None:
 )
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", [QuantReLU, QuantIdentity])
-def test_activations(act, dtype, tolerance, order, kind, calls) -> None:
+def test_activations(act, dtype, tolerance, order, kind, called) -> None:
     torch.manual_seed(0)
     layer = kind(act_quant=act, bit_width=5, collect_stats_steps=1)
     layer = layer.double() if dtype == torch.float64 else layer
     x = torch.randn(3, 4, 33, 31).to(dtype).to(memory_format=order)
     layer(x), layer(x)
     check(layer, 1.3 * x, tolerance)
-    assert calls
+    assert called
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("zero", [None, 3.0])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("masked", [True, False])
-def test_scales_along_any_axis(axis, zero, rounding, masked) -> None:
+@pytest.mark.parametrize("clamp_gradient", [True, False])
+def test_scales_along_any_axis(axis, zero, rounding, clamp_gradient) -> None:
     torch.manual_seed(axis)
     x, shape = torch.randn(5, 6, 7, 40), [1, 1, 1, 1]
     shape[axis] = x.shape[axis]
@@ -125,7 +126,7 @@ def test_scales_along_any_axis(axis, zero, rounding, masked) -> None:
         leaves = [t.clone().requires_grad_() for t in (x, scale, shift) if t is not None]
         operands = (*leaves, None)[:3]
         with qframework.settings.use(kernels=kernels):
-            y = fake_quantize(*operands, -8.0, 7.0, rounding, masked)
+            y = fake_quantize(*operands, IntegerGrid(-8.0, 7.0, rounding, clamp_gradient))
             grads = torch.autograd.grad((y * y.detach().cos()).sum(), leaves, allow_unused=True)
         found.append((y, grads))
     assert torch.equal(found[0][0], found[1][0])
@@ -141,12 +142,12 @@ def test_scales_along_any_axis(axis, zero, rounding, masked) -> None:
     st.sampled_from([(-128.0, 127.0), (0.0, 255.0), (-7.0, 7.0), (-(2.0**23), 2.0**23)]),
     st.booleans(),
 )
-def test_any_numbers_and_scales(numbers, scale, zero, bounds, rectify) -> None:
+def test_any_numbers_and_scales(numbers, scale, zero, bounds, relu) -> None:
     x, s = torch.tensor(numbers), torch.tensor(scale)
     z = None if zero is None else torch.tensor(zero)
-    y = native.quantize((1, x.numel()), x, s, z, *bounds, "round", rectify)
+    y = native.quantize((1, x.numel()), x, s, z, IntegerGrid(*bounds), relu)
     shift = 0.0 if zero is None else zero
-    v = torch.relu(x) if rectify else x
+    v = torch.relu(x) if relu else x
     expected = (torch.clamp(torch.round(v / s + shift), *bounds) - shift) * s
     assert torch.equal(y.nan_to_num(7e30), expected.nan_to_num(7e30))
 
@@ -177,11 +178,11 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_small_tensors_and_traced_ones_take_the_ordinary_way(monkeypatch, calls) -> None:
+def test_small_tensors_and_traced_ones_take_the_ordinary_way(monkeypatch, called) -> None:
     layer, x = QuantReLU(collect_stats_steps=1), torch.randn(2, 50)
     layer(x), layer(x)
-    assert calls
-    calls.clear()
+    assert called
+    called.clear()
     layer.eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -189,12 +190,12 @@ def test_small_tensors_and_traced_ones_take_the_ordinary_way(monkeypatch, calls)
         exported = torch.export.export(layer, (x,)).module()
     for captured in (traced, exported):
         torch.testing.assert_close(captured(2 * x), layer(2 * x))
-    calls.clear()
+    called.clear()
     with FlopCounterMode(display=False):
         layer(x)
     monkeypatch.setattr(tensors, "SMALLEST", 101)
     layer(x)
-    assert not calls
+    assert not called
 
 
 def test_an_upstream_gradient_of_another_layout_is_right() -> None:
@@ -214,8 +215,7 @@ def test_an_upstream_gradient_of_another_layout_is_right() -> None:
 def test_several_gradients_at_once_and_gradients_of_scales(weight) -> None:
     torch.manual_seed(0)
     layer = QuantConv2d(3, 4, 5, weight_quant=weight)
-    with qframework.settings.use(cache=False):
-        q = layer.quant_weight()
+    q = layer.quant_weight()
     many = torch.randn(3, *layer.weight.shape)
     grads = partial(torch.autograd.grad, inputs=layer.weight, retain_graph=True)
     together = grads(q.value, grad_outputs=many, is_grads_batched=True)[0]
@@ -228,7 +228,7 @@ def test_several_gradients_at_once_and_gradients_of_scales(weight) -> None:
             torch.testing.assert_close(one, grads(q.zero_point, grad_outputs=upstream)[0])
     found = {}
     for kernels in ("auto", "fused"):
-        with qframework.settings.use(kernels=kernels, cache=False):
+        with qframework.settings.use(kernels=kernels):
             q = layer.quant_weight()
             loss = q.scale.sum() + (q.value * many[0]).sum()  # an expanded gradient of the scale
             found[kernels] = torch.autograd.grad(loss, layer.weight)[0]
@@ -256,7 +256,54 @@ def test_activations_take_several_gradients_at_once_and_those_of_learned_scales(
 
 def test_scales_on_another_device_are_an_error_as_ever() -> None:
     with pytest.raises(RuntimeError):
-        fake_quantize(torch.randn(50), torch.ones((), device="meta"), None, -8.0, 7.0).sum().item()
+        grid = IntegerGrid(-8.0, 7.0)
+        fake_quantize(torch.randn(50), torch.ones((), device="meta"), None, grid).sum().item()
+
+
+# ------------------------------------------------------------ calls that are laid out once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("zero", [None, 3.0])
+def test_a_call_that_is_laid_out_once_gives_the_same_for_all_tensors_alike(dtype, zero) -> None:
+    small = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.tensor(0.1, dtype=small)
+    shift = None if zero is None else torch.tensor(zero, dtype=small)
+    grid = IntegerGrid(0.0, 15.0)
+    known = native.StaticQuantizer.for_values(torch.randn(50, dtype=dtype), scale, shift, grid)
+    for shape in ((50,), (7, 9), (2, 3, 4, 5)):
+        x = torch.randn(shape, dtype=dtype)
+        for laid_out in (
+            (x, x.contiguous(memory_format=torch.channels_last)) if x.dim() == 4 else (x,)
+        ):
+            for relu in (False, True):
+                y = known(laid_out, relu)
+                with qframework.settings.use(kernels="reference"):
+                    assert torch.equal(y, fake_quantize(laid_out, scale, shift, grid, relu))
+                assert y.stride() == laid_out.stride()
+    before = known(x, False)
+    scale.mul_(2)  # the numbers are copied
+    assert torch.equal(known(x, False), before)
+
+
+def test_a_call_that_is_laid_out_leaves_other_tensors_to_the_ordinary_functions(
+    monkeypatch,
+) -> None:
+    scale, grid = torch.tensor(0.1), IntegerGrid(-8.0, 7.0)
+    x = torch.randn(6, 10)
+    known = native.StaticQuantizer.for_values(x, scale, None, grid)
+    assert known(x, False) is not None
+    for other in (x.double(), x.t(), x[:, ::2], x.to("meta"), nn.Parameter(x)):
+        assert known(other, False) is None
+    assert torch.func.vmap(lambda row: torch.tensor(known(row, False) is None))(x).all()
+    with FlopCounterMode(display=False):
+        assert known(x, False) is None
+    monkeypatch.setattr(tensors, "SMALLEST", 61)
+    assert known(x, False) is None
+    of_channels = native.StaticQuantizer.for_values(x, torch.rand(6, 1), None, grid)
+    assert of_channels is None
+    dpu = IntegerGrid(-8.0, 7.0, "dpu")
+    assert native.StaticQuantizer.for_values(torch.randn(100), scale, None, dpu) is None
 
 
 # ------------------------------------------------------------ building
@@ -264,7 +311,7 @@ def test_scales_on_another_device_are_an_error_as_ever() -> None:
 SCRIPT = """
 import warnings, torch, qframework
 from qframework.layers import QuantReLU
-qframework.settings.kernels = {kernels!r}
+qframework.settings.kernels = "auto"
 layer = QuantReLU(collect_stats_steps=1)
 x = torch.randn({size})
 with warnings.catch_warnings(record=True) as caught:
@@ -272,15 +319,21 @@ with warnings.catch_warnings(record=True) as caught:
     layer(x), layer(x)
 print([type(w.message).__name__ for w in caught])
 """
+LIBRARY = "from qframework.kernels.native.build import library; library()"
+LARGE, SMALL = 1 << 14, (1 << 12) - 1
 
 
-def run(folder, kernels: str, size: int, **environment: str) -> subprocess.CompletedProcess:
+def run(folder, script: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(kernels=kernels, size=size)],
+        [sys.executable, "-c", script],
         env=os.environ | {"XDG_CACHE_HOME": str(folder)} | environment,
         capture_output=True,
         text=True,
     )
+
+
+def warnings_of(folder, size: int, **environment: str) -> str:
+    return run(folder, SCRIPT.format(size=size), **environment).stdout.strip()
 
 
 def libraries(folder) -> list:
@@ -289,25 +342,28 @@ def libraries(folder) -> list:
 
 @pytest.mark.slow
 def test_they_are_built_once_when_a_large_tensor_comes(tmp_path) -> None:
-    assert run(tmp_path, "auto", 4096).stdout == "[]\n"
+    assert warnings_of(tmp_path, SMALL) == "[]"
     assert not libraries(tmp_path)
-    assert run(tmp_path, "auto", 1 << 14).stdout == "[]\n"
+    assert warnings_of(tmp_path, LARGE) == "[]"
     (built,) = libraries(tmp_path)
     made = built.stat().st_mtime_ns
-    assert run(tmp_path, "compiled", 1 << 14, CXX="g++").stdout == "[]\n"
+    assert run(tmp_path, LIBRARY, CXX="g++").returncode == 0
+    assert warnings_of(tmp_path, LARGE, CXX="g++") == "[]"
     assert built.stat().st_mtime_ns == made
     assert libraries(tmp_path) == [built]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_ordinary_functions_compute(tmp_path) -> None:
-    assert run(tmp_path, "auto", 1 << 14, CXX="no-such-compiler").stdout == "[]\n"
-    failed = run(tmp_path, "compiled", 1 << 14, CXX="no-such-compiler")
+    assert warnings_of(tmp_path, LARGE, CXX="no-such-compiler") == "[]"
+    failed = run(tmp_path, LIBRARY, CXX="no-such-compiler")
     assert "RuntimeError: no C++ compiler was found" in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_told(tmp_path) -> None:
-    assert run(tmp_path, "auto", 1 << 14, CXX="false").stdout == "['RuntimeWarning']\n"
-    failed = run(tmp_path, "compiled", 1 << 14, CXX="false")
+    assert warnings_of(tmp_path, LARGE, CXX="false") == "['RuntimeWarning']"
+    failed = run(tmp_path, LIBRARY, CXX="false")
     assert "RuntimeError: the C++ compiler failed" in failed.stderr
     assert not libraries(tmp_path)
 
