@@ -6,9 +6,16 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
-from quantizer_kinds import KINDS, Snapshot, by_layer, by_parts, difference, layer_of, outcome
-from quantizer_kinds import proxy_of
+from quantizer_kinds import (
+    KINDS,
+    Snapshot,
+    by_layer,
+    by_parts,
+    difference,
+    layer_of,
+    outcome,
+    proxy_of,
+)
 from ways_to_override import WAYS, named_parts, part_at, public_methods, ways_for
 
 import qframework
