@@ -16,7 +16,7 @@ from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite
 from qframework.proxy import ActQuantProxyFromInjector, Quantizer, build_proxy
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import dequantize
+from qframework.quant_tensor import TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
 
@@ -53,7 +53,7 @@ class QuantAttention(QuantComposite):
     def _add_quantizer(
         self,
         prefix: str,
-        quantizer: Any,
+        quantizer: Quantizer,
         keywords: dict[str, Any],
         device: torch.device | None,
         dtype: torch.dtype | None,
@@ -144,7 +144,9 @@ class ScaledDotProductAttention(nn.Module):
         self.pre_process_k = pre_process_k
         self.pre_process_v = pre_process_v
 
-    def _pre_process(self, query: Any, key: Any, value: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _pre_process(
+        self, query: TensorLike, key: TensorLike, value: TensorLike
+    ) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = (
             dequantize(x if function is None else function(x))
             for function, x in (
@@ -157,9 +159,9 @@ class ScaledDotProductAttention(nn.Module):
 
     def forward(
         self,
-        query: Any,
-        key: Any,
-        value: Any,
+        query: TensorLike,
+        key: TensorLike,
+        value: TensorLike,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
@@ -238,9 +240,9 @@ class QuantScaledDotProductAttention(QuantAttention, ScaledDotProductAttention):
 
     def forward(
         self,
-        query: Any,
-        key: Any,
-        value: Any,
+        query: TensorLike,
+        key: TensorLike,
+        value: TensorLike,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,

@@ -21,7 +21,7 @@ from qframework.layers.composite import build_part
 from qframework.layers.linear import QuantLinear
 from qframework.proxy import Quantizer
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import dequantize
+from qframework.quant_tensor import TensorLike, dequantize
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,
@@ -200,9 +200,9 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
 
     def forward(  # type: ignore[override]
         self,
-        query: Any,
-        key: Any,
-        value: Any,
+        query: TensorLike,
+        key: TensorLike,
+        value: TensorLike,
         key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
         attn_mask: Tensor | None = None,
@@ -274,7 +274,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         return t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-any-return]
 
     def _project(
-        self, query: Any, key: Any, value: Any, batched: bool
+        self, query: TensorLike, key: TensorLike, value: TensorLike, batched: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         if not self.packed_in_proj:
             return self.q_proj(query), self.k_proj(key), self.v_proj(value)
@@ -282,7 +282,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
             return self.in_proj(query).chunk(3, -1)  # type: ignore[no-any-return]
         # One call, so that statistics count these tensors as one batch.
         axis = 1 if batched and self.batch_first else 0
-        parts = [query, key] if key is value else [query, key, value]
+        parts: list[Any] = [query, key] if key is value else [query, key, value]
         if not self.in_proj.input_quant.is_idle:
             parts = [dequantize(t) for t in parts]
         projected = self.in_proj(torch.cat(parts, axis)).split([t.shape[axis] for t in parts], axis)
@@ -313,7 +313,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
             with_unmasked_keys(attn_mask, more), with_unmasked_keys(key_padding_mask, more)
         )
 
-    def _check_shapes(self, query: Any, key: Any, value: Any) -> None:
+    def _check_shapes(self, query: TensorLike, key: TensorLike, value: TensorLike) -> None:
         ranks = {query.dim(), key.dim(), value.dim()}
         widths = (query.shape[-1], key.shape[-1], value.shape[-1])
         if ranks not in ({2}, {3}) or widths != (self.embed_dim, self.kdim, self.vdim):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.proxy import Quantizer
-from qframework.quant_tensor import dequantize
+from qframework.quant_tensor import TensorLike, dequantize
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -73,7 +73,9 @@ class QuantLayerNorm(_QuantNorm, nn.LayerNorm):
             weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
         )
 
-    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    def _compute(
+        self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
+    ) -> Any:
         shape = list(self.normalized_shape)
         return F.layer_norm(dequantize(x), shape, dequantize(weight), dequantize(bias), self.eps)
 
@@ -114,7 +116,9 @@ class QuantRMSNorm(_QuantNorm, nn.RMSNorm):
         self.register_parameter("bias", None)
         self._init_norm(weight_quant, None, input_quant, output_quant, return_quant_tensor, kwargs)
 
-    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    def _compute(
+        self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
+    ) -> Any:
         return F.rms_norm(dequantize(x), list(self.normalized_shape), dequantize(weight), self.eps)
 
 
@@ -159,7 +163,9 @@ class QuantGroupNorm(_QuantNorm, nn.GroupNorm):
             weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
         )
 
-    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    def _compute(
+        self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
+    ) -> Any:
         return F.group_norm(
             dequantize(x), self.num_groups, dequantize(weight), dequantize(bias), self.eps
         )

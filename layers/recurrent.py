@@ -19,9 +19,9 @@ from qframework.layers.recurrent_parameters import (
 )
 from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
 from qframework.layers.recurrent_steps import OutputStep, state_of, with_batch
-from qframework.proxy import ActQuantProxyFromInjector, QuantProxy, build_proxy
+from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import dequantize
+from qframework.quant_tensor import TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant
 
 
@@ -42,7 +42,7 @@ class RecurrentDirection(nn.Module):
         """The parameters of a gate."""
         return getattr(self, name_of_params(gate))  # type: ignore[no-any-return]
 
-    def _projected(self, x: Any) -> tuple[Tensor, Tensor]:
+    def _projected(self, x: TensorLike) -> tuple[Tensor, Tensor]:
         """Products of the input of all steps with the gates' weights, biases added, and the weights of the state.
 
         Args:
@@ -60,7 +60,9 @@ class RecurrentDirection(nn.Module):
         products = nn.functional.linear(dequantize(x), torch.cat(inputs), bias)
         return products, torch.cat(hiddens).t()
 
-    def run(self, x: Any, states: tuple[Any, ...], reverse: bool) -> tuple[Any, tuple[Any, ...]]:
+    def run(
+        self, x: TensorLike, states: tuple[Any, ...], reverse: bool
+    ) -> tuple[Any, tuple[Any, ...]]:
         """Outputs of all steps and the last states.
 
         Args:
@@ -99,8 +101,8 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         return_quant_tensor: bool,
         quantize_output_only: bool,
         shared: Mapping[str, bool],
-        device: Any,
-        dtype: Any,
+        device: torch.device | None,
+        dtype: torch.dtype | None,
         keywords: dict[str, Any],
     ) -> None:
         """Build all layers; the last step of a constructor."""
@@ -142,7 +144,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             self.layers.append(directions)
         del self._quantizers, self._keywords, self._device, self._dtype
 
-    def _act(self, attribute: str, quantizer: Any, *prefixes: str) -> Any:
+    def _act(self, attribute: str, quantizer: Quantizer, *prefixes: str) -> Any:
         """The proxy of an activation."""
         if attribute in self._keywords:
             quantizer = self._keywords[attribute]
@@ -276,7 +278,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
 
     # ------------------------------------------------------------ running
 
-    def _run(self, x: Any, states: list[Any]) -> tuple[Any, list[list[Any]]]:
+    def _run(self, x: TensorLike, states: list[Any]) -> tuple[Any, list[list[Any]]]:
         """Outputs of the last layer and the last states of all layers and directions, a list for each kind of state.
 
         Args:
@@ -302,7 +304,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
         return x, last
 
-    def _forward(self, x: Any, states: list[Any]) -> tuple[Any, list[list[Any]], bool]:
+    def _forward(self, x: TensorLike, states: list[Any]) -> tuple[Any, list[list[Any]], bool]:
         """Outputs and last states, in the layout of the input; whether the input was one sequence without a batch."""
         if isinstance(x, PackedSequence):
             raise TypeError(

@@ -15,6 +15,7 @@ from qframework.layers.recurrent_cells import (
     RNNDirection,
 )
 from qframework.proxy import Quantizer
+from qframework.quant_tensor import TensorLike
 from qframework.quantizers.scaled_int import (
     Int8ActPerTensorFloat,
     Int8WeightPerTensorFloat,
@@ -101,7 +102,7 @@ class QuantRNN(QuantRecurrent):
             if isinstance(direction, RNNDirection):
                 direction.nonlinearity = nonlinearity
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(self, input: TensorLike, hx: Any = None) -> tuple[Any, Any]:
         """Run over a sequence.
 
         Args:
@@ -214,7 +215,7 @@ class QuantGRU(QuantRecurrent):
             kwargs,
         )
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+    def forward(self, input: TensorLike, hx: Any = None) -> tuple[Any, Any]:
         """Run over a sequence; arguments and result as for :meth:`QuantRNN.forward`."""
         out, (last,), single = self._forward(input, [hx])
         return self._pack(out), self._pack_states(last, single)
@@ -350,7 +351,9 @@ class QuantLSTM(QuantRecurrent):
             state_quant = self.layers[0][0].cell.cell_state_quant  # type: ignore[index, union-attr]
             self._check_returned("cell_state_quant", state_quant, "the cell states")
 
-    def forward(self, input: Any, hx: Any = None, cx: Any = None) -> tuple[Any, tuple[Any, Any]]:
+    def forward(
+        self, input: TensorLike, hx: Any = None, cx: Any = None
+    ) -> tuple[Any, tuple[Any, Any]]:
         """Run over a sequence.
 
         Args:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.proxy import Quantizer
+from qframework.quant_tensor import TensorLike
 from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
@@ -42,18 +43,19 @@ class ScaleBias(nn.Module):
         """Settings."""
         return f"{self.num_features}, bias={self.bias is not None}"
 
-    def _shape(self, x: Any) -> tuple[int, ...]:
+    def _shape(self, x: TensorLike) -> tuple[int, ...]:
         """Of weight and bias beside ``x``."""
         return self.runtime_shape
 
-    def _apply_to(self, x: Any, weight: Any, bias: Any) -> Any:
+    def _apply_to(self, x: Any, weight: TensorLike, bias: TensorLike | None) -> Any:
         shape = self._shape(x)
         y = x * weight.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)
 
     def forward(self, input: Tensor) -> Any:
         """Apply to ``input``, which ``runtime_shape`` broadcasts to."""
-        return self._apply_to(input, self.weight, self.bias)
+        bias: Tensor | None = self.bias  # type: ignore[assignment]
+        return self._apply_to(input, self.weight, bias)
 
 
 class QuantScaleBias(QuantWeightBiasInputOutputLayer, ScaleBias):
@@ -95,7 +97,9 @@ class QuantScaleBias(QuantWeightBiasInputOutputLayer, ScaleBias):
             weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, kwargs
         )
 
-    def _compute(self, x: Any, weight: Any, bias: Any, *how: Any) -> Any:
+    def _compute(
+        self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
+    ) -> Any:
         return self._apply_to(x, weight, bias)
 
 
@@ -130,7 +134,7 @@ class _BatchNormToQuantScaleBias(QuantScaleBias):
         )
         self.eps = eps
 
-    def _shape(self, x: Any) -> tuple[int, ...]:
+    def _shape(self, x: TensorLike) -> tuple[int, ...]:
         return (1, -1, *[1] * (x.dim() - 2))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

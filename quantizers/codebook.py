@@ -53,7 +53,7 @@ class AdditivePowersOfTwo(Injector):
     apot_base_bits = 2
 
     @value
-    def codebook(bit_width: Any, apot_base_bits: Any, signed: Any) -> Any:
+    def codebook(bit_width: int, apot_base_bits: int, signed: bool) -> Any:
         return additive_powers_of_two(bit_width, apot_base_bits, signed)
 
 

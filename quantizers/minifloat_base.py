@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
 from qframework.core.bit_width import BitWidthConst, BitWidthParameter, BitWidthStatefulConst
 from qframework.core.float_quant import FloatQuant, FloatScaleTrial
 from qframework.core.function_wrapper import Identity, TensorClamp
@@ -14,6 +17,7 @@ from qframework.core.minifloat import (
     MantissaBitWidthConst,
     StaticExponentBias,
 )
+from qframework.core.restrict_val import RestrictValue
 from qframework.functional import largest_available
 from qframework.inject import Injector, PolicyValueError, value
 from qframework.inject.enum import (
@@ -44,7 +48,13 @@ __all__ = [
 ]
 
 
-def _width(kind: Any, width: int, const: type, dtype: Any, device: Any) -> Any:
+def _width(
+    kind: BitWidthImplType,
+    width: int,
+    const: type,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+) -> Any:
     if kind == BitWidthImplType.PARAMETER:
         return BitWidthParameter(width, min_bit_width=1, dtype=dtype, device=device)
     if kind == BitWidthImplType.STATEFUL_CONST:
@@ -71,7 +81,7 @@ class FloatBase(Injector):
 
     @value
     def tensor_quant(
-        bit_width: Any, exponent_bit_width: Any, mantissa_bit_width: Any, signed: Any
+        bit_width: int, exponent_bit_width: int, mantissa_bit_width: int, signed: bool
     ) -> Any:
         whole = exponent_bit_width + mantissa_bit_width
         if bit_width not in (whole, whole + 1) or (signed and bit_width == whole):
@@ -83,10 +93,10 @@ class FloatBase(Injector):
 
     @value
     def exponent_bit_width_impl(
-        exponent_bit_width: Any,
-        exponent_bit_width_impl_type: Any,
-        dtype: Any = None,
-        device: Any = None,
+        exponent_bit_width: int,
+        exponent_bit_width_impl_type: BitWidthImplType,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> Any:
         return _width(
             exponent_bit_width_impl_type, exponent_bit_width, BitWidthConst, dtype, device
@@ -94,25 +104,25 @@ class FloatBase(Injector):
 
     @value
     def mantissa_bit_width_impl(
-        mantissa_bit_width: Any,
-        mantissa_bit_width_impl_type: Any,
-        dtype: Any = None,
-        device: Any = None,
+        mantissa_bit_width: int,
+        mantissa_bit_width_impl_type: BitWidthImplType,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
     ) -> Any:
         kind = mantissa_bit_width_impl_type
         return _width(kind, mantissa_bit_width, MantissaBitWidthConst, dtype, device)
 
     @value
-    def exponent_bias(exponent_bit_width: Any) -> Any:
+    def exponent_bias(exponent_bit_width: int) -> Any:
         return 2 ** (exponent_bit_width - 1) - 1
 
     @value
     def max_available_float(
-        exponent_bit_width: Any,
-        mantissa_bit_width: Any,
-        exponent_bias: Any,
-        inf_values: Any,
-        nan_values: Any,
+        exponent_bit_width: int,
+        mantissa_bit_width: int,
+        exponent_bias: int,
+        inf_values: tuple[str, ...] | None,
+        nan_values: tuple[str, ...] | None,
     ) -> Any:
         reserved = (*(inf_values or ()), *(nan_values or ()))
         wrong = [bits for bits in reserved if len(bits) != mantissa_bit_width]
@@ -181,16 +191,16 @@ class FloatMSESymmetricScale(MSESymmetricScale):
 
     @value
     def symmetric_scale_trial(
-        signed: Any,
-        exponent_bit_width_impl: Any,
-        mantissa_bit_width_impl: Any,
-        exponent_bias_impl: Any,
-        float_clamp_impl: Any,
-        float_scaling_impl: Any,
-        restrict_scaling_impl: Any,
-        restrict_threshold_impl: Any = None,
-        restrict_scale_threshold_impl: Any = None,
-        scaling_min_val: Any = None,
+        signed: bool,
+        exponent_bit_width_impl: nn.Module,
+        mantissa_bit_width_impl: nn.Module,
+        exponent_bias_impl: nn.Module,
+        float_clamp_impl: FloatClamp,
+        float_scaling_impl: nn.Module,
+        restrict_scaling_impl: RestrictValue,
+        restrict_threshold_impl: RestrictValue | None = None,
+        restrict_scale_threshold_impl: RestrictValue | None = None,
+        scaling_min_val: float | None = None,
     ) -> Any:
         rounds = FloatQuant(
             signed,
@@ -250,11 +260,11 @@ class FpOCPMixin(Injector):
     """Reserved codes of the OCP 8-bit formats (OFP8 1.0): E4M3 has NaN, E5M2 infinity and NaN, others nothing."""
 
     @value
-    def inf_values(exponent_bit_width: Any, mantissa_bit_width: Any) -> Any:
+    def inf_values(exponent_bit_width: int, mantissa_bit_width: int) -> Any:
         return ("00",) if (exponent_bit_width, mantissa_bit_width) == (5, 2) else None
 
     @value
-    def nan_values(exponent_bit_width: Any, mantissa_bit_width: Any) -> Any:
+    def nan_values(exponent_bit_width: int, mantissa_bit_width: int) -> Any:
         if (exponent_bit_width, mantissa_bit_width) == (5, 2):
             return ("01", "11", "10")
         return ("111",) if (exponent_bit_width, mantissa_bit_width) == (4, 3) else None
@@ -264,5 +274,5 @@ class FpFNUZMixin(Injector):
     """Finite numbers, NaN in the place of -0, and a bias greater by one (https://arxiv.org/abs/2206.02915)."""
 
     @value
-    def exponent_bias(exponent_bit_width: Any) -> Any:
+    def exponent_bias(exponent_bit_width: int) -> Any:
         return 2 ** (exponent_bit_width - 1)

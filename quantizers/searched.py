@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from qframework.core.half_quadratic import (
     HalfQuadraticOptimizerScale,
     HalfQuadraticOptimizerZeroPoint,
 )
+from qframework.core.restrict_val import RestrictValue
 from qframework.core.search import MSE, ScaleTrial, ZeroPointTrial
 from qframework.core.searched_zero_point import (
     SearchedZeroPointFromParameter,
@@ -38,13 +41,13 @@ class _ScaleTrial(Injector):
 
     @value
     def symmetric_scale_trial(
-        int_quant: Any,
-        int_scaling_impl: Any,
-        bit_width_impl: Any,
-        restrict_scaling_impl: Any,
-        restrict_threshold_impl: Any = None,
-        restrict_scale_threshold_impl: Any = None,
-        scaling_min_val: Any = None,
+        int_quant: nn.Module,
+        int_scaling_impl: nn.Module,
+        bit_width_impl: nn.Module,
+        restrict_scaling_impl: RestrictValue,
+        restrict_threshold_impl: RestrictValue | None = None,
+        restrict_scale_threshold_impl: RestrictValue | None = None,
+        scaling_min_val: float | None = None,
     ) -> Any:
         return ScaleTrial(
             int_quant,
@@ -58,15 +61,15 @@ class _ScaleTrial(Injector):
 
     @value
     def asymmetric_scale_trial(
-        int_quant: Any,
-        int_scaling_impl: Any,
-        bit_width_impl: Any,
-        restrict_scaling_impl: Any,
-        zero_point_search_start: Any,
-        quantize_zero_point: Any,
-        restrict_threshold_impl: Any = None,
-        restrict_scale_threshold_impl: Any = None,
-        scaling_min_val: Any = None,
+        int_quant: nn.Module,
+        int_scaling_impl: nn.Module,
+        bit_width_impl: nn.Module,
+        restrict_scaling_impl: RestrictValue,
+        zero_point_search_start: nn.Module,
+        quantize_zero_point: bool,
+        restrict_threshold_impl: RestrictValue | None = None,
+        restrict_scale_threshold_impl: RestrictValue | None = None,
+        scaling_min_val: float | None = None,
     ) -> Any:
         return ScaleTrial(
             int_quant,
@@ -88,7 +91,10 @@ class _ZeroPointTrial(Injector):
 
     @value
     def zero_point_trial(
-        int_quant: Any, int_scaling_impl: Any, bit_width_impl: Any, quantize_zero_point: Any
+        int_quant: nn.Module,
+        int_scaling_impl: nn.Module,
+        bit_width_impl: nn.Module,
+        quantize_zero_point: bool,
     ) -> Any:
         return ZeroPointTrial(int_quant, int_scaling_impl, bit_width_impl, quantize_zero_point)
 

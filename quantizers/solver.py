@@ -37,6 +37,7 @@ from qframework.inject.enum import (
 from qframework.proxy import (
     ActQuantProxyFromInjector,
     BiasQuantProxyFromInjector,
+    QuantProxy,
     WeightQuantProxyFromInjector,
 )
 
@@ -63,30 +64,30 @@ class QuantSolver(Injector):
     zero_point_impl: Any = ZeroZeroPoint
 
     @value
-    def input_view_impl(scaling_per_output: Any) -> Any:
+    def input_view_impl(scaling_per_output: ScalingPerOutputType) -> Any:
         return OverSubChannelBlockView if scaling_per_output == _GROUP else Identity
 
     @value
-    def bit_width_impl(bit_width_impl_type: Any) -> Any:
+    def bit_width_impl(bit_width_impl_type: BitWidthImplType) -> Any:
         return table.choose(
             table.BIT_WIDTH, "bit_width_impl_type", bit_width_impl_type, "a quantizer"
         )
 
     @value
-    def float_to_int_impl(float_to_int_impl_type: Any) -> Any:
+    def float_to_int_impl(float_to_int_impl_type: FloatToIntImplType) -> Any:
         return table.ROUNDING[float_to_int_impl_type]
 
     @value
-    def restrict_scaling_impl(restrict_scaling_type: Any) -> Any:
+    def restrict_scaling_impl(restrict_scaling_type: RestrictValueType) -> Any:
         return table.RESTRICT[restrict_scaling_type]
 
     @value
-    def int_scaling_impl(restrict_scaling_type: Any) -> Any:
+    def int_scaling_impl(restrict_scaling_type: RestrictValueType) -> Any:
         return table.INT_THRESHOLD[restrict_scaling_type]
 
     @value
     def scaling_stats_impl(
-        scaling_stats_op: Any, restrict_scaling_type: Any = RestrictValueType.FP
+        scaling_stats_op: StatsOp, restrict_scaling_type: RestrictValueType = RestrictValueType.FP
     ) -> Any:
         if scaling_stats_op in table.SIGNED_STATISTICS:
             allowed = (RestrictValueType.SIGNED_FP, RestrictValueType.FP, RestrictValueType.INT)
@@ -99,7 +100,9 @@ class QuantSolver(Injector):
         return table.STATISTIC[scaling_stats_op]
 
     @value
-    def scaling_per_output(scaling_per_output_type: Any, proxy_class: Any) -> Any:
+    def scaling_per_output(
+        scaling_per_output_type: ScalingPerOutputType, proxy_class: type[QuantProxy]
+    ) -> Any:
         groups = proxy_class.is_groupwise or getattr(proxy_class, "takes_groups", False)
         if scaling_per_output_type == _GROUP and not groups:
             raise PolicyValueError(
@@ -109,26 +112,28 @@ class QuantSolver(Injector):
         return scaling_per_output_type
 
     @value
-    def scaling_per_output_channel(scaling_per_output: Any) -> Any:
+    def scaling_per_output_channel(scaling_per_output: ScalingPerOutputType) -> Any:
         return scaling_per_output == _CHANNEL
 
     @value
-    def stats_reduce_dim(scaling_per_output: Any, scaling_stats_op: Any = None) -> Any:
+    def stats_reduce_dim(
+        scaling_per_output: ScalingPerOutputType, scaling_stats_op: StatsOp | None = None
+    ) -> Any:
         if scaling_per_output == _GROUP:
             return this.group_stats_reduce_dim
         return 1 if scaling_per_output == _CHANNEL or scaling_stats_op == StatsOp.MAX_AVE else None
 
     @value
-    def group_stats_reduce_dim(group_dim: Any) -> Any:
+    def group_stats_reduce_dim(group_dim: int) -> Any:
         return group_dim if group_dim < 0 else group_dim + 1
 
     @value
-    def keepdim(scaling_per_output: Any) -> Any:
+    def keepdim(scaling_per_output: ScalingPerOutputType) -> Any:
         return scaling_per_output == _GROUP
 
     @value
     def scaling_stats_input_view_shape_impl(
-        scaling_per_output: Any, scaling_stats_op: Any = None
+        scaling_per_output: ScalingPerOutputType, scaling_stats_op: StatsOp | None = None
     ) -> Any:
         if scaling_per_output == _GROUP:
             return OverSubChannelBlockView
@@ -136,7 +141,7 @@ class QuantSolver(Injector):
         return OverOutputChannelView if rows else OverTensorView
 
     @value
-    def stats_output_shape(scaling_shape: Any) -> Any:
+    def stats_output_shape(scaling_shape: tuple[int, ...]) -> Any:
         return (
             ()
             if math.prod(scaling_shape) == 1 and len(scaling_shape) == 0
@@ -157,30 +162,36 @@ class ParameterQuantSolver(QuantSolver):
     learned_round_impl_type = LearnedRoundImplType.HARD_SIGMOID
 
     @value
-    def scaling_impl(scaling_impl_type: Any) -> Any:
+    def scaling_impl(scaling_impl_type: ScalingImplType) -> Any:
         return table.choose(
             table.PARAMETER_SCALING, "scaling_impl_type", scaling_impl_type, "a parameter"
         )
 
     @value
-    def tensor_clamp_impl(bit_width_impl_type: Any, scaling_impl_type: Any) -> Any:
+    def tensor_clamp_impl(
+        bit_width_impl_type: BitWidthImplType, scaling_impl_type: ScalingImplType
+    ) -> Any:
         return _clamp(bit_width_impl_type, scaling_impl_type)
 
     @value
-    def scaling_shape(scaling_per_output: Any, scaling_per_output_channel_shape: Any) -> Any:
+    def scaling_shape(
+        scaling_per_output: ScalingPerOutputType, scaling_per_output_channel_shape: tuple[int, ...]
+    ) -> Any:
         if scaling_per_output == _GROUP:
             return this.expanded_groupwise_shape
         return scaling_per_output_channel_shape if scaling_per_output == _CHANNEL else ()
 
     @value
-    def scaling_stats_input_concat_dim(scaling_per_output: Any) -> Any:
+    def scaling_stats_input_concat_dim(scaling_per_output: ScalingPerOutputType) -> Any:
         return 1 if scaling_per_output == _CHANNEL else 0
 
     zero_point_stats_input_concat_dim = this.scaling_stats_input_concat_dim
 
     @value
     def scaling_init(
-        scaling_impl_type: Any, tracked_parameter_list: Any, scaling_const: Any = None
+        scaling_impl_type: ScalingImplType,
+        tracked_parameter_list: list[torch.Tensor],
+        scaling_const: float | None = None,
     ) -> Any:
         if scaling_impl_type == ScalingImplType.HE:
             return _he_scale(tracked_parameter_list)
@@ -191,11 +202,11 @@ class ParameterQuantSolver(QuantSolver):
         return torch.tensor(float(scaling_const), device="cpu")
 
     @value
-    def learned_round_impl(learned_round_impl_type: Any) -> Any:
+    def learned_round_impl(learned_round_impl_type: LearnedRoundImplType) -> Any:
         return table.LEARNED_ROUND[learned_round_impl_type]
 
     @value
-    def learned_round_init(tracked_parameter_list: Any) -> Any:
+    def learned_round_init(tracked_parameter_list: list[torch.Tensor]) -> Any:
         if len(tracked_parameter_list) > 1:
             raise PolicyValueError(
                 "learned rounding belongs to one weight; its quantizer can't be shared"
@@ -203,7 +214,7 @@ class ParameterQuantSolver(QuantSolver):
         return torch.zeros_like(tracked_parameter_list[0])
 
 
-def _clamp(bit_width_impl_type: Any, scaling_impl_type: Any) -> type:
+def _clamp(bit_width_impl_type: BitWidthImplType, scaling_impl_type: ScalingImplType) -> type:
     """A learned range needs the gradient of the clamp; one that follows the parameter doesn't clip."""
     learned = bit_width_impl_type == BitWidthImplType.PARAMETER or scaling_impl_type in (
         ScalingImplType.AFFINE_STATS,
@@ -213,7 +224,7 @@ def _clamp(bit_width_impl_type: Any, scaling_impl_type: Any) -> type:
     return TensorClamp if learned else TensorClampSte
 
 
-def _he_scale(parameters: Any) -> torch.Tensor:
+def _he_scale(parameters: list[torch.Tensor]) -> torch.Tensor:
     """Mean over the parameters of ``sqrt(2 / fan_in)`` (https://arxiv.org/abs/1502.01852)."""
     fans = [math.prod(p.shape[1:]) for p in parameters]
     return torch.tensor(sum(math.sqrt(2.0 / f) for f in fans) / len(fans), device="cpu")
@@ -225,24 +236,24 @@ class WeightQuantSolver(ParameterQuantSolver):
     proxy_class = WeightQuantProxyFromInjector
 
     @value
-    def tensor_quant(quant_type: Any) -> Any:
+    def tensor_quant(quant_type: QuantType) -> Any:
         return table.choose(table.WEIGHT_TENSOR_QUANT, "quant_type", quant_type, "a weight")
 
     @value
     def scaling_per_output_channel_shape(
-        weight_ndims: Any, output_channel_dim: Any, out_channels: Any
+        weight_ndims: int, output_channel_dim: int, out_channels: int
     ) -> Any:
         shape = [1] * weight_ndims
         shape[output_channel_dim] = out_channels
         return tuple(shape)
 
     @value
-    def group_dim(output_channel_dim: Any) -> Any:
+    def group_dim(output_channel_dim: int) -> Any:
         return 1 if output_channel_dim == 0 else 0
 
     @value
     def expanded_groupwise_shape(
-        weight_shape: Any, group_size: Any, group_dim: Any, group_padding: Any = True
+        weight_shape: tuple[int, ...], group_size: int, group_dim: int, group_padding: bool = True
     ) -> Any:
         length = weight_shape[group_dim]
         if length % group_size and not group_padding:
@@ -255,7 +266,7 @@ class WeightQuantSolver(ParameterQuantSolver):
         return tuple(shape)
 
     @value
-    def permute_dims(weight_ndims: Any, output_channel_dim: Any) -> Any:
+    def permute_dims(weight_ndims: int, output_channel_dim: int) -> Any:
         if output_channel_dim == 0:
             return None
         order = list(range(weight_ndims))
@@ -273,7 +284,9 @@ class BiasQuantSolver(ParameterQuantSolver):
 
     @value
     def tensor_clamp_impl(
-        bit_width_impl_type: Any, scaling_impl_type: Any, requires_input_scale: Any
+        bit_width_impl_type: BitWidthImplType,
+        scaling_impl_type: ScalingImplType,
+        requires_input_scale: bool,
     ) -> Any:
         # Under a scale that isn't its own, a bias that saturates gets no gradient.
         return (
@@ -281,18 +294,18 @@ class BiasQuantSolver(ParameterQuantSolver):
         )
 
     @value
-    def tensor_quant(quant_type: Any, requires_input_scale: Any) -> Any:
+    def tensor_quant(quant_type: QuantType, requires_input_scale: bool) -> Any:
         chosen = (
             table.PRESCALED_BIAS_TENSOR_QUANT if requires_input_scale else table.BIAS_TENSOR_QUANT
         )
         return table.choose(chosen, "quant_type", quant_type, "a bias")
 
     @value
-    def scaling_per_output_channel_shape(out_channels: Any) -> Any:
+    def scaling_per_output_channel_shape(out_channels: int) -> Any:
         return (out_channels,)
 
     @value
-    def stats_reduce_dim(scaling_per_output: Any) -> Any:
+    def stats_reduce_dim(scaling_per_output: ScalingPerOutputType) -> Any:
         return 1 if scaling_per_output == _CHANNEL else None
 
 
@@ -304,11 +317,11 @@ class ActQuantSolver(QuantSolver):
     scaling_stats_op = StatsOp.PERCENTILE
 
     @value
-    def tensor_quant(quant_type: Any) -> Any:
+    def tensor_quant(quant_type: QuantType) -> Any:
         return table.choose(table.ACT_TENSOR_QUANT, "quant_type", quant_type, "an activation")
 
     @value
-    def float_to_int_impl(float_to_int_impl_type: Any) -> Any:
+    def float_to_int_impl(float_to_int_impl_type: FloatToIntImplType) -> Any:
         if float_to_int_impl_type == FloatToIntImplType.LEARNED_ROUND:
             raise PolicyValueError(
                 "float_to_int_impl_type='learned_round' learns a number per element of a weight; "
@@ -317,7 +330,11 @@ class ActQuantSolver(QuantSolver):
         return table.ROUNDING[float_to_int_impl_type]
 
     @value
-    def scaling_impl(scaling_impl_type: Any, proxy_class: Any, scaling_per_output: Any) -> Any:
+    def scaling_impl(
+        scaling_impl_type: ScalingImplType,
+        proxy_class: type[QuantProxy],
+        scaling_per_output: ScalingPerOutputType,
+    ) -> Any:
         if scaling_per_output == _GROUP:
             if scaling_impl_type != ScalingImplType.STATS or not getattr(
                 proxy_class, "is_dynamic", False
@@ -344,7 +361,10 @@ class ActQuantSolver(QuantSolver):
         )
 
     @value
-    def scaling_shape(scaling_per_output: Any, per_channel_broadcastable_shape: Any = None) -> Any:
+    def scaling_shape(
+        scaling_per_output: ScalingPerOutputType,
+        per_channel_broadcastable_shape: tuple[int, ...] | None = None,
+    ) -> Any:
         if scaling_per_output != _CHANNEL:
             return ()
         if per_channel_broadcastable_shape is None:
@@ -356,7 +376,8 @@ class ActQuantSolver(QuantSolver):
 
     @value
     def permute_dims(
-        scaling_stats_permute_dims: Any = None, scaling_per_output: Any = _TENSOR
+        scaling_stats_permute_dims: tuple[int, ...] | None = None,
+        scaling_per_output: ScalingPerOutputType = _TENSOR,
     ) -> Any:
         if scaling_stats_permute_dims is None and scaling_per_output == _CHANNEL:
             raise PolicyValueError(
@@ -366,7 +387,7 @@ class ActQuantSolver(QuantSolver):
         return scaling_stats_permute_dims
 
     @value
-    def group_dim(module: Any, default_group_dim: Any = None) -> Any:
+    def group_dim(module: nn.Module, default_group_dim: int | None = None) -> Any:
         if default_group_dim is not None:
             return default_group_dim
         if isinstance(module, nn.Linear):
@@ -379,7 +400,7 @@ class ActQuantSolver(QuantSolver):
         )
 
     @value
-    def min_val(signed: Any) -> Any:
+    def min_val(signed: bool) -> Any:
         if signed:
             raise PolicyValueError(
                 "a signed range needs min_val and max_val, its smallest and largest value"
@@ -387,7 +408,9 @@ class ActQuantSolver(QuantSolver):
         return 0.0
 
     @value
-    def scaling_init(scaling_impl_type: Any, min_val: Any, max_val: Any = None) -> Any:
+    def scaling_init(
+        scaling_impl_type: ScalingImplType, min_val: float, max_val: float | None = None
+    ) -> Any:
         if max_val is None:
             raise PolicyValueError(
                 f"scaling_impl_type={str(scaling_impl_type)!r} needs max_val (and min_val when signed), "
