@@ -119,7 +119,7 @@ class QuantActLayer(QuantLayer):
 class QuantNonLinearActLayer(QuantActLayer):
     """Base: an activation function, and the quantizers of its input and its result.
 
-    A layer of one's own sets the attributes.
+    A layer of one's own sets the attributes, or gives them to the constructor.
 
     Attributes:
         act_impl: a module class, its arguments resolved by name in the quantizer; None for the identity.
@@ -131,6 +131,44 @@ class QuantNonLinearActLayer(QuantActLayer):
     act_impl: type[nn.Module] | None = None
     passthrough_act = False
     drop_act_when_quantized = False
+
+    def __init__(
+        self,
+        act_quant: Quantizer | Default = DEFAULT,
+        input_quant: Quantizer = None,
+        return_quant_tensor: bool = False,
+        *,
+        act_impl: type[nn.Module] | Default | None = DEFAULT,
+        passthrough_act: bool | None = None,
+        **kwargs: Unpack[ActLayerKeywords],
+    ) -> None:
+        """Build the quantizers; settings of a function, where it has some, come first, as in torch.
+
+        Args:
+            act_quant: quantizer of the result: a class, another layer's proxy to share, or None; ``default_act_quant`` where
+                it isn't given.
+            input_quant: quantizer of the input: a class, another layer's proxy to share, or None.
+            return_quant_tensor: return a quantized tensor rather than a tensor.
+            act_impl: the function, where the class doesn't set it.
+            passthrough_act: whether it keeps a quantized input on its grid, where the class doesn't set it.
+            **kwargs: names to bind anew in ``act_quant`` (with or without the prefix ``act_``), or in ``input_quant`` (prefix
+                ``input_``).
+
+        Raises:
+            TypeError: a function that isn't a module class.
+            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+        """
+        if not isinstance(act_impl, Default):
+            if act_impl is not None and not (
+                isinstance(act_impl, type) and issubclass(act_impl, nn.Module)
+            ):
+                raise TypeError(
+                    f"{type(self).__name__}: act_impl={act_impl!r} must be a module class, such as torch.nn.SiLU, or None"
+                )
+            self.act_impl = act_impl
+        if passthrough_act is not None:
+            self.passthrough_act = passthrough_act
+        super().__init__(act_quant, input_quant, return_quant_tensor, **kwargs)
 
     def _init_act(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,8 @@ from torch import nn
 from qframework.inject import UnknownNameError
 from qframework.inject.errors import nearest
 from qframework.inject.explanation import Explanation
-from qframework.inject.policy import POLICY_NAMES
+from qframework.inject.names import is_ours, refuse_setting
+from qframework.inject.policy import IGNORED_KEYWORDS, POLICY_NAMES, setting_name
 from qframework.proxy import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike
@@ -39,14 +40,11 @@ def route_keywords(
     """
     routed: dict[str, dict[str, Any]] = {p: {} for p in prefixes}
     for name, value in keywords.items():
+        if name in IGNORED_KEYWORDS:
+            continue
         prefix = next((p for p in routed if name.startswith(p)), default)
         if prefix is None:
-            own = [
-                p
-                for p in inspect.signature(type(layer).__init__).parameters
-                if p not in ("self", "kwargs")
-            ]
-            close = nearest(name, [*own, *(p + n for p in routed for n in POLICY_NAMES)])
+            close = _meant(layer, name, list(routed))
             hint = f" Did you mean {close!r}?" if close else ""
             raise UnknownNameError(
                 f"{type(layer).__name__}: unknown keyword {name}={value!r}.{hint} Keywords for a quantizer start "
@@ -56,11 +54,45 @@ def route_keywords(
     return routed
 
 
+def _meant(layer: nn.Module, name: str, prefixes: list[str]) -> str | None:
+    """The keyword that a name without a prefix was probably meant to be."""
+    if name in POLICY_NAMES:
+        of_input = name in _OF_ACTIVATIONS and "input_" in prefixes
+        return f"{'input_' if of_input else prefixes[0]}{name}"
+    parameters = inspect.signature(type(layer).__init__).parameters
+    own = [p for p in parameters if p not in ("self", "kwargs")]
+    close = nearest(name, own, cutoff=0.8)
+    if close is not None:
+        return close
+    bare = nearest(name, POLICY_NAMES, cutoff=0.8)
+    if bare is not None:
+        return _meant(layer, bare, prefixes)
+    return nearest(name, [*own, *(p + n for p in prefixes for n in POLICY_NAMES)])
+
+
+#: Policy variables that weights and biases have no use for.
+_OF_ACTIVATIONS = frozenset({"min_val", "max_val", "collect_stats_steps"})
+
+
+#: Policy variables after which torch names arguments of its activation functions.
+_OF_FUNCTIONS = ("min_val", "max_val")
+
+
 class QuantLayer(nn.Module):
     """Mixin: the result of a layer, its explanation, its printed form."""
 
     return_quant_tensor: bool
     accept_quant_tensor = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "return_quant_tensor" and not isinstance(value, bool):
+            raise TypeError(
+                f"{type(self).__name__}: return_quant_tensor={value!r} must be True or False"
+            )
+        setting = setting_name(name)
+        if setting not in (None, *_OF_FUNCTIONS) and is_ours(type(self).__module__):
+            refuse_setting(self, name, value, [p.prefix for p in self._proxies().values()])
+        super().__setattr__(name, value)
 
     def _pack(self, out: TensorLike) -> Any:
         """The result in the form that the layer was asked for."""
@@ -79,9 +111,9 @@ class QuantLayer(nn.Module):
     def _proxies(self) -> dict[str, QuantProxy]:
         return {n: m for n, m in self.named_children() if isinstance(m, QuantProxy)}
 
-    def explain(self) -> dict[str, Explanation]:
+    def explain(self) -> Explanations:
         """For each tensor of the layer every name of its quantizer, the value and where it came from."""
-        return _Explanations({n: p.explain() for n, p in self._proxies().items()})
+        return Explanations({n: p.explain() for n, p in self._proxies().items()})
 
     def extra_repr(self) -> str:
         """The torch layer's own text, with the flag."""
@@ -103,11 +135,38 @@ class QuantLayer(nn.Module):
         return "\n  ".join(lines)
 
 
-class _Explanations(dict[str, Explanation]):
-    """Explanations by tensor, printed one after the other."""
+class Explanations:
+    """Explanations of a layer's tensors: a mapping by the name of the proxy; iterated, one after the other, as they are printed."""
+
+    def __init__(self, by_tensor: Mapping[str, Explanation]) -> None:
+        self._by_tensor = dict(by_tensor)
+
+    def __getitem__(self, name: str) -> Explanation:
+        return self._by_tensor[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_tensor
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return iter(self._by_tensor.values())
+
+    def __len__(self) -> int:
+        return len(self._by_tensor)
+
+    def keys(self) -> KeysView[str]:
+        """Names of the proxies."""
+        return self._by_tensor.keys()
+
+    def values(self) -> ValuesView[Explanation]:
+        """The explanations."""
+        return self._by_tensor.values()
+
+    def items(self) -> ItemsView[str, Explanation]:
+        """Names and explanations."""
+        return self._by_tensor.items()
 
     def __str__(self) -> str:
-        return "\n".join(str(e) for e in self.values())
+        return "\n".join(map(str, self))
 
     __repr__ = __str__
 

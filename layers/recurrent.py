@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -103,9 +104,17 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         shared: Mapping[str, bool],
         device: torch.device | None,
         dtype: torch.dtype | None,
+        dropout: float,
         keywords: dict[str, Any],
     ) -> None:
         """Build all layers; the last step of a constructor."""
+        flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional, **shared}
+        flags |= {
+            "shared_input_hidden_weights": shared_input_hidden_weights,
+            "quantize_output_only": quantize_output_only,
+        }
+        _check_flags(self, flags)
+        self.dropout = _checked_dropout(self, dropout, num_layers)
         self._shares_input_weights = shared_input_hidden_weights
         if shared_input_hidden_weights and not bidirectional:
             raise ArgumentsError(
@@ -302,6 +311,8 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             if i == self.num_layers - 1 and not self.return_quant_tensor:
                 outputs = [dequantize(out) for out in outputs]  # whose grids may differ
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            if self.dropout and self.training and i < self.num_layers - 1:
+                x = nn.functional.dropout(x, self.dropout)  # type: ignore[arg-type]
         return x, last
 
     def _forward(self, x: TensorLike, states: list[Any]) -> tuple[Any, list[list[Any]], bool]:
@@ -364,6 +375,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             for n in ("batch_first", "bidirectional", "return_quant_tensor")
             if getattr(self, n)
         ]
+        parts += [f"dropout={self.dropout}"] if self.dropout else []
         return ", ".join(parts)
 
     def __repr__(self) -> str:
@@ -384,3 +396,26 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
 
     def _proxies(self) -> dict[str, Any]:
         return {n: m for n, m in self.named_modules() if isinstance(m, QuantProxy)}
+
+
+def _check_flags(layer: nn.Module, flags: Mapping[str, object]) -> None:
+    """Refuse what isn't True or False, such as a dropout probability in the place of ``bidirectional``."""
+    for name, given in flags.items():
+        if not isinstance(given, bool):
+            raise TypeError(
+                f"{type(layer).__name__}: {name}={given!r} must be True or False; arguments behind batch_first are best "
+                "given by name"
+            )
+
+
+def _checked_dropout(layer: nn.Module, dropout: float, num_layers: int) -> float:
+    name = type(layer).__name__
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+        raise ValueError(f"{name}: dropout={dropout!r} must be a probability, a number from 0 to 1")
+    if dropout and num_layers == 1:
+        warnings.warn(
+            f"{name}: dropout={dropout} is applied between layers, and num_layers=1 has none behind its only one",
+            UserWarning,
+            stacklevel=4,
+        )
+    return float(dropout)

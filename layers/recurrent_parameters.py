@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qframework.inject import UnknownNameError
 from qframework.inject.errors import nearest
+from qframework.inject.policy import IGNORED_KEYWORDS, POLICY_NAMES
 from qframework.layers.wbiol import QuantWeightLayer
 from qframework.proxy import (
     BiasQuantProxyFromInjector,
@@ -119,11 +120,16 @@ def overrides_for(keywords: Mapping[str, Any], *prefixes: str) -> dict[str, Any]
     found: dict[str, Any] = {}
     for prefix in prefixes:
         found |= {
-            k.removeprefix(prefix).removeprefix("quant_"): v
+            _without(prefix, k): v
             for k, v in keywords.items()
             if k.startswith(prefix) and k != f"{prefix}quant"
         }
     return found
+
+
+def _without(prefix: str, keyword: str) -> str:
+    name = keyword.removeprefix(prefix)
+    return name if name in POLICY_NAMES else name.removeprefix("quant_")
 
 
 def check_prefixes(layer: nn.Module, keywords: Iterable[str], prefixes: Iterable[str]) -> None:
@@ -134,7 +140,7 @@ def check_prefixes(layer: nn.Module, keywords: Iterable[str], prefixes: Iterable
     """
     prefixes = sorted(set(prefixes))
     for name in keywords:
-        if not any(name.startswith(p) for p in prefixes):
+        if name not in IGNORED_KEYWORDS and not any(name.startswith(p) for p in prefixes):
             close = nearest(
                 name, [p + "bit_width" for p in prefixes] + [p + "quant" for p in prefixes]
             )

@@ -69,6 +69,7 @@ class QuantRNN(QuantRecurrent):
         quantize_output_only: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -96,6 +97,7 @@ class QuantRNN(QuantRecurrent):
             {},
             device,
             dtype,
+            dropout,
             kwargs,
         )
         for direction in self.modules():
@@ -185,6 +187,7 @@ class QuantGRU(QuantRecurrent):
         quantize_output_only: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -212,6 +215,7 @@ class QuantGRU(QuantRecurrent):
             },
             device,
             dtype,
+            dropout,
             kwargs,
         )
 
@@ -304,6 +308,7 @@ class QuantLSTM(QuantRecurrent):
         quantize_output_only: bool = False,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -345,6 +350,7 @@ class QuantLSTM(QuantRecurrent):
             },
             device,
             dtype,
+            dropout,
             kwargs,
         )
         if return_quant_tensor:

@@ -21,6 +21,7 @@ from qframework.proxy import (
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant, NoneBiasQuant, NoneWeightQuant
+from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
 class QuantWeightLayer(QuantLayer):
@@ -68,6 +69,37 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
     bias: Any
     output_channel_dim = 0
 
+    def __init__(
+        self,
+        weight_quant: Quantizer = Int8WeightPerTensorFloat,
+        bias_quant: Quantizer = None,
+        input_quant: Quantizer = None,
+        output_quant: Quantizer = None,
+        return_quant_tensor: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """For layers of one's own: call it when ``weight`` and ``bias`` are there, and define :meth:`inner_forward_impl`.
+
+        Args:
+            weight_quant: quantizer of the weight: a class, another layer's proxy to share, or None.
+            bias_quant: quantizer of the bias: a class, a proxy to share, or None.
+            input_quant: quantizer of the input: a class, a proxy to share, or None.
+            output_quant: quantizer of the output: a class, a proxy to share, or None.
+            return_quant_tensor: return a quantized tensor rather than a tensor.
+            **kwargs: names to bind anew in a quantizer, prefixed ``weight_``, ``bias_``, ``input_``, ``output_``.
+
+        Raises:
+            QuantizerError: a quantizer can't be built, or a keyword is unknown; a TypeError or ValueError too.
+            RuntimeError: the layer has no weight yet.
+        """
+        if not isinstance(self.__dict__.get("_parameters"), dict) or not hasattr(self, "weight"):
+            raise RuntimeError(
+                f"{type(self).__name__}: build the float layer first, which gives weight and bias: "
+                "nn.Linear.__init__(self, ...), then QuantWeightBiasInputOutputLayer.__init__(self, ...)"
+            )
+        quantizers = weight_quant, bias_quant, input_quant, output_quant
+        self._init_quant(*quantizers, return_quant_tensor, kwargs)
+
     def _init_quant(
         self,
         weight_quant: Quantizer,
@@ -101,7 +133,22 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
     ) -> Any:
         """The torch function of the layer, on plain or quantized tensors; ``how`` is what forward was given besides."""
-        raise NotImplementedError
+        return self.inner_forward_impl(x, weight, bias, *how)
+
+    def inner_forward_impl(
+        self, x: TensorLike, quant_weight: TensorLike, quant_bias: TensorLike | None, *how: object
+    ) -> Any:
+        """For layers of one's own: what the layer computes.
+
+        Args:
+            x: the input, quantized where a quantized result is wanted.
+            quant_weight: the weight, in the same form.
+            quant_bias: the bias, or None.
+            *how: what ``forward`` was given besides.
+        """
+        raise TypeError(
+            f"{type(self).__name__}: define inner_forward_impl(self, x, quant_weight, quant_bias), what the layer computes"
+        )
 
     def quant_bias(self) -> Any:
         """The quantized bias, None without one.

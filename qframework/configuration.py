@@ -9,6 +9,8 @@ from typing import Any
 
 _KERNELS = ("auto", "fused", "reference")
 _RECOMPUTE = ("auto", "always", "never")
+_UNUSED = ("warn", "error", "ignore")
+_CHOICES = {"kernels": _KERNELS, "recompute": _RECOMPUTE, "unused_keywords": _UNUSED}
 
 
 class Settings:
@@ -24,21 +26,25 @@ class Settings:
         recompute: whether layers make their quantized input anew in the backward pass from the quantizer's input, which is
             saved anyway, instead of saving it, too. ``'auto'``, the default: where C++ functions do it in one pass over memory.
             ``'always'``: on other devices too. ``'never'``.
+        unused_keywords: what becomes of a keyword that quantizers know and the one that it is given to has no use for:
+            ``'warn'``, the default: an ``UnusedKeywordWarning``; ``'error'``: an ``UnknownNameError``; ``'ignore'``: nothing.
         verbose: let the printed form of a layer say how each of its quantizers runs.
     """
 
     kernels: str
     recompute: str
+    unused_keywords: str
     verbose: bool
 
     def __init__(self) -> None:
         self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "auto")
         self.recompute = "auto"
+        self.unused_keywords = "warn"
         self.verbose = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("kernels", "recompute"):
-            allowed = _KERNELS if name == "kernels" else _RECOMPUTE
+        if name in _CHOICES:
+            allowed = _CHOICES[name]
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
         elif name == "verbose":
@@ -46,7 +52,7 @@ class Settings:
                 raise TypeError(f"verbose={value!r} must be True or False")
         else:
             raise AttributeError(
-                f"no setting {name!r}; there are 'kernels', 'recompute' and 'verbose'"
+                f"no setting {name!r}; there are {', '.join(map(repr, _CHOICES))} and 'verbose'"
             )
         object.__setattr__(self, name, value)
 

@@ -361,12 +361,13 @@ class ActQuantSolver(QuantSolver):
         )
 
     @value
-    def scaling_shape(
-        scaling_per_output: ScalingPerOutputType,
+    def scaling_shape(scaling_per_output: ScalingPerOutputType) -> Any:
+        return this.scaling_per_output_channel_shape if scaling_per_output == _CHANNEL else ()
+
+    @value
+    def scaling_per_output_channel_shape(
         per_channel_broadcastable_shape: tuple[int, ...] | None = None,
     ) -> Any:
-        if scaling_per_output != _CHANNEL:
-            return ()
         if per_channel_broadcastable_shape is None:
             raise PolicyValueError(
                 "scaling_per_output_type='channel' on an activation needs per_channel_broadcastable_shape, "

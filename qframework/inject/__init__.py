@@ -9,6 +9,7 @@ from qframework.inject.errors import (
     PolicyValueError,
     QuantizerError,
     UnknownNameError,
+    UnusedKeywordWarning,
 )
 from qframework.inject.expressions import this, value
 from qframework.inject.injector import BaseInjector, ExtendedInjector, Injector
@@ -25,6 +26,7 @@ __all__ = [
     "PolicyValueError",
     "QuantizerError",
     "UnknownNameError",
+    "UnusedKeywordWarning",
     "this",
     "value",
 ]

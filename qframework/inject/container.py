@@ -7,7 +7,27 @@ from threading import RLock
 from typing import Any
 
 from dependencies import Injector as Container
-from dependencies import value
+from dependencies import this, value
+
+from qframework.inject.errors import PolicyTypeError
+from qframework.inject.expressions import This, Value
+
+
+def own_form(bound: Any) -> Any:
+    """What a name is bound to; the ``value`` and ``this`` of ``dependencies`` in the form that is read here.
+
+    Raises:
+        PolicyTypeError: an item of a name, ``this.x[0]``.
+    """
+    if isinstance(bound, value):
+        return Value(bound.__function__)
+    if not isinstance(bound, type(this)):
+        return bound
+    steps = [symbol for operator, symbol in bound.__expression__ if operator == "."]
+    if len(steps) < len(bound.__expression__):
+        raise PolicyTypeError("this.x[...]: items can't be followed; write an @value function")
+    levels = sum(step == "__parent__" for step in steps)
+    return This(levels, tuple(steps[levels:]))
 
 
 class Graph:

@@ -14,6 +14,10 @@ class UnknownNameError(QuantizerError, TypeError):
     """A keyword or attribute that nothing reads."""
 
 
+class UnusedKeywordWarning(UserWarning):
+    """A keyword that quantizers know and the one that it was given to has no use for."""
+
+
 class PolicyValueError(QuantizerError, ValueError):
     """A value of the wrong type or out of range."""
 

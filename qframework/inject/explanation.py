@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -52,6 +53,12 @@ class Explanation:
             if row.name == name:
                 return row
         raise KeyError(name)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def __contains__(self, name: str) -> bool:
         return any(row.name == name for row in self.rows)

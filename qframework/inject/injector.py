@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copyreg
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from qframework.inject.container import own_form
 from qframework.inject.enum import ScalingPerOutputType
 from qframework.inject.errors import ImmutableQuantizerError, PolicyTypeError
 from qframework.inject.expressions import Value
@@ -23,6 +25,10 @@ _ORDINARY = frozenset({"mro", "let", "explain"})
 
 def _is_declaration(name: str) -> bool:
     return not (name.startswith("__") and name.endswith("__"))
+
+
+#: Newer names, each with the older one that decides on it where a user binds that.
+LEGACY_NAMES = {"scaling_per_output_type": "scaling_per_output_channel"}
 
 
 def _granularity(scaling_per_output_channel: bool) -> ScalingPerOutputType:
@@ -56,7 +62,10 @@ class InjectorType(type):
         mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **kwargs: Any
     ) -> InjectorType:
         """Make a quantizer class: keep its names aside, merge those of its bases."""
-        declared = {k: v for k, v in namespace.items() if _is_declaration(k)}
+        if "__module__" not in namespace:  # a call of ``type``
+            caller = sys._getframe(1).f_globals.get("__name__", "__main__")
+            namespace = {**namespace, "__module__": caller}
+        declared = {k: own_form(v) for k, v in namespace.items() if _is_declaration(k)}
         ordinary = {k: v for k, v in namespace.items() if k not in declared}
         if not any(
             isinstance(b, InjectorType) for b in bases

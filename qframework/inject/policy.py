@@ -314,10 +314,40 @@ SLOTS = {
     "learned_round_init": "its initial value",
 }
 
+#: How keywords of layers begin, of which a quantizer's own names have none.
+KEYWORD_PREFIXES = ("weight_", "bias_", "act_", "input_", "output_", "io_", "trunc_")
+
+#: Switches of caches that other libraries have, which have no meaning here: what is kept is asked for by ``qframework.frozen``.
+IGNORED_KEYWORDS = frozenset(
+    {
+        "cache_inference_quant_act",
+        "cache_inference_quant_bias",
+        "cache_inference_quant_bias_metadata_only",
+        "cache_inference_quant_io",
+        "cache_inference_quant_io_metadata_only",
+        "cache_inference_quant_weight",
+        "cache_inference_quant_weight_metadata_only",
+        "cache_quant_io_metadata_only",
+    }
+)
+
 POLICY_NAMES: frozenset[str] = frozenset(Policy.model_fields) | frozenset(SLOTS)
 
 _validate: Callable[..., Any] = Policy.__pydantic_validator__.validate_assignment
 _checked: dict[tuple[str, type, Any], Any] = {}
+
+
+def setting_name(name: str) -> str | None:
+    """The policy variable that an attribute is named after, with a prefix or without; None where it isn't.
+
+    Args:
+        name: of the attribute.
+    """
+    for prefix in ("", *KEYWORD_PREFIXES):
+        bare = name.removeprefix(prefix)
+        if name.startswith(prefix) and bare in Policy.model_fields:
+            return bare
+    return None
 
 
 def check_policy(name: str, value: Any) -> Any:

@@ -17,20 +17,16 @@ from qframework.inject.errors import (
     QuantizerError,
     UnknownNameError,
     did_you_mean,
-    nearest,
 )
 from qframework.inject.explanation import Row, rows_of, short
 from qframework.inject.expressions import This, Value, arguments_of, this_levels, this_path
-from qframework.inject.injector import Binding, InjectorType, with_legacy_names
+from qframework.inject.injector import LEGACY_NAMES, Binding, InjectorType, with_legacy_names
+from qframework.inject.names import check_declared, check_overrides, is_ours
 from qframework.inject.policy import POLICY_NAMES, check_policy
 
 _MISSING = object()
 #: Names through which a function sees the present state of a layer.
 _FROM_LAYER = {"module", "tracked_parameter_list", "proxy_module"}
-
-
-def _is_ours(module: str | None) -> bool:
-    return (module or "").partition(".")[0] == "qframework"
 
 
 class _Planned(NamedTuple):
@@ -91,6 +87,7 @@ class Resolver:
         self.steps: list[Step] = []  # what to do again for another layer, see CachedResolution
         self.graphs: dict[str, Graph] = {}
         self.cacheable = True
+        self._refused: dict[str, QuantizerError] = {}
         self._varying: set[str] = set()
         self._nodes: dict[str, Any] = {}
         self._stack: list[str] = []
@@ -138,37 +135,17 @@ class Resolver:
         return rows_of(self, self.values())
 
     def check_names(self) -> None:
-        """Refuse overrides that nothing has read, and names of the class that look misspelled.
+        """Refuse or tell of overrides that nothing has read, and refuse names of the class that look misspelled.
 
         Raises:
             UnknownNameError: names the keyword and the nearest real one.
         """
-        known = POLICY_NAMES | self.used
-        for name in self.overrides.keys() - self.used:
-            shown = self.prefix + name
-            if self._nodes.get("tensor_quant", _MISSING) is None:
-                what = (
-                    f"{shown}={self.overrides[name]!r} has no effect: this tensor is not quantized"
-                )
-            elif name in POLICY_NAMES:
-                what = f"{shown}={self.overrides[name]!r} has no effect: nothing that was built reads {name!r}"
-                what += self._hint_for_unread(name)
-            else:
-                close = nearest(name, known)
-                what = f"unknown keyword {shown}={self.overrides[name]!r}."
-                what += f" Did you mean {self.prefix + close!r}?" if close else ""
-            raise UnknownNameError(self._located(what))
-        for cls in self.injector.__mro__:
-            if _is_ours(cls.__module__) and "__let__" not in cls.__dict__:
-                continue  # the library's own names are not typing errors
-            for name, bound in cls.__dict__.get("__declared__", {}).items():
-                close = None if name in known else nearest(name, known, cutoff=0.85)
-                if close and not isinstance(bound, InjectorType):
-                    raise UnknownNameError(
-                        self._located(
-                            f"class {cls.__name__} binds {name!r}, which nothing reads. Did you mean {close!r}?"
-                        )
-                    )
+        is_on = self._nodes.get("tensor_quant", _MISSING) is not None
+        check_overrides(self, self._unread(), is_on)
+        try:
+            check_declared(self.injector, POLICY_NAMES | self.used)
+        except UnknownNameError as error:
+            raise UnknownNameError(self.located(str(error))) from None
 
     def check_spelling(self) -> None:
         """As :meth:`check_names` where nothing is built: every name that some quantizer knows will do.
@@ -177,7 +154,12 @@ class Resolver:
             UnknownNameError: names the keyword and the nearest real one.
         """
         self.used.update(POLICY_NAMES | self.injector.__bindings__.keys())
-        self.check_names()
+        check_overrides(self, self._unread(), False)
+
+    def _unread(self) -> list[str]:
+        """Keywords, as they were given, of which nothing was read."""
+        older = {LEGACY_NAMES[n] for n in self.used & LEGACY_NAMES.keys()}
+        return [name for name in self.overrides_given if name not in self.used | older]
 
     # ------------------------------------------------------------ resolution
 
@@ -187,10 +169,10 @@ class Resolver:
             return self._nodes[name]
         if name in self._stack:
             circle = " -> ".join([*self._stack[self._stack.index(name) :], name])
-            raise CircularDependencyError(self._located(f"these names need each other: {circle}"))
+            raise CircularDependencyError(self.located(f"these names need each other: {circle}"))
         binding = self.find(name)
         if binding is None:
-            raise MissingDependencyError(self._located(self._missing(name)))
+            raise MissingDependencyError(self.located(self._missing(name)))
         self._stack.append(name)
         try:
             self._nodes[name] = node = self._evaluate(name, *binding)
@@ -221,7 +203,10 @@ class Resolver:
                 return check_policy(name, bound)
             except (PolicyValueError, PolicyTypeError) as error:
                 where = "" if origin.startswith("keyword") else f" ({origin})"
-                raise type(error)(self._located(f"{shown}={bound!r}{where}: {error}")) from None
+                refusal = type(error)(self.located(f"{shown}={bound!r}{where}: {error}"))
+                if bound is not None:
+                    raise refusal from None
+                self._refused[name] = refusal  # a user's function may know what None means
         return bound
 
     def _record(self, name: str, expressions: list[Any], bound: Any, origin: str) -> None:
@@ -242,7 +227,7 @@ class Resolver:
             self.cacheable = self.cacheable and len(expressions) == 1
             return
         names = tuple(a.name for a in first.arguments if a.required or self.find(a.name))
-        if self._varying.isdisjoint(names) and _is_ours(first.function.__module__):
+        if self._varying.isdisjoint(names) and is_ours(first.function.__module__):
             return
         self.cacheable = self.cacheable and len(expressions) == 1
         chosen = isinstance(bound, type) and not name.endswith("_class")
@@ -259,35 +244,42 @@ class Resolver:
         for argument in bound.arguments:
             if argument.required or self.find(argument.name) is not None:
                 arguments[argument.name] = self.read(argument.name)
+                if is_ours(bound.function.__module__):
+                    self._check_given(argument.name)
             else:
                 self.used.add(argument.name)
                 self.absent.add(argument.name)
-        if _FROM_LAYER & arguments.keys() and not _is_ours(bound.function.__module__):
+        if _FROM_LAYER & arguments.keys() and not is_ours(bound.function.__module__):
             self.reads_layer = True
         try:
             return bound.function(**arguments)
         except QuantizerError as error:
             if self.subject and self.subject not in str(error):
-                raise type(error)(self._located(str(error))) from error
+                raise type(error)(self.located(str(error))) from error
             raise
         except Exception as error:
             given = ", ".join(f"{k}={short(v)}" for k, v in arguments.items())
-            error.add_note(self._located(f"raised by {bound!r}, called with {given}"))
+            error.add_note(self.located(f"raised by {bound!r}, called with {given}"))
             if isinstance(arguments.get("module"), tuple):
                 error.add_note("The quantizer is shared: module is the tuple of all its layers.")
             raise
+
+    def _check_given(self, name: str) -> None:
+        """Refuse None where something is needed."""
+        if name in self._refused:
+            raise self._refused[name]
 
     def _follow(self, expression: This) -> Any:
         resolver: Resolver = self
         for _ in range(this_levels(expression)):
             if resolver.parent is None:
                 raise MissingDependencyError(
-                    self._located(f"{expression!r} goes out further than there are injectors")
+                    self.located(f"{expression!r} goes out further than there are injectors")
                 )
             resolver = resolver.parent
         path = this_path(expression)
         if not path:
-            raise PolicyTypeError(self._located(f"{expression!r} names nothing; write this.name"))
+            raise PolicyTypeError(self.located(f"{expression!r} names nothing; write this.name"))
         found = resolver.read(path[0])
         for step in path[1:]:
             found = getattr(found, step)
@@ -304,6 +296,7 @@ class Resolver:
                 self.used.add(argument.name)
                 continue
             self._node(argument.name)
+            self._check_given(argument.name)
             needs.append(argument.name)
         return _Planned(cls, tuple(needs))
 
@@ -332,13 +325,14 @@ class Resolver:
                 for k in (PolicyTypeError, PolicyValueError, BuildError)
                 if isinstance(error, k.__bases__[1])
             )
-            raise kind(self._located(str(error))) from error
+            raise kind(self.located(str(error))) from error
         self._nodes[name] = built
         return built
 
     # ------------------------------------------------------------ messages
 
-    def _located(self, message: str) -> str:
+    def located(self, message: str) -> str:
+        """A message that says which quantizer of which layer it is about."""
         where = self.injector.__name__
         return f"{self.subject} ({where}): {message}" if self.subject else f"{where}: {message}"
 
@@ -352,11 +346,3 @@ class Resolver:
         if self._stack:
             return f"{message}. Bind it in a subclass; what a layer provides can only be read inside a layer"
         return message
-
-    def _hint_for_unread(self, name: str) -> str:
-        chosen = [
-            f"{self.prefix}{k}={str(self._nodes[k])!r}"
-            for k in ("quant_type", "scaling_impl_type", "scaling_stats_op", "bit_width_impl_type")
-            if k in self._nodes
-        ]
-        return f" (with {', '.join(chosen)})" if chosen else ""

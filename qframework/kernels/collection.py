@@ -27,11 +27,19 @@ from qframework.kernels.statistics import can_search_blocks, from_end, search_bl
 _Found = tuple[Tensor, Tensor, Tensor]
 
 
+#: What decides on the phase; one who overrides it has the last word on it.
+_PHASE = ("is_collecting", "record", "finish_collection")
+
+
 # ------------------------------------------------------------ collection
 
 
 @add_kernel(collect_or_learned, "in a graph", in_graph)
 def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
+    kind, own = type(collector), vars(collector)
+    for name in _PHASE:
+        if name in own or getattr(kind, name) is not getattr(CollectThenLearn, name):
+            return collect_or_learned.definition(collector, x, *context)
     if collector.switched or not collector.training or x.numel() == 0:
         return collector.from_stored(collector.value, *context)
     steps, used = collector.collected_steps, collector.used_batches

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from qframework.core.base import CompactModule, assign
 from qframework.inject.explanation import Explanation, Row
 from qframework.inject.injector import InjectorType
+from qframework.inject.names import is_ours, refuse_setting
+from qframework.inject.policy import Policy
 from qframework.inject.resolver import Resolver
 from qframework.kernels import Plan, prepare
 from qframework.proxy.description import describe
@@ -19,6 +21,13 @@ from qframework.proxy.resolution import Resolution, keep_identity, resolve
 from qframework.proxy.state_dict import LOAD_HOOKS, take_older_keys
 
 _is_compiling = torch.compiler.is_compiling
+
+
+#: What a quantizer was built with, which a proxy doesn't hold under these names.
+_DECLARED = {"scale", "zero_point", *Policy.model_fields} - {
+    "collect_stats_steps",
+    "requires_input_scale",
+}
 
 
 class ScaleSource:
@@ -75,6 +84,8 @@ class QuantProxy(CompactModule):
         self._build(resolver)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _DECLARED and is_ours(type(self).__module__):
+            refuse_setting(self, name, value, [self.prefix])
         assign(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,11 +9,17 @@ from torch import nn
 
 from qframework.inject.errors import PolicyTypeError, UnknownNameError
 from qframework.inject.injector import InjectorType
+from qframework.inject.names import report_unused
+from qframework.inject.policy import POLICY_NAMES
 from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
 
 #: What a layer takes as the quantizer of a tensor: a quantizer class, another layer's quantizer to share, or None.
 Quantizer = InjectorType | QuantProxy | None
+
+
+#: Tensors that layers don't quantize unless they are told to.
+_OFF_BY_DEFAULT = ("input_", "output_", "bias_")
 
 
 def build_proxy(
@@ -58,6 +64,8 @@ def build_proxy(
         return quantizer
     if quantizer is None:
         quantizer = none_quantizer
+        if prefix.endswith(_OFF_BY_DEFAULT):
+            _tell_of_none(where, attribute, overrides, prefix)
     if not isinstance(quantizer, InjectorType):
         hint = (
             " (the class itself, not an instance)"
@@ -77,3 +85,14 @@ def build_proxy(
         )
     given = (layer, quantizer, overrides, attribute, prefix, provided, resolver)
     return proxy_class(*given)  # type: ignore[no-any-return]
+
+
+def _tell_of_none(where: str, attribute: str, overrides: Mapping[str, Any], prefix: str) -> None:
+    """Keywords for a tensor that is not quantized."""
+    known = [name for name in overrides if name in POLICY_NAMES]
+    if not known or len(known) < len(overrides):  # one that is misspelled is refused
+        return
+    shown = ", ".join(f"{prefix}{n}={overrides[n]!r}" for n in known)
+    report_unused(
+        f"{where}: {shown} has no effect: this tensor is not quantized; give a quantizer, {attribute}=..."
+    )

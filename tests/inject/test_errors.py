@@ -58,20 +58,9 @@ class Misspelled(Int8WeightPerTensorFloat):
         ),
         (lambda: QuantConv2d(1, 1, 1, foo=1), TypeError, ["QuantConv2d", "foo=1", "'weight_'"]),
         (
-            lambda: linear(weight_sigma=3.0),
-            TypeError,
-            ["weight_sigma=3.0 has no effect", "weight_scaling_stats_op='max'"],
-        ),
-        (
             lambda: linear(bias=False, bias_quant=Int32Bias, bias_bit_widht=4),
             TypeError,
             ["QuantLinear.bias_quant", "bias_bit_widht=4", "'bias_bit_width'"],
-        ),
-        (lambda: linear(weight_collect_stats_steps=5), TypeError, ["has no effect"]),
-        (
-            lambda: linear(bias_bit_width=4),
-            TypeError,
-            ["bias_bit_width=4 has no effect", "not quantized"],
         ),
         (
             lambda: linear(weight_bit_width="eight"),
