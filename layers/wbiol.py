@@ -223,7 +223,9 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)
         ):
             raise RuntimeError(self._not_configured(quant_input, quant_weight))
-        quant_bias, bias_quant = self.bias, parts["bias_quant"]
+        quant_bias, bias_quant = self._parameters.get("bias"), parts["bias_quant"]
+        if quant_bias is None:  # there is none, or it is computed
+            quant_bias = self.bias
         if quant_bias is not None and not bias_quant.is_idle:
             quant_bias = bias_quant(quant_bias, quant_input, quant_weight)
         if as_quant:

@@ -82,9 +82,9 @@ class FollowsParameters(nn.Module):
 
     @torch.no_grad()
     def init_from_parameters(self) -> None:
-        """Start anew from the parameters. The version counter of ``value`` stays, so that graphs that hold it stay valid."""
+        """Start anew from the parameters. Version counters stay, so that graphs and frozen results that hold them stay valid."""
         self.value.data.copy_(self.computed())
-        self.initial.copy_(self.value)
+        self.initial.data.copy_(self.value)
         self.seen = fingerprint(self.origins()) if self.is_costly else ()
         self.follows = True
 

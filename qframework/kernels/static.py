@@ -47,6 +47,10 @@ class Static:
             x = self.activation(x)
         return self.step(x, self.fuses_relu), *self.rest
 
+    def tensors(self) -> tuple[Any, ...]:
+        """What was computed."""
+        return self.rest
+
     @property
     def range(self) -> Range | None:
         """Scale and integers, where there is one scale, and no zero point; else None."""

@@ -267,8 +267,10 @@ class Guards:
 
     def _expect(self, namespace: Any, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):  # by identity: one that is equal may hold other numbers
-            for held, what in zip(self.modules, (namespace, name, value), strict=True):
-                held.append(what)
+            namespaces, names, modules = self.modules
+            namespaces.append(namespace)
+            names.append(name)
+            modules.append(value)
             return
         self.namespaces.append(namespace)
         self.names.append(name)

@@ -259,7 +259,9 @@ class QuantProxy(CompactModule):
         parts = self._modules  # looked at directly, since a module's attributes take long
         if parts.get("tensor_quant") is not None and not self.disable_quant:
             return False
-        return parts.get("activation_impl") is None and not has_hooks(self)
+        if "activation_impl" in parts and parts["activation_impl"] is not None:
+            return False
+        return "_forward_hooks" not in self.__dict__ or not has_hooks(self)
 
     def reinitialize(self) -> None:
         """For subclasses: the parameters of the layers were replaced or loaded without this proxy's own state."""

@@ -27,7 +27,7 @@ class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
         if self.tensor_quant is None or self.disable_quant:
             return x
         if not self.requires_quant_input:
-            return self._frozen_or_quantized(x)
+            return super().forward(x)
         return self._quantized(x, *self._of_input(quant_input), source=self.source)
 
     def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:

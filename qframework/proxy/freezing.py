@@ -2,24 +2,93 @@
 
 While a model is frozen its weights are constants: quantized once, without a gradient of their own. Whatever changes them thaws
 the quantizers that it concerns, so that they compute at each call again: ``train()``, ``to()``, ``load_state_dict``, a write in place,
-an optimizer's step, an assigned parameter or quantizer. A write through ``.data`` alone leaves no trace, and isn't seen until the
-model is thawed.
+an optimizer's step, an assigned parameter, quantizer or part of one, a hook on a part, a write to the result. What leaves no trace
+isn't seen until the model is thawed: a write in place through ``.data`` or NumPy, a step with ``fused=True``, a plain setting of a
+part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter, is_
+from operator import attrgetter, getitem, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from qframework.core.base import parts
 
 if TYPE_CHECKING:
     from qframework.proxy.base import QuantProxy
 
 _is_compiling = torch.compiler.is_compiling
+
+
+#: A dictionary of a module, and a name in it.
+Place = tuple[dict[str, Any], str]
+
+
+def watch(
+    quantizer: nn.Module,
+    others: Iterable[Place],
+    given: Iterable[Tensor],
+    made: Iterable[Tensor],
+) -> Callable[[], bool]:
+    """A function that tells whether a result still is right, as far as assignments and writes in place are concerned.
+
+    Args:
+        quantizer: that computed it; its parts, parameters and buffers, hooks and methods are watched.
+        others: what else it looks at.
+        given: what it quantized.
+        made: the result, which must not be written to either.
+    """
+    holders, places = [], list(others)
+    modules = [quantizer, *(place[name] for place, name in places)]
+    below = [part for m in modules if isinstance(m, nn.Module) for part in parts(m)]
+    for part in below:
+        holders += [(part._modules, name) for name in part._modules]
+        holders += [(vars(part), n) for n, v in vars(part).items() if isinstance(v, nn.Module)]
+        kinds: Any = (part._parameters, part._buffers)
+        places += [(kind, n) for kind in kinds for n, t in kind.items() if t is None or t.numel()]
+    held_parts = tuple(place[name] for place, name in holders)
+    held = tuple(place[name] for place, name in places)
+    of_parts, of_others = _columns(holders), _columns(places)
+    read = _distinct((*given, *held))
+    written = _distinct((*read, *made))
+    versions, pointers = tuple(map(_version, written)), tuple(map(_pointer, read))
+    own = list(map(vars, below))  # hooks and assigned methods appear there
+    attributes = (*own, *(held[n] for held in own for n in held if n.endswith("_hooks")))
+    count = sum(map(len, attributes))
+
+    def holds() -> bool:
+        try:
+            return (
+                tuple(map(_version, written)) == versions
+                and tuple(map(_pointer, read)) == pointers
+                and tuple(map(getitem, *of_parts)) == held_parts
+                and sum(map(len, attributes)) == count
+                and (not places or all(map(is_, map(getitem, *of_others), held)))
+            )
+        except KeyError:  # something was removed
+            return False
+
+    # As torch.compiler.assume_constant_result does: a compiler asks while it traces.
+    holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return holds
+
+
+def _columns(places: list[Place]) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    return tuple(place for place, _ in places), tuple(name for _, name in places)
+
+
+def _distinct(tensors: Iterable[Any]) -> tuple[Tensor, ...]:
+    found = {id(t): t for t in tensors if isinstance(t, Tensor) and t.numel()}
+    return tuple(t for t in found.values() if not t.is_inference())
+
+
+_version, _pointer = attrgetter("_version"), Tensor.data_ptr
 
 
 class Entry(NamedTuple):
@@ -28,29 +97,14 @@ class Entry(NamedTuple):
     Attributes:
         given: the tensors that it is for, the same objects.
         quantizer: that computed it.
-        watched: the tensors that it was computed from.
-        versions: of those.
-        pointers: to their memory.
+        holds: whether nothing that it depends on has changed.
         result: what to return.
     """
 
     given: tuple[Tensor, ...]
     quantizer: nn.Module
-    watched: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    pointers: tuple[int, ...]
+    holds: Callable[[], bool]
     result: Any
-
-    def holds(self) -> bool:
-        """Whether no write in place to what it was computed from is known."""
-        watched = self.watched
-        return (
-            tuple(map(_version, watched)) == self.versions
-            and tuple(map(_pointer, watched)) == self.pointers
-        )
-
-
-_version, _pointer = attrgetter("_version"), Tensor.data_ptr
 
 
 class Memory:
@@ -75,21 +129,36 @@ class Memory:
         """Thaw."""
         self.frozen, self.entries = False, []
 
-    def keep(self, quantizer: nn.Module, given: tuple[Tensor, ...], result: Any) -> None:
-        """Keep a result for these tensors."""
-        tensors = (*given, *quantizer.parameters(), *quantizer.buffers())
-        watched = tuple(t for t in tensors if t.numel() and not t.is_inference())
+    def keep(
+        self,
+        quantizer: nn.Module,
+        given: tuple[Tensor, ...],
+        result: Any,
+        others: Iterable[Place] = (),
+    ) -> None:
+        """Keep a result for these tensors, in place of the one for the first of them.
+
+        Args:
+            quantizer: that computed it.
+            given: the tensors that it is for.
+            result: has ``tensors()``, or is a quantized tensor.
+            others: what else the quantizer looks at.
+        """
         self.frozen = True
-        states = tuple(map(_version, watched)), tuple(map(_pointer, watched))
-        self.entries.append(Entry(given, quantizer, watched, *states, result))
+        found = result.tensors() if hasattr(result, "tensors") else pytree.tree_leaves(result)
+        made = [t for t in found if isinstance(t, Tensor)]
+        holds = watch(quantizer, others, given, made)
+        kept = [e for e in self.entries if e.given and e.given[0] is not given[0]]
+        self.entries = [*kept, Entry(given, quantizer, holds, result)]
 
     def recall(self, quantizer: Any, *given: Tensor) -> Any:
         """The result for these tensors; None where there is none."""
         for entry in self.entries:
             if entry.quantizer is quantizer and all(map(is_, entry.given, given)):
-                if _is_compiling() or entry.holds():
+                if entry.holds():
                     return entry.result
-                self.clear()
+                if not _is_compiling():
+                    self.clear()
                 return None
         return None
 
@@ -104,7 +173,9 @@ def freeze(model: nn.Module) -> None:
     """Quantize all weights, biases and scales of a model once, until :func:`unfreeze`; for evaluation.
 
     Gradients flow to inputs, not to weights. ``train()``, ``to()``, ``load_state_dict``, an optimizer's step and other writes in
-    place thaw the quantizers that they concern; a write through ``.data`` isn't seen. Copies of a model aren't frozen.
+    place, what is assigned (parameters, quantizers, their parts) and hooks on parts thaw the quantizers that they concern. What leaves
+    no trace isn't seen: a write in place through ``.data`` or NumPy, a step with ``fused=True``, a plain setting of a part. Copies of a
+    model aren't frozen.
 
     Args:
         model: in evaluation mode; anything with quantized layers.

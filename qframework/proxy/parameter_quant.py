@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from qframework.core.tracked import TrackedParameters
 from qframework.inject.explanation import Rows
 from qframework.inject.resolver import Resolver
+from qframework.kernels.autograd import transforms_active
+from qframework.kernels.trust import modes_active
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.freezing import Place
 from qframework.proxy.naming import qualified_name
 from qframework.proxy.resolution import Resolution, resolver_of
 from qframework.quant_tensor import IntQuantTensor, product_source
@@ -102,15 +105,20 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         for parameter in self.tracked_parameter_list:
             if isinstance(parameter, nn.Parameter):
                 result = self._quantized(parameter, source=self.source)
-                self._memory.keep(self.tensor_quant, (parameter,), result)  # type: ignore[arg-type]
+                self._memory.keep(self.tensor_quant, (parameter,), result, self._partners())  # type: ignore[arg-type]
 
-    def _frozen_or_quantized(self, parameter: Tensor) -> Any:
-        """The quantized parameter by the quantizer's own scale."""
-        if self._memory.frozen:
-            found = self._memory.recall(self._modules.get("tensor_quant"), parameter)
-            if found is not None:
-                return found
-        return self._quantized(parameter, source=self.source)
+    def _partners(self) -> list[Place]:
+        """Where the parameters are that statistics are taken from, if several layers share the quantizer."""
+        found: list[Place] = []
+        layers = self.tracked_module_list
+        for layer in layers if len(layers) > 1 else ():
+            if self.parameter_name in layer._parameters:
+                found.append((layer._parameters, self.parameter_name))  # type: ignore[arg-type]
+                continue
+            for module in layer.modules():  # it is computed, from what isn't known
+                for held in (module._parameters, module._buffers):
+                    found += [(held, name) for name in held]  # type: ignore[misc]
+        return found
 
     def _quantized(self, parameter: Tensor, *scales: Tensor, source: object) -> Any:
         return self._wrap(self._planned().run(parameter, *scales), source, parameter)
@@ -145,9 +153,14 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         Returns:
             :class:`~qframework.quant_tensor.IntQuantTensor`, or ``x``.
         """
-        if self._modules.get("tensor_quant") is None or self.disable_quant:
+        quantizer = self._modules.get("tensor_quant")
+        if quantizer is None or self.disable_quant:
             return x
-        return self._frozen_or_quantized(x)
+        if self._memory.frozen:
+            found = self._memory.recall(quantizer, x)
+            if found is not None:
+                return found
+        return self._quantized(x, source=self.source)
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
@@ -217,7 +230,8 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if bias is None or self.tensor_quant is None or self.disable_quant:
             return bias
         if not self.requires_input_scale:
-            return self._frozen_or_quantized(bias)
+            found = self._memory.recall(self._modules.get("tensor_quant"), bias)
+            return self._quantized(bias, source=self.source) if found is None else found
         if not isinstance(quant_input, IntQuantTensor):
             raise RuntimeError(self._scale_missing("input"))
         if not isinstance(quant_weight, IntQuantTensor):
@@ -240,7 +254,8 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         elif scale.numel() < bias.numel():
             # scales of positions within the groups of a transposed convolution
             scale = scale.repeat(bias.numel() // scale.numel())
-        if not memory.frozen or _is_compiling() or not isinstance(bias, nn.Parameter):
+        passing = _is_compiling() or modes_active() or transforms_active(first, second)
+        if not memory.frozen or passing or not isinstance(bias, nn.Parameter):
             return self._quantized(bias, scale, source=source)
         with torch.inference_mode(False), torch.no_grad():
             result = self._quantized(bias, scale.clone(), source=source)

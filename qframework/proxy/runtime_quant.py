@@ -86,7 +86,9 @@ class ActQuantProxyFromInjector(QuantProxy):
         """Compute the scale once, where it doesn't depend on the input."""
         found = self.static(self._probe())
         if found is not None:
-            self._memory.keep(self.tensor_quant, (), found)  # type: ignore[arg-type]
+            name = "activation_impl"  # an absent one is no module
+            place: Any = self._modules if name in self._modules else vars(self)
+            self._memory.keep(self.tensor_quant, (), found, [(place, name)])  # type: ignore[arg-type]
 
     def static(self, like: Tensor) -> Static | None:
         """The quantizer with its present scale, for several calls; None where each call has to go through the proxy.

@@ -8,7 +8,7 @@ from types import EllipsisType
 from typing import Any, ClassVar, NoReturn, SupportsIndex, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qframework.quant_tensor.registry import METHODS, RULES, Rule
@@ -30,7 +30,7 @@ def dequantize(x: object) -> Any:
         The value of a quantized tensor, same shape; a container of the same type, with its items dequantized; else
         ``x`` itself.
     """
-    if type(x) is Tensor:
+    if type(x) is Tensor or type(x) is nn.Parameter:
         return x
     if isinstance(x, QuantTensor):
         return x.value

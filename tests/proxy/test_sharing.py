@@ -122,7 +122,7 @@ def test_a_scale_for_several_weights_follows_the_largest_of_all(
         second.half()
     found = []
     for kernels in ("fused", "reference"):
-        with qframework.settings.use(kernels=kernels, cache=False):
+        with qframework.settings.use(kernels=kernels):
             weights = first.quant_weight(), second.quant_weight()
             assert all(w.scale.item() == pytest.approx(7 / 127) for w in weights)
             loss = weights[0].value.square().sum() + 3 * weights[1].value.float().sum()

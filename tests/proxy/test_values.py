@@ -180,30 +180,33 @@ def test_a_bias_that_comes_later_is_added_and_quantized() -> None:
 
 
 @torch.no_grad()
-def test_settings_that_change_are_followed(monkeypatch) -> None:
+def test_settings_that_change_are_followed() -> None:
     layer, x = settled(QuantReLU(collect_stats_steps=1), *LARGE), torch.randn(*LARGE)
-    expected, called = layer(x), []
-    from qframework.functional.fixed_range import _FixedRange
-
-    forward = _FixedRange.forward
-    monkeypatch.setattr(_FixedRange, "forward", lambda *a: (called.append(1), forward(*a))[1])
-    with qframework.settings.use(kernels="fused"):
-        assert torch.equal(layer(x), expected)
-    assert called
+    with qframework.settings.use(kernels="auto"):
+        expected = layer(x)
+    for kernels, path in (
+        ("fused", "fused: quantize_by_learned_scale"),
+        ("reference", "composed: settings.kernels is 'reference'"),
+        ("auto", "quantize_by_learned_scale"),
+    ):
+        with qframework.settings.use(kernels=kernels):
+            assert torch.equal(layer(x), expected)
+            assert path in layer.act_quant.path(x)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("make", "shape", "most"),
     [
-        (lambda: QuantReLU(collect_stats_steps=1), LARGE, 16),
-        (lambda: QuantConv2d(4, 4, 3, bias=False), (2, 4, 8, 8), 16),
-        (lambda: QuantLinear(16, 16), (2, 16), 16),
+        (lambda: QuantReLU(collect_stats_steps=1), LARGE, 27),
+        (lambda: QuantConv2d(4, 4, 3, bias=False), (2, 4, 8, 8), 25),
+        (lambda: QuantLinear(16, 16), (2, 16), 25),
     ],
 )
-def test_a_settled_layer_takes_few_frames_of_python(make, shape, most) -> None:
-    with qframework.settings.use(kernels="auto"):
-        layer, x = settled(make(), *shape), torch.randn(*shape)
+def test_a_frozen_layer_takes_few_frames_of_python(make, shape, most) -> None:
+    layer, x = settled(make(), *shape), torch.randn(*shape)
+    with qframework.settings.use(kernels="auto"), qframework.frozen(layer):
+        layer(x)
         calls = []
 
         def count(frame, event, _):
