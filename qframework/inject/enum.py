@@ -42,6 +42,10 @@ class QuantType(PolicyEnum):
     FP = auto()
 
 
+#: An older name.
+WeightQuantType = QuantType
+
+
 class BitWidthImplType(PolicyEnum):
     """Where a bit width comes from."""
 
