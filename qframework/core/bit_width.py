@@ -116,7 +116,9 @@ class BitWidthParameter(CoreModule):
         if _whole(bit_width) < min_bit_width:
             raise ValueError(f"bit_width={bit_width} is below min_bit_width={min_bit_width}")
         self.bit_width_base = float(min_bit_width)
-        offset = torch.full((), bit_width - self.bit_width_base, dtype=compute_dtype(dtype), device=device)
+        offset = torch.full(
+            (), bit_width - self.bit_width_base, dtype=compute_dtype(dtype), device=device
+        )
         self.bit_width_offset = nn.Parameter(offset)
         self.restrict_bit_width_impl = restrict_bit_width_impl or IntRestrictValue(RoundSte())
         self.minimum, self.maximum = bit_width_offset_min_val, bit_width_offset_max_val

@@ -336,6 +336,8 @@ class PreZeroCenterZeroPoint(CoreModule):
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
         viewed = upcast(self.view(x))
-        mean = viewed.mean() if self.stats_reduce_dim is None else viewed.mean(self.stats_reduce_dim)
+        mean = (
+            viewed.mean() if self.stats_reduce_dim is None else viewed.mean(self.stats_reduce_dim)
+        )
         mean = mean.reshape(self.shape)
         return -mean / scale  # type: ignore[no-any-return]

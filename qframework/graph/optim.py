@@ -23,7 +23,9 @@ def _check(group: dict[str, Any], who: str) -> None:
         )
 
 
-def _direction(parameter: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
+def _direction(
+    parameter: Tensor, grad: Tensor, group: dict[str, Any], state: dict[str, Any]
+) -> Tensor:
     """The gradient, with weight decay and momentum as in ``torch.optim.SGD``."""
     if group["weight_decay"]:
         grad = grad.add(parameter, alpha=group["weight_decay"])
@@ -35,7 +37,8 @@ def _direction(parameter: Tensor, grad: Tensor, group: dict[str, Any], state: di
         held = state["momentum_buffer"] = grad.detach().clone()
     else:
         held.mul_(momentum).add_(grad.detach(), alpha=1 - group["dampening"])
-    return grad.add(held, alpha=momentum) if group["nesterov"] else held
+    out: Tensor = grad.add(held, alpha=momentum) if group["nesterov"] else held
+    return out
 
 
 class SignSGD(Optimizer):
@@ -75,7 +78,9 @@ class SignSGD(Optimizer):
         fused: bool | None = None,
     ) -> None:
         if fused:
-            raise ValueError("SignSGD: there is no fused step; allowed: fused=None, and foreach=True")
+            raise ValueError(
+                "SignSGD: there is no fused step; allowed: fused=None, and foreach=True"
+            )
         super().__init__(
             params,
             {
@@ -226,9 +231,8 @@ class CaileySGD(Optimizer):
         if count % self.steps_between_decompositions == 0:
             x = _orthonormal_columns(x)
         direction = -grad.t().to(dtype)
-        if group["momentum"]:
-            if "momentum_buffer" in state:
-                direction = direction + group["momentum"] * state["momentum_buffer"].to(dtype)
+        if group["momentum"] and "momentum_buffer" in state:
+            direction = direction + group["momentum"] * state["momentum_buffer"].to(dtype)
         mx = direction @ x.t()
         a = mx - 0.5 * (x @ (x.t() @ mx))
         w = a - a.t()
@@ -247,4 +251,5 @@ def _orthonormal_columns(x: Tensor) -> Tensor:
     """The nearest columns that a QR decomposition gives, with their directions kept."""
     q, r = torch.linalg.qr(x if x.dtype == torch.float64 else x.float())
     signs = torch.where(torch.diagonal(r) < 0, -1.0, 1.0).to(q.dtype)
-    return (q * signs).to(x.dtype)
+    columns: Tensor = q * signs
+    return columns.to(x.dtype)

@@ -6,6 +6,13 @@
 :func:`migrate` does it to a text. It needs libcst: ``pip install "qframework[migrate]"``.
 """
 
+try:
+    import libcst  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'migrating needs libcst: pip install "qframework[migrate]"', name="libcst"
+    ) from error
+
 from qframework.migrate.report import Remark
 from qframework.migrate.rewrite import Migration, migrate
 from qframework.migrate.table import Entry, Table, table

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import libcst
+
+from qframework.migrate import migrate
 
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "build", "dist"}
 
@@ -45,18 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Rewrite the imports of programs written for Brevitas. Shows a diff, then lists by file and line "
         "what has to be done by hand.",
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files, or folders of Python files")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="PATH", help="files, or folders of Python files"
+    )
     parser.add_argument("--write", action="store_true", help="change the files")
     given = parser.parse_args(arguments)
-    try:
-        from qframework.migrate import migrate
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != "libcst":
-            raise
-        print('migrating needs libcst: pip install "qframework[migrate]"', file=sys.stderr)
-        return 1
-    import libcst
-
     failed, changed, remarks = False, 0, []
     for path in python_files(given.paths):
         try:
@@ -99,4 +97,8 @@ def _say_what_was_done(changed: int, written: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # whoever reads the diff has seen enough
+        sys.stderr.close()
+        os._exit(1)

@@ -13,6 +13,8 @@ from qframework.migrate.uses import Plan, dotted_name, is_within
 
 Statement = cst.Import | cst.ImportFrom
 _WIDTH = 88
+#: What comments that are put into a program start with.
+MARK = "qframework.migrate: "
 
 
 @dataclass
@@ -67,7 +69,9 @@ class ImportRewriter:
         for alias in node.names:
             name = dotted_name(alias.name)
             if not is_within(name, self.packages):
-                out.statements.append(cst.Import([alias.with_changes(comma=cst.MaybeSentinel.DEFAULT)]))
+                out.statements.append(
+                    cst.Import([alias.with_changes(comma=cst.MaybeSentinel.DEFAULT)])
+                )
                 continue
             bound = _bound(alias) or name.partition(".")[0]
             target = self.table.module_for(name)
@@ -82,7 +86,7 @@ class ImportRewriter:
     def _without_module(self, name: str, line: int, out: Rewritten) -> None:
         if not self.table.is_module(name):
             out.remarks.append(Remark.of(line, name, None))
-        out.comments.append(f"{name}: no module takes its place")
+        out.comments.append(f"{MARK}{name}: no module takes its place")
 
     # ------------------------------------------------------------------ from a import *
 
@@ -154,7 +158,7 @@ class ImportRewriter:
     def _left_out(self, full: str, entry: Entry | None, line: int, out: Rewritten) -> None:
         remark = Remark.of(line, full, entry)
         out.remarks.append(remark)
-        out.comments.append(f"{full}: {remark.kind}: {remark.advice}")
+        out.comments.append(f"{MARK}{full}: {remark.kind}: {remark.advice}")
 
 
 def _bound(alias: cst.ImportAlias) -> str | None:

@@ -34,7 +34,9 @@ class Remark:
     def of(cls, line: int, name: str, entry: Entry | None) -> Remark:
         """A remark on a name of the table, or on one that the table doesn't have."""
         if entry is None:
-            return cls(line, name, "unknown name", "see docs/migration.md for the names that are known")
+            return cls(
+                line, name, "unknown name", "see docs/migration.md for the names that are known"
+            )
         return cls(line, name, _SAID[entry.kind], entry.advice)
 
     def __str__(self) -> str:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import libcst as cst
 from libcst.metadata import MetadataWrapper, PositionProvider
 
-from qframework.migrate.imports import ImportRewriter, Rewritten, Statement
+from qframework.migrate.imports import MARK, ImportRewriter, Rewritten, Statement
 from qframework.migrate.report import Remark
 from qframework.migrate.table import Entry, Table, table
 from qframework.migrate.uses import (
@@ -17,10 +17,8 @@ from qframework.migrate.uses import (
     PACKAGES,
     UseCollector,
     dotted_name,
-    is_within,
 )
 
-_MARK = "qframework.migrate: "
 _Block = TypeVar("_Block", cst.Module, cst.IndentedBlock)
 
 
@@ -124,6 +122,7 @@ class _Rewriting(cst.CSTTransformer):
         super().__init__()
         self.replaced, self.removed, self.imports = replaced, removed, imports
         self._emptied: list[cst.SimpleStatementLine] = []
+        self._made: list[cst.SimpleStatementLine] = []
 
     # ------------------------------------------------------------------ expressions
 
@@ -158,7 +157,7 @@ class _Rewriting(cst.CSTTransformer):
                 comments += self.imports[old].comments
                 changes = True
             elif old in self.removed:
-                comments.append(f"{self.removed[old].source}: {self.removed[old].advice}")
+                comments.append(f"{MARK}{self.removed[old].source}: {self.removed[old].advice}")
                 changes = True
             else:
                 statements.append(new)
@@ -174,7 +173,7 @@ class _Rewriting(cst.CSTTransformer):
         statements, comments = made
         leading = [
             *updated_node.leading_lines,
-            *(cst.EmptyLine(comment=cst.Comment(f"# {_MARK}{c}")) for c in comments),
+            *(cst.EmptyLine(comment=cst.Comment(f"# {c}")) for c in comments),
         ]
         if not statements:
             emptied = updated_node.with_changes(body=[cst.Pass()], leading_lines=leading)
@@ -184,6 +183,7 @@ class _Rewriting(cst.CSTTransformer):
         lines = [cst.SimpleStatementLine([s]) for s in bare]
         lines[0] = lines[0].with_changes(leading_lines=leading)
         lines[-1] = lines[-1].with_changes(trailing_whitespace=updated_node.trailing_whitespace)
+        self._made += lines
         return cst.FlattenSentinel(lines)
 
     def leave_SimpleStatementSuite(
@@ -193,23 +193,35 @@ class _Rewriting(cst.CSTTransformer):
         made = self._becomes(original_node.body, updated_node.body)
         if made is None:
             return updated_node
-        bare = [s.with_changes(semicolon=cst.MaybeSentinel.DEFAULT) for s in made[0] or [cst.Pass()]]
+        bare = [
+            s.with_changes(semicolon=cst.MaybeSentinel.DEFAULT) for s in made[0] or [cst.Pass()]
+        ]
         return updated_node.with_changes(body=bare)
+
+    def _goes(self, line: cst.SimpleStatementLine, seen: set[str]) -> bool:
+        """Whether a line was emptied, or imports once more what one above it in the block does."""
+        if any(line is emptied for emptied in self._emptied):
+            return True
+        if any(line is made for made in self._made):
+            text = cst.Module([line.with_changes(leading_lines=[])]).code
+            if text in seen:
+                return True
+            seen.add(text)
+        return False
 
     def _without_emptied(self, block: _Block) -> _Block:
         """Comments of lines that went move to the line below; a block that has nothing else keeps ``pass``."""
         body: list[cst.CSTNode] = []
         carried: list[cst.EmptyLine] = []
+        seen: set[str] = set()
+        line: cst.CSTNode
         for line in block.body:
-            if any(line is emptied for emptied in self._emptied):
-                assert isinstance(line, cst.SimpleStatementLine)
+            if isinstance(line, cst.SimpleStatementLine) and self._goes(line, seen):
                 carried += line.leading_lines
                 continue
-            if carried:
-                assert hasattr(line, "leading_lines")
-                line = line.with_changes(leading_lines=[*carried, *line.leading_lines])
-                carried = []
-            body.append(line)
+            above = [*carried, *getattr(line, "leading_lines", ())]
+            body.append(line.with_changes(leading_lines=above) if carried else line)
+            carried = []
         if isinstance(block, cst.IndentedBlock) and not body:
             body, carried = [cst.SimpleStatementLine([cst.Pass()], leading_lines=carried)], []
         return block.with_changes(body=body, footer=[*carried, *block.footer])

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -121,7 +122,8 @@ class Table:
         module, _, name = dotted.rpartition(".")
         sections = self._sections_for(module)
         if dotted.startswith(_ROOT + "."):
-            for section in self.sections:
+            nearest_first = sorted(self.sections, key=lambda s: -_shared_parts(s.name, dotted))
+            for section in nearest_first:
                 found = section.exact(name)
                 if found is not None and section.name.startswith(_ROOT + "."):
                     return found
@@ -140,6 +142,12 @@ class Table:
         return {} if section is None else {n: e for n, e in section.entries.items() if "*" not in n}
 
 
+def _shared_parts(first: str, second: str) -> int:
+    """How many parts two dotted names have in common, from the left."""
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
 def _section(name: str, held: dict[str, object]) -> Section:
     module = held.get("module")
     entries = {}
@@ -153,7 +161,11 @@ def _section(name: str, held: dict[str, object]) -> Section:
     for kind in kinds:
         for known, advice in _texts(held, kind).items():
             entries[known] = Entry(
-                f"{name}.{known}", kind, None, advice, constants.get(known) if kind == "dropped" else None
+                f"{name}.{known}",
+                kind,
+                None,
+                advice,
+                constants.get(known) if kind == "dropped" else None,
             )
     also = tuple(str(held.get("also", "")).split())
     return Section(name, also, None if module is None else str(module), entries)

@@ -86,7 +86,12 @@ class UseCollector(cst.CSTVisitor):
         text = node.evaluated_value
         if isinstance(text, str) and re.fullmatch(r"brevitas(_examples)?(\.\w+)*", text):
             self.plan.remarks.append(
-                Remark(self._line(node), repr(text), "a string", "left as it is; change it by hand if it is imported")
+                Remark(
+                    self._line(node),
+                    repr(text),
+                    "a string",
+                    "left as it is; change it by hand if it is imported",
+                )
             )
 
     def visit_Attribute(self, node: cst.Attribute) -> bool:
@@ -104,11 +109,14 @@ class UseCollector(cst.CSTVisitor):
         return False
 
     def visit_Name(self, node: cst.Name) -> None:
-        """A name by itself."""
+        """A name that stands alone."""
         parent = self.get_metadata(ParentNodeProvider, node)
         names_another = (
             (isinstance(parent, cst.Arg) and parent.keyword is node)
-            or (isinstance(parent, cst.Param | cst.FunctionDef | cst.ClassDef) and parent.name is node)
+            or (
+                isinstance(parent, cst.Param | cst.FunctionDef | cst.ClassDef)
+                and parent.name is node
+            )
             or (isinstance(parent, cst.MatchKeywordElement) and parent.key is node)
         )
         if not names_another:
@@ -157,12 +165,21 @@ class UseCollector(cst.CSTVisitor):
     def _use_of_module(self, base: cst.Name, node: cst.BaseExpression, path: str) -> None:
         target = self.table.module_for(path)
         if target is None:
-            self.plan.remarks.append(Remark(self._line(node), path, "no counterpart", "a module of the reference"))
-        elif node is not base or base.value in self.packages:
+            self.plan.remarks.append(
+                Remark(self._line(node), path, "no counterpart", "a module of the reference")
+            )
+            return
+        parent = self.get_metadata(ParentNodeProvider, node)
+        if not isinstance(parent, cst.Attribute | cst.Comparison | cst.AssignTarget | cst.Del):
+            how = f"names that are taken from it elsewhere, by getattr, say, are looked for in {target}"
+            self.plan.remarks.append(Remark(self._line(node), path, "a module as a value", how))
+        if node is not base or base.value in self.packages:
             self.plan.replaced[node] = cst.parse_expression(target)
             self.plan.modules[base.value].add(target)
 
-    def _point_at(self, base: cst.Name, node: cst.BaseExpression, module: str, entry: Entry) -> None:
+    def _point_at(
+        self, base: cst.Name, node: cst.BaseExpression, module: str, entry: Entry
+    ) -> None:
         """An attribute of a module becomes that of the module in its place, or a full name."""
         assert isinstance(node, cst.Attribute)
         if entry.advice:
@@ -180,9 +197,15 @@ class UseCollector(cst.CSTVisitor):
         above = self.get_metadata(ParentNodeProvider, parent)
         if isinstance(parent, cst.Decorator):
             self.plan.removed[parent] = entry
-        elif isinstance(parent, cst.Call) and parent.func is node and isinstance(above, cst.Decorator | cst.Expr):
-            self.plan.removed[above] = entry
-        elif isinstance(parent, cst.AssignTarget) and isinstance(above, cst.Assign) and len(above.targets) == 1:
+        elif (
+            isinstance(parent, cst.Call)
+            and parent.func is node
+            and isinstance(above, cst.Decorator | cst.Expr)
+        ) or (
+            isinstance(parent, cst.AssignTarget)
+            and isinstance(above, cst.Assign)
+            and len(above.targets) == 1
+        ):
             self.plan.removed[above] = entry
         elif entry.value is not None:
             self.plan.replaced[node] = cst.parse_expression(entry.value)
