@@ -93,20 +93,16 @@ class HadamardClassifier(QuantLayer):
         if not self.return_quant_tensor or not isinstance(input, IntQuantTensor):
             return self._pack(linear(value, matrix, None) * factor.to(value.dtype))
         one = torch.ones((), dtype=input.scale.dtype, device=value.device)
-        weight = IntQuantTensor(matrix, one, torch.zeros_like(one), one, True, self.training)
-        product: Any = linear(input, weight, None)
-        if not isinstance(product, IntQuantTensor):
-            return self._pack(product)
-        return self._pack(
-            IntQuantTensor(
-                product.value * factor.to(value.dtype),
-                product.scale * factor,
-                product.zero_point,
-                product.bit_width,
-                product.signed,
-                self.training,
-            )
+        zero = torch.zeros_like(one)
+        weight = IntQuantTensor.unchecked(
+            matrix, one, zero, one, True, self.training, symmetric=True, has_zero=False
         )
+        product: Any = linear(input, weight, None)
+        if isinstance(product, IntQuantTensor):
+            product = product.set(
+                value=product.value * factor.to(value.dtype), scale=product.scale * factor
+            )
+        return self._pack(product)
 
     def _remedy(self) -> str:
         return (

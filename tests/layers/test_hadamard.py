@@ -74,3 +74,14 @@ def test_it_comes_to_life_from_the_meta_device() -> None:
         layer = HadamardClassifier(4, 3)
     layer = layer.to_empty(device="cpu")
     assert torch.equal(layer.proj, hadamard_matrix(4)[:3])
+
+
+def test_it_compiles_in_one_graph() -> None:
+    torch.manual_seed(0)
+    layer = HadamardClassifier(6, 5, return_quant_tensor=True)
+    model = torch.nn.Sequential(QuantIdentity(return_quant_tensor=True), layer)
+    x = torch.randn(3, 6)
+    model(x)
+    model.eval()
+    compiled = torch.compile(lambda x: model(x).value, fullgraph=True, backend="eager")
+    assert torch.allclose(compiled(x), model(x).value)
