@@ -42,10 +42,6 @@ class QuantType(PolicyEnum):
     FP = auto()
 
 
-#: An older name.
-WeightQuantType = QuantType
-
-
 class BitWidthImplType(PolicyEnum):
     """Where a bit width comes from."""
 

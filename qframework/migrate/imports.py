@@ -9,7 +9,7 @@ import libcst as cst
 
 from qframework.migrate.report import Remark
 from qframework.migrate.table import Entry, Table
-from qframework.migrate.uses import Plan, dotted_name, is_within
+from qframework.migrate.uses import PROGRAMS, Plan, dotted_name, is_within
 
 Statement = cst.Import | cst.ImportFrom
 _WIDTH = 88
@@ -75,7 +75,10 @@ class ImportRewriter:
                 continue
             bound = _bound(alias) or name.partition(".")[0]
             target = self.table.module_for(name)
-            if target is None:
+            if target is None and is_within(name, (PROGRAMS,)):
+                out.remarks.append(Remark.of(line, name, self.table.find(name)))
+                out.statements.append(_import(name, _bound(alias)))
+            elif target is None:
                 self._without_module(name, line, out)
             else:
                 out.statements.append(_import(target, _bound(alias)))
@@ -93,7 +96,10 @@ class ImportRewriter:
     def _star(self, module: str, line: int) -> Rewritten:
         out = Rewritten()
         target = self.table.module_for(module)
-        if target is None:
+        if target is None and is_within(module, (PROGRAMS,)):
+            out.remarks.append(Remark.of(line, module, self.table.find(module)))
+            out.statements.append(_from(module, "*"))
+        elif target is None:
             self._without_module(module, line, out)
         else:
             out.statements.append(_from(target, "*"))
@@ -148,6 +154,9 @@ class ImportRewriter:
             where, _, called = target.rpartition(".")
             return where, called
         entry = entry or self.table.find(full)
+        if is_within(full, (PROGRAMS,)) and (entry is None or entry.kind != "moved"):
+            out.remarks.append(Remark.of(line, full, entry))
+            return full.rpartition(".")[0], full.rpartition(".")[2]
         if entry is None or entry.kind != "moved":
             self._left_out(full, entry, line, out)
             return None

@@ -22,6 +22,8 @@ from qframework.migrate.table import Entry, Table
 #: Packages whose imports are rewritten; ``dependencies`` only beside one of the others.
 PACKAGES = ("brevitas", "brevitas_examples")
 INJECTION = "dependencies"
+#: Programs rather than a library: an import of theirs that nothing takes the place of stays.
+PROGRAMS = "brevitas_examples"
 
 
 def is_within(dotted: str, packages: Collection[str]) -> bool:
@@ -140,7 +142,7 @@ class UseCollector(cst.CSTVisitor):
     def _use(self, base: cst.Name, chain: list[cst.Attribute]) -> None:
         self.plan.used.add(base.value)
         path = self._imported_as(base)
-        if not path:
+        if not path or (is_within(path, (PROGRAMS,)) and self.table.module_for(path) is None):
             return
         module, bound_to_module = path, self._names_module(path)
         node: cst.BaseExpression = base

@@ -26,7 +26,7 @@ from qframework.core.stats import AbsMax, L1Norm
 from qframework.core.stochastic_round import StochasticRoundSte
 from qframework.core.trunc import TruncIntScaling, TruncScalingWrapper
 from qframework.core.views import StatsInputViewShapeImpl
-from qframework.functional import get_upper_bound_on_l1_norm, max_float, min_int
+from qframework.functional import get_upper_bound_on_l1_norm, max_float
 from qframework.functional.shape import (
     identity,
     over_batch_over_output_channels,
@@ -35,7 +35,6 @@ from qframework.functional.shape import (
     over_output_features,
     over_tensor,
 )
-from qframework.inject.enum import QuantType, WeightQuantType
 
 CPU, F64 = torch.device("cpu"), torch.float64
 
@@ -169,8 +168,3 @@ def test_shapes_are_those_of_the_views() -> None:
     ):
         assert torch.equal(x.reshape(shape(x)), view()(x))
     assert identity(x) is x
-
-
-def test_the_older_name_of_formats_is_the_same_enum() -> None:
-    assert WeightQuantType is QuantType
-    assert min_int(True, False, number(8.0)) == -128

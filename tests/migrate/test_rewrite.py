@@ -105,6 +105,10 @@ FORMS = {
             def forward(self, x): ...
         """,
     ),
+    "names for annotations": (
+        "from brevitas.nn.quant_layer import WeightQuantType, QuantWBIOL\n",
+        "from qframework.proxy import WeightQuantType\nfrom qframework.layers import QuantWBIOL\n",
+    ),
     "settings": (
         "from brevitas import config\nconfig.VERBOSE = True\nif config.JIT_ENABLED: f()\n",
         """\
@@ -238,3 +242,23 @@ def test_long_imports_go_over_several_lines() -> None:
 def test_a_text_that_isnt_python_is_refused() -> None:
     with pytest.raises(libcst.ParserSyntaxError):
         migrate("import brevitas.nn as\n")
+
+
+def test_programs_that_came_along_stay_imported_and_are_told_of() -> None:
+    text = """\
+    from brevitas_examples.bnn_pynq.models import model_with_cfg
+    import brevitas_examples.common as common
+    from brevitas_examples.common.generative.quantizers import Int8DynamicActPerRowFloat
+    model_with_cfg(common.name)
+    """
+    made = migrate(textwrap.dedent(text))
+    assert made.after.splitlines() == [
+        "from brevitas_examples.bnn_pynq.models import model_with_cfg",
+        "import brevitas_examples.common as common",
+        "from qframework.quantizers import Int8DynamicActPerRowFloat",
+        "model_with_cfg(common.name)",
+    ]
+    assert [(r.line, r.kind) for r in made.remarks] == [
+        (1, "no counterpart"),
+        (2, "no counterpart"),
+    ]
