@@ -50,8 +50,10 @@ def migrate(source: str, names: Table | None = None) -> Migration:
         The new text, and what has to be done by hand.
 
     Raises:
-        libcst.ParserSyntaxError: the text isn't Python.
+        libcst.ParserSyntaxError: a text that mentions the reference isn't Python.
     """
+    if not any(name in source for name in PACKAGES):
+        return Migration(source, source, ())
     module = cst.parse_module(source)
     packages = _imported_packages(module)
     if not packages:

@@ -86,6 +86,9 @@ class UseCollector(cst.CSTVisitor):
     def visit_SimpleString(self, node: cst.SimpleString) -> None:
         """Names of modules in strings stay, and are told of."""
         text = node.evaluated_value
+        if isinstance(text, str) and re.fullmatch(r"BREVITAS_[A-Z_]+", text):
+            how = "an environment variable of the reference, which nothing reads; see qframework.settings"
+            self.plan.remarks.append(Remark(self._line(node), repr(text), "a string", how))
         if isinstance(text, str) and re.fullmatch(r"brevitas(_examples)?(\.\w+)*", text):
             self.plan.remarks.append(
                 Remark(

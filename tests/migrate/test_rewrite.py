@@ -144,6 +144,7 @@ def test_what_was_made_stays_as_it_is(form) -> None:
     [
         "",
         "import torch\nprint('brevitas.nn')\n",
+        "print 1  # of an older Python\n",
         "from dependencies import value\n",
         "from .brevitas import nn\nfrom . import brevitas\n",
         "import brevitas_of_mine\nbrevitas = brevitas_of_mine.nn\nbrevitas.nn.QuantReLU\n",
@@ -180,6 +181,11 @@ def test_strings_stay_and_are_told_of() -> None:
     )
     assert "'brevitas.nn'" in made.after
     assert [(r.line, r.name, r.kind) for r in made.remarks] == [(2, "'brevitas.nn'", "a string")]
+
+
+def test_environment_variables_are_told_of() -> None:
+    made = migrate("import os, brevitas\nos.environ['BREVITAS_JIT'] = '1'\n")
+    assert [(r.line, r.name) for r in made.remarks] == [(2, "'BREVITAS_JIT'")]
 
 
 def test_what_isnt_here_is_told_with_its_lines_and_what_to_do() -> None:
