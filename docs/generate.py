@@ -1,4 +1,4 @@
-"""Writes docs/policies.md and docs/catalogue.md from the classes: python docs/generate.py."""
+"""Writes docs/policies.md, docs/catalogue.md and the table of docs/migration.md: python docs/generate.py."""
 
 from pathlib import Path
 
@@ -8,10 +8,13 @@ from qframework.inject.enum import PolicyEnum
 from qframework.inject.expressions import This, Value, arguments_of
 from qframework.inject.policy import SLOTS, Policy
 from qframework.inject.resolver import Resolver
+from qframework.migrate.table import Section, table
 from qframework.quantizers import QuantSolver
 
 PAGE = Path(__file__).parent / "policies.md"
 CATALOGUE = Path(__file__).parent / "catalogue.md"
+MIGRATION = Path(__file__).parent / "migration.md"
+_TABLE = "## The table"
 ROLES = {"Weight": "weight", "Bias": "bias", "Act": "activation", "Trunc": "accumulator"}
 
 
@@ -151,6 +154,47 @@ def _scale(names: Resolver, role: str) -> str:
     return " ".join(parts + ([] if domain == "fp" else [domain]))
 
 
+def migration() -> str:
+    """The page on programs of the reference library: its text as it is, and the table of names."""
+    text = MIGRATION.read_text().partition(_TABLE)[0]
+    lines = [
+        _TABLE,
+        "",
+        "All names that are known, by the module that users import them from; `python docs/generate.py` writes it from",
+        "`qframework/migrate/names.toml`. Names are found in the files inside of these modules, too.",
+        "",
+    ]
+    for section in table().sections:
+        lines += _section(section)
+    return text + "\n".join(lines[:-1]) + "\n"
+
+
+def _section(section: Section) -> list[str]:
+    same = [
+        e.name
+        for e in section.entries.values()
+        if e.target == f"{section.module}.{e.name}" and not e.advice
+    ]
+    others = [e for e in section.entries.values() if e.name not in same]
+    lines = [f"### {section.name}", ""]
+    if section.also:
+        lines += ["Also: " + ", ".join(f"`{name}`" for name in section.also) + ".", ""]
+    if same:
+        names = ", ".join(f"`{name}`" for name in same)
+        lines += [f"In `{section.module}`, under the same names: {names}.", ""]
+    if others:
+        lines += ["| name | here | to know |", "|---|---|---|"]
+        for e in others:
+            here = f"`{e.target}`" if e.target else _HERE[e.kind]
+            lines.append(f"| `{e.name}` | {here} | {e.advice} |".replace("|  |", "| |"))
+        lines.append("")
+    return lines
+
+
+_HERE = {"later": "not yet", "none": "no counterpart", "dropped": "not needed"}
+
+
 if __name__ == "__main__":
     PAGE.write_text(policies())
     CATALOGUE.write_text(catalogue())
+    MIGRATION.write_text(migration())

@@ -34,6 +34,7 @@ from qframework.layers.conv_transpose import (
 )
 from qframework.layers.eltwise import QuantCat, QuantEltwiseAdd, QuantEltwiseMul, QuantMatMul
 from qframework.layers.embedding import QuantEmbedding, QuantEmbeddingBag
+from qframework.layers.hadamard import HadamardClassifier
 from qframework.layers.linear import QuantLinear
 from qframework.layers.norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
 from qframework.layers.pooling import TruncAdaptiveAvgPool2d, TruncAvgPool2d
@@ -61,6 +62,7 @@ __all__ = [
     "BatchNorm1dToQuantScaleBias",
     "BatchNorm2dToQuantScaleBias",
     "BatchNorm3dToQuantScaleBias",
+    "HadamardClassifier",
     "QuantCat",
     "QuantConv1d",
     "QuantConv2d",

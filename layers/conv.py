@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Generic, TypeVar, Unpack
 
 import torch
@@ -106,6 +107,11 @@ class _QuantConv(QuantWeightBiasInputOutputLayer, Generic[Size]):
     def channelwise_separable(self) -> bool:
         """Whether each output channel depends on one input channel alone."""
         return self.groups == self.in_channels
+
+    @property
+    def per_elem_ops(self) -> int:
+        """Multiplications and additions for an element of the output."""
+        return 2 * math.prod(self.kernel_size) * (self.in_channels // self.groups)
 
     def _same_padding(self, x: Any) -> Tensor:
         pads: list[int] = []

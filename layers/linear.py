@@ -59,6 +59,16 @@ class QuantLinear(QuantWeightBiasInputOutputLayer, nn.Linear):
         """Whether each output channel depends on one input channel alone."""
         return False
 
+    @property
+    def out_channels(self) -> int:
+        """The output features."""
+        return self.out_features
+
+    @property
+    def per_elem_ops(self) -> int:
+        """Multiplications and additions for an element of the output."""
+        return 2 * self.in_features
+
     def _compute(
         self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
     ) -> Any:

@@ -94,16 +94,22 @@ class WeightPerChannelFloatDecoupled(DecoupledWeightQuant):
 
 
 class WeightNormPerChannelFloatDecoupled(DecoupledWeightQuant):
-    """A learned norm and two learned scales per channel; the scales are stored as logarithms."""
+    """A learned norm and two learned scales per channel; the scales are stored as logarithms.
+
+    With ``scaling_per_output_type='tensor'`` the norms stay those of channels, and the scales are one number each.
+    """
 
     tensor_clamp_impl: Any = TensorClamp
     scaling_per_output_type = ScalingPerOutputType.CHANNEL
+    scaling_stats_input_view_shape_impl = OverOutputChannelView
+    scaling_stats_input_concat_dim = 1
+    stats_reduce_dim = 1
     restrict_scaling_type = RestrictValueType.LOG_FP
     scaling_stats_impl = AbsMaxStep
     int_scaling_impl = UnitThreshold
     pre_scaling_impl: Any = ParameterPreScalingWeightNorm
     pre_scaling_scale_impl = ParameterFromStatsFromParameterScaling
-    pre_scaling_shape = this.scaling_shape
+    pre_scaling_shape = this.scaling_per_output_channel_shape
     pre_scaling_min_val: Any = 1e-10
     restrict_pre_scaling_impl: Any = SignedFloatRestrictValue
     normalize_stats_impl: Any = L2Norm
@@ -131,6 +137,8 @@ class AccumulatorAwareZeroCenterWeightQuant(AccumulatorAwareWeightQuant):
 
     pre_scaling_impl: Any = AccumulatorAwareZeroCenterParameterPreScaling
     pre_zero_point_impl: Any = PreZeroCenterZeroPoint
+    pre_zero_point_stats_input_view_shape_impl = OverOutputChannelView
+    pre_zero_point_shape = this.pre_scaling_shape
 
 
 # ------------------------------------------------------------------ quantizers

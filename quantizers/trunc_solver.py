@@ -41,7 +41,7 @@ class TruncQuantSolver(QuantSolver):
         return table.TRUNC_SCALING[trunc_scaling_impl_type]
 
     @value
-    def trunc_wrapped_scaling_impl(scaling_impl_type: ScalingImplType) -> Any:
+    def scaling_impl(scaling_impl_type: ScalingImplType) -> Any:
         return table.choose(
             table.ACT_SCALING, "scaling_impl_type", scaling_impl_type, "an accumulator"
         )

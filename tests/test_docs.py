@@ -24,7 +24,10 @@ def test_snippets_run(page, monkeypatch, tmp_path) -> None:
         exec(compile("\n" * line + match[2], str(page), "exec"), space)
 
 
-@pytest.mark.parametrize(("page", "writer"), [("PAGE", "policies"), ("CATALOGUE", "catalogue")])
+@pytest.mark.parametrize(
+    ("page", "writer"),
+    [("PAGE", "policies"), ("CATALOGUE", "catalogue"), ("MIGRATION", "migration")],
+)
 def test_generated_pages_are_those_of_the_classes(page, writer) -> None:
     space: dict[str, object] = {
         "__file__": str(ROOT / "docs" / "generate.py"),

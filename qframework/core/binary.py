@@ -60,8 +60,8 @@ class ClampedBinaryQuant(_ScaledSign):
     Args:
         scaling_impl: called with ``(x,)``.
         tensor_clamp_impl: the clamp.
-        signed: must be True.
         quant_delay_steps: how many training calls return the input as it is.
+        signed: must be True.
 
     Raises:
         ValueError: unsigned.
@@ -71,8 +71,8 @@ class ClampedBinaryQuant(_ScaledSign):
         self,
         scaling_impl: nn.Module,
         tensor_clamp_impl: nn.Module | None = None,
-        signed: bool = True,
         quant_delay_steps: int = 0,
+        signed: bool = True,
     ) -> None:
         if not signed:
             raise ValueError(

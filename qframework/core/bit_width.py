@@ -92,6 +92,11 @@ class BitWidthParameter(CoreModule):
         override_pretrained_bit_width: keep the initial width when a state dict is loaded.
         dtype, device: of the parameter.
 
+    Attributes:
+        bit_width_base: ``min_bit_width``, a float.
+        bit_width_offset: the parameter.
+        override_pretrained: whether the initial width is kept when a state dict is loaded.
+
     Raises:
         ValueError: ``bit_width`` below ``min_bit_width``.
     """
@@ -110,17 +115,19 @@ class BitWidthParameter(CoreModule):
         super().__init__()
         if _whole(bit_width) < min_bit_width:
             raise ValueError(f"bit_width={bit_width} is below min_bit_width={min_bit_width}")
-        self.base = float(min_bit_width)
-        offset = torch.full((), bit_width - self.base, dtype=compute_dtype(dtype), device=device)
+        self.bit_width_base = float(min_bit_width)
+        offset = torch.full(
+            (), bit_width - self.bit_width_base, dtype=compute_dtype(dtype), device=device
+        )
         self.bit_width_offset = nn.Parameter(offset)
         self.restrict_bit_width_impl = restrict_bit_width_impl or IntRestrictValue(RoundSte())
         self.minimum, self.maximum = bit_width_offset_min_val, bit_width_offset_max_val
-        self.override_pretrained_bit_width = override_pretrained_bit_width
+        self.override_pretrained = override_pretrained_bit_width
 
     def forward(self) -> Tensor:
         """The width as a 0-dim tensor."""
         offset = abs_binary_sign_grad(self.bit_width_offset)
-        width: Tensor = self.restrict_bit_width_impl(offset + self.base)
+        width: Tensor = self.restrict_bit_width_impl(offset + self.bit_width_base)
         if self.minimum is not None or self.maximum is not None:
             width = scalar_clamp_ste(width, self.minimum, self.maximum)
         return width
@@ -129,7 +136,7 @@ class BitWidthParameter(CoreModule):
         """A width saved by a constant (key ``bit_width``) becomes the offset that gives it."""
         key = prefix + "bit_width_offset"
         if prefix + "bit_width" in state_dict:
-            state_dict[key] = state_dict.pop(prefix + "bit_width") - self.base
-        if self.override_pretrained_bit_width:
+            state_dict[key] = state_dict.pop(prefix + "bit_width") - self.bit_width_base
+        if self.override_pretrained:
             state_dict[key] = self.bit_width_offset.detach()
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -18,7 +18,7 @@ from qframework.core.quant import DecoupledIntQuant
 from qframework.core.restrict_val import FloatRestrictValue, RestrictValue, ScaleRestriction
 from qframework.core.stats import AbsMax
 from qframework.core.tracked import tracked_view
-from qframework.functional import compute_dtype, max_int, upcast
+from qframework.functional import compute_dtype, get_upper_bound_on_l1_norm, max_int, upcast
 
 #: Relative room below the bound on a norm, so that rounding in float32 can't lead above it.
 _ROUNDING_ROOM = 2.0**-20
@@ -40,6 +40,7 @@ class AbsMaxStep(AbsMax):
         signed, narrow_range: the integer range.
         bit_width_impl: called with nothing.
         stats_reduce_dim: axis to reduce, None for all.
+        scaling_shape: of the scale; ``()`` takes the largest magnitude of all rows.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class AbsMaxStep(AbsMax):
         narrow_range: bool,
         bit_width_impl: nn.Module,
         stats_reduce_dim: int | None = None,
+        scaling_shape: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(stats_reduce_dim)
+        super().__init__(None if scaling_shape == () else stats_reduce_dim)
         self.signed, self.narrow_range, self.bit_width_impl = signed, narrow_range, bit_width_impl
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,29 +169,31 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
     (``g`` in the domain of its restriction) and those of the scale below ``scaling_impl``.
 
     Args:
-        pre_scaling_scale_impl: the scale, called with ``(x, threshold)``.
+        scaling_impl: the scale, called with ``(x, threshold)``.
         normalize_stats_impl: the norm of a channel.
         scaling_stats_input_view_shape_impl: shapes the weight for it.
         tracked_parameter_list: the weights of all layers that share the quantizer.
-        scaling_stats_input_concat_dim: axis along which several weights' views are joined.
-        pre_scaling_shape: shape of ``g``, that broadcasts to the weight.
+        pre_scaling_shape: shape of ``g``, that broadcasts to the weight; None for one number.
         restrict_pre_scaling_impl: domain of ``g``.
         pre_scaling_min_val: lower bound of ``g``.
+        scaling_stats_input_concat_dim: axis along which several weights' views are joined.
+        pre_scaling_scale_impl: a scale of its own in the place of ``scaling_impl``.
     """
 
     def __init__(
         self,
-        pre_scaling_scale_impl: nn.Module,
+        scaling_impl: nn.Module,
         normalize_stats_impl: nn.Module,
         scaling_stats_input_view_shape_impl: nn.Module,
         tracked_parameter_list: Sequence[Tensor],
-        scaling_stats_input_concat_dim: int | None = None,
-        pre_scaling_shape: tuple[int, ...] = (),
+        pre_scaling_shape: tuple[int, ...] | None = None,
         restrict_pre_scaling_impl: RestrictValue | None = None,
         pre_scaling_min_val: float | None = None,
+        scaling_stats_input_concat_dim: int | None = None,
+        pre_scaling_scale_impl: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.scaling_impl = pre_scaling_scale_impl
+        self.scaling_impl = pre_scaling_scale_impl or scaling_impl
         self.stats, self.view = normalize_stats_impl, scaling_stats_input_view_shape_impl
         self.tracked_parameter_list = tracked_parameter_list
         self.concat_dim = scaling_stats_input_concat_dim
@@ -197,7 +201,7 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
             restrict_pre_scaling_impl or FloatRestrictValue(), None, None, pre_scaling_min_val
         )
         first = tracked_parameter_list[0]
-        self._start_following(pre_scaling_shape, compute_dtype(first.dtype), first.device)
+        self._start_following(pre_scaling_shape or (), compute_dtype(first.dtype), first.device)
 
     is_costly = False
 
@@ -242,32 +246,34 @@ class AccumulatorAwareParameterPreScaling(ParameterPreScalingWeightNorm):
 
     Args:
         accumulator_bit_width_impl: P, called with nothing; saved below ``accumulator_bit_width``.
-        pre_scaling_scale_impl, normalize_stats_impl, scaling_stats_input_view_shape_impl, tracked_parameter_list,
-            scaling_stats_input_concat_dim, pre_scaling_shape, restrict_pre_scaling_impl, pre_scaling_min_val: see
-            :class:`ParameterPreScalingWeightNorm`; the norm has to be L1.
+        scaling_impl, normalize_stats_impl, scaling_stats_input_view_shape_impl, tracked_parameter_list,
+            pre_scaling_shape, restrict_pre_scaling_impl, pre_scaling_min_val, scaling_stats_input_concat_dim,
+            pre_scaling_scale_impl: see :class:`ParameterPreScalingWeightNorm`; the norm has to be L1.
     """
 
     def __init__(
         self,
-        accumulator_bit_width_impl: nn.Module,
-        pre_scaling_scale_impl: nn.Module,
+        scaling_impl: nn.Module,
         normalize_stats_impl: nn.Module,
+        accumulator_bit_width_impl: nn.Module,
         scaling_stats_input_view_shape_impl: nn.Module,
         tracked_parameter_list: Sequence[Tensor],
-        scaling_stats_input_concat_dim: int | None = None,
-        pre_scaling_shape: tuple[int, ...] = (),
+        pre_scaling_shape: tuple[int, ...] | None = None,
         restrict_pre_scaling_impl: RestrictValue | None = None,
         pre_scaling_min_val: float | None = None,
+        scaling_stats_input_concat_dim: int | None = None,
+        pre_scaling_scale_impl: nn.Module | None = None,
     ) -> None:
         super().__init__(
-            pre_scaling_scale_impl,
+            scaling_impl,
             normalize_stats_impl,
             scaling_stats_input_view_shape_impl,
             tracked_parameter_list,
-            scaling_stats_input_concat_dim,
             pre_scaling_shape,
             restrict_pre_scaling_impl,
             pre_scaling_min_val,
+            scaling_stats_input_concat_dim,
+            pre_scaling_scale_impl,
         )
         self.accumulator_bit_width = accumulator_bit_width_impl
         self.minimum = ScaleRestriction(
@@ -276,8 +282,9 @@ class AccumulatorAwareParameterPreScaling(ParameterPreScalingWeightNorm):
 
     def upper_bound(self, input_bit_width: Tensor, input_signed: bool) -> Tensor:
         """``T``, the largest L1 norm of a channel's integers."""
-        bits = self.accumulator_bit_width()
-        return (2.0 ** (bits - 1) - 1) * 2.0 ** (float(input_signed) - input_bit_width)  # type: ignore[no-any-return]
+        return get_upper_bound_on_l1_norm(
+            self.accumulator_bit_width(), input_bit_width, input_signed
+        )
 
     def forward(  # type: ignore[override]
         self, x: Tensor, threshold: Tensor, input_bit_width: Tensor, input_signed: bool
@@ -309,18 +316,28 @@ class PreZeroCenterZeroPoint(CoreModule):
     """Minus the mean of each channel, in integer steps; called with ``(x, pre_scale, bit_width)``.
 
     Args:
-        scaling_stats_input_view_shape_impl: brings a channel into a row.
-        pre_scaling_shape: shape of the result, that broadcasts to the weight.
+        stats_reduce_dim: axis of the mean, None for all elements.
+        pre_zero_point_stats_input_view_shape_impl: brings a channel into a row.
+        pre_zero_point_shape: shape of the result, that broadcasts to the weight; None for one number.
     """
 
     symmetric = False
 
     def __init__(
-        self, scaling_stats_input_view_shape_impl: nn.Module, pre_scaling_shape: tuple[int, ...]
+        self,
+        stats_reduce_dim: int | None,
+        pre_zero_point_stats_input_view_shape_impl: nn.Module,
+        pre_zero_point_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.view, self.shape = scaling_stats_input_view_shape_impl, tuple(pre_scaling_shape)
+        self.stats_reduce_dim = stats_reduce_dim
+        self.view = pre_zero_point_stats_input_view_shape_impl
+        self.shape = tuple(pre_zero_point_shape or ())
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
-        mean = upcast(self.view(x)).mean(dim=1).reshape(self.shape)
+        viewed = upcast(self.view(x))
+        mean = (
+            viewed.mean() if self.stats_reduce_dim is None else viewed.mean(self.stats_reduce_dim)
+        )
+        mean = mean.reshape(self.shape)
         return -mean / scale  # type: ignore[no-any-return]

@@ -80,7 +80,8 @@ class FloatQuant(CoreModule):
         self.exponent_bias_impl, self.float_clamp_impl = exponent_bias_impl, float_clamp_impl
         self.input_view_impl = input_view_impl or Identity()
         self.float_scaling_impl = float_scaling_impl or FloatScaling(
-            float_clamp_impl.max_available_float, compute_max_mantissa or ComputeMaxMantissa()
+            float_clamp_impl.max_available_float,
+            compute_max_mantissa=compute_max_mantissa or ComputeMaxMantissa(),
         )
         self.float_to_int_impl = float_to_int_impl or RoundSte()
         self.scaling_impl = scaling_impl

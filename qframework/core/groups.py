@@ -44,23 +44,23 @@ class RuntimeDynamicGroupStatsScaling(CoreModule):
     """A scale for each group of the input, from its own statistic; nothing is collected or saved.
 
     Args:
+        group_size, group_dim: as the view has them; not looked at.
         input_view_impl: splits the input into groups.
         scaling_stats_impl: the statistic, along the elements of a group, the axis kept.
-        restrict_scaling_impl, restrict_threshold_impl, restrict_scale_threshold_impl, scaling_min_val: see
+        scaling_min_val, restrict_scaling_impl, restrict_threshold_impl, restrict_scale_threshold_impl: see
             :class:`~qframework.core.restrict_val.ScaleRestriction`.
-        group_size, group_dim: as the view has them; not looked at.
     """
 
     def __init__(
         self,
+        group_size: int,
+        group_dim: int,
         input_view_impl: nn.Module,
         scaling_stats_impl: nn.Module,
+        scaling_min_val: float | None = None,
         restrict_scaling_impl: RestrictValue | None = None,
         restrict_threshold_impl: RestrictValue | None = None,
         restrict_scale_threshold_impl: nn.Module | None = None,
-        scaling_min_val: float | None = None,
-        group_size: int | None = None,
-        group_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.view, self.scaling_stats_impl = input_view_impl, scaling_stats_impl

@@ -59,7 +59,7 @@ class LearnedRoundSte(CoreModule):
         learned_round_impl: from ``(x, v, training)`` to rounded values.
         learned_round_init: initial ``v``, in the shape of the weight.
         input_view_impl: the view that the quantizer takes of the weight.
-        dtype, device: of the parameter.
+        device, dtype: of the parameter.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class LearnedRoundSte(CoreModule):
         learned_round_impl: nn.Module,
         learned_round_init: Tensor,
         input_view_impl: nn.Module | None = None,
-        dtype: torch.dtype | None = None,
         device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.learned_round_impl = learned_round_impl

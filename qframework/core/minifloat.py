@@ -89,12 +89,22 @@ class FloatScaling(Stateless):
 
     Args:
         max_available_float: below the reserved codes; None for a format without any.
+        inf_values: those that mean infinity; ``max_available_float`` is below them.
+        nan_values: those that mean NaN; ``max_available_float`` is below them.
+        saturating: of the format; the threshold is the same either way.
+        device: ignored; the result is on the device of the widths.
+        dtype: ignored; the result has the dtype of the widths.
         compute_max_mantissa: the largest significand of a width.
     """
 
     def __init__(
         self,
         max_available_float: float | None = None,
+        inf_values: Sequence[str] | None = None,
+        nan_values: Sequence[str] | None = None,
+        saturating: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
         compute_max_mantissa: nn.Module | None = None,
     ) -> None:
         super().__init__()
@@ -129,6 +139,8 @@ class FloatClamp(Stateless):
         nan_values: mantissas that mean NaN at the top exponent, as bits; None for none.
         max_available_float: the largest number below those codes; None where there are none.
         saturating: clamp; otherwise larger numbers become infinity, or NaN in a format without it.
+        device: ignored; the result is on the device of the numbers.
+        dtype: ignored; the result has the dtype of the numbers.
 
     Raises:
         ValueError: no saturation in a format with neither infinity nor NaN.
@@ -142,6 +154,8 @@ class FloatClamp(Stateless):
         nan_values: Sequence[str] | None = None,
         max_available_float: float | None = None,
         saturating: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not saturating and not inf_values and not nan_values:

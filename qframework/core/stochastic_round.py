@@ -17,9 +17,15 @@ class StochasticRoundSte(CoreModule):
     Args:
         deterministic_inference: round to nearest in evaluation.
         seed: of a generator of its own; None uses torch's.
+        device: ignored; the generator is on the device of the numbers.
     """
 
-    def __init__(self, deterministic_inference: bool = True, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        deterministic_inference: bool = True,
+        seed: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self.deterministic_inference, self.seed = deterministic_inference, seed
         self._generator: torch.Generator | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qframework.core.base import CoreModule, Stateless
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import TensorClamp
-from qframework.functional import max_int, min_int, round_ste, tensor_clamp, upcast
+from qframework.functional import max_int, min_int, round_ste, upcast
 
 TruncOutput = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -40,20 +40,25 @@ class TruncScalingWrapper(CoreModule):
     """The divisor is a scale of the integers, from 1 to ``2^(input bits - output bits)``.
 
     Args:
-        trunc_wrapped_scaling_impl: a scale of activations, called with ``(integers, threshold)``.
+        scaling_impl: a scale of activations, called with ``(integers, threshold)``.
         trunc_int_scaling_impl: the threshold, called with ``(output bits, signed)``.
+        tensor_clamp_impl: keeps the divisor between its bounds, and decides on its gradient there.
     """
 
     def __init__(
-        self, trunc_wrapped_scaling_impl: nn.Module, trunc_int_scaling_impl: nn.Module
+        self,
+        scaling_impl: nn.Module,
+        trunc_int_scaling_impl: nn.Module,
+        tensor_clamp_impl: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.scaling_impl, self.threshold = trunc_wrapped_scaling_impl, trunc_int_scaling_impl
+        self.scaling_impl, self.threshold = scaling_impl, trunc_int_scaling_impl
+        self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
 
     def forward(self, q: Tensor, input_bits: Tensor, output_bits: Tensor, signed: bool) -> Tensor:
         scale = self.scaling_impl(q, self.threshold(output_bits, signed))
         most = 2.0 ** (input_bits - output_bits)
-        return tensor_clamp(scale, torch.ones_like(most), most.clamp_min(1.0))
+        return self.tensor_clamp_impl(scale, torch.ones_like(most), most.clamp_min(1.0))  # type: ignore[no-any-return]
 
 
 class TruncIntQuant(CoreModule):

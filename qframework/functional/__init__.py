@@ -3,11 +3,17 @@
 from qframework.functional.codebook import codebook_quantize, nearest_entry
 from qframework.functional.execution import is_recomputing, repeat_while
 from qframework.functional.groups import grouped_shape, join_groups, split_groups
-from qframework.functional.integer_range import check_range, max_int, min_int
+from qframework.functional.integer_range import (
+    check_range,
+    get_upper_bound_on_l1_norm,
+    max_int,
+    min_int,
+)
 from qframework.functional.minifloat import (
     MinifloatFormat,
     largest_available,
     largest_minifloat,
+    max_float,
     minifloat_codes,
     minifloat_quantize,
     power_below,
@@ -89,6 +95,7 @@ __all__ = [
     "dpu_round_ste",
     "fake_quantize",
     "floor_ste",
+    "get_upper_bound_on_l1_norm",
     "grouped_shape",
     "gru_sequence",
     "high_rank",
@@ -103,6 +110,7 @@ __all__ = [
     "linear",
     "low_rank",
     "lstm_sequence",
+    "max_float",
     "max_int",
     "min_int",
     "minifloat_codes",

@@ -33,6 +33,20 @@ def min_int(signed: bool, narrow_range: bool, bit_width: Tensor) -> Tensor:
     return 0.0 * bit_width
 
 
+def get_upper_bound_on_l1_norm(
+    accumulator_bit_width: Tensor, input_bit_width: Tensor, input_is_signed: bool
+) -> Tensor:
+    """The largest ``sum|q|`` of weights for which no input overflows an accumulator: ``(2^(P-1) - 1) * 2^(signed - N)``.
+
+    Args:
+        accumulator_bit_width: P, sign included; float tensor.
+        input_bit_width: N; float tensor.
+        input_is_signed: whether inputs are two's complement integers.
+    """
+    room: Tensor = 2.0 ** (accumulator_bit_width - 1) - 1
+    return room * 2.0 ** (float(input_is_signed) - input_bit_width)
+
+
 def check_range(signed: bool, narrow_range: bool, bit_width: float) -> None:
     """Refuse a range that holds one integer or none.
 

@@ -56,6 +56,17 @@ def largest_minifloat(exponent_bits: Any, mantissa_bits: Any, exponent_bias: Any
     return (2.0 - 2.0 ** (-mantissa_bits)) * 2.0 ** (2.0**exponent_bits - 1 - exponent_bias)
 
 
+def max_float(exponent_bit_width: Any, max_mantissa: Any, exponent_bias: Any) -> Any:
+    """The largest number of a format: ``max_mantissa * 2^(2^e - 1 - B)``; numbers or tensors.
+
+    Args:
+        exponent_bit_width: e.
+        max_mantissa: the largest significand, below 2.
+        exponent_bias: B.
+    """
+    return max_mantissa * 2.0 ** (2.0**exponent_bit_width - 1 - exponent_bias)
+
+
 def largest_available(
     exponent_bits: int,
     mantissa_bits: int,

@@ -1,7 +1,14 @@
 """The modules that a layer holds, one for each tensor that it quantizes."""
 
 from qframework.proxy.base import QuantProxy
-from qframework.proxy.build import Quantizer, build_proxy
+from qframework.proxy.build import (
+    ActQuantType,
+    BiasQuantType,
+    Quantizer,
+    TruncQuantType,
+    WeightQuantType,
+    build_proxy,
+)
 from qframework.proxy.codebook_quant import (
     ActCodebookQuantProxyFromInjector,
     WeightCodebookQuantProxyFromInjector,
@@ -34,7 +41,9 @@ __all__ = [
     "ActCodebookQuantProxyFromInjector",
     "ActFloatQuantProxyFromInjector",
     "ActQuantProxyFromInjector",
+    "ActQuantType",
     "BiasQuantProxyFromInjector",
+    "BiasQuantType",
     "DecoupledWeightQuantProxyFromInjector",
     "DecoupledWeightQuantWithInputProxyFromInjector",
     "DynamicActFloatQuantProxyFromInjector",
@@ -47,8 +56,10 @@ __all__ = [
     "QuantProxy",
     "Quantizer",
     "TruncQuantProxyFromInjector",
+    "TruncQuantType",
     "WeightCodebookQuantProxyFromInjector",
     "WeightFloatQuantProxyFromInjector",
     "WeightQuantProxyFromInjector",
+    "WeightQuantType",
     "build_proxy",
 ]

@@ -16,6 +16,8 @@ from qframework.proxy.base import QuantProxy
 
 #: What a layer takes as the quantizer of a tensor: a quantizer class, another layer's quantizer to share, or None.
 Quantizer = InjectorType | QuantProxy | None
+#: The same, by the names that annotations of layers of one's own use.
+WeightQuantType = BiasQuantType = ActQuantType = TruncQuantType = Quantizer
 
 
 #: Tensors that layers don't quantize unless they are told to.

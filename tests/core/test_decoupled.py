@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qframework import quantizers as q
-from qframework.layers import QuantConv2d, QuantLinear
+from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantLinear
 from qframework.quant_tensor import IntQuantTensor
 
 A2Q = ["Int8AccumulatorAwareWeightQuant", "Int8AccumulatorAwareZeroCenterWeightQuant"]
@@ -30,7 +30,10 @@ def quantized(bits: int, signed: bool, shape: tuple[int, ...]) -> IntQuantTensor
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("input_bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("accumulator", [8, 10, 12, 16, 20])
-def test_no_input_overflows_the_accumulator(name, signed, input_bits, accumulator) -> None:
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_no_input_overflows_the_accumulator(
+    name, signed, input_bits, accumulator, granularity
+) -> None:
     if signed and input_bits == 1:
         pytest.skip("one bit with a sign holds 0 and -1 alone")
     for seed in range(4):
@@ -42,6 +45,7 @@ def test_no_input_overflows_the_accumulator(name, signed, input_bits, accumulato
             bias=False,
             weight_quant=getattr(q, name),
             weight_accumulator_bit_width=accumulator,
+            weight_scaling_per_output_type=granularity,
         )
         with torch.no_grad():
             layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator).pow(3))
@@ -168,3 +172,43 @@ def test_accumulator_aware_layers_compile_and_export(name) -> None:
     room = 2 * layer.weight_quant.scale().max().item()
     for other in (torch.compile(layer, fullgraph=True), torch.export.export(layer, (x,)).module()):
         torch.testing.assert_close(other(x), layer(x), rtol=1e-5, atol=room)
+
+
+@pytest.mark.parametrize("name", [*A2Q, *(f"Int8WeightNorm{n}PerChannelFixedPoint" for n in NORMS)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_with_one_scale_the_norms_stay_those_of_channels(name, transposed) -> None:
+    torch.manual_seed(0)
+    cls = QuantConvTranspose2d if transposed else QuantConv2d
+    layer = cls(4, 6, 3, weight_quant=getattr(q, name), weight_scaling_per_output_type="tensor")
+    one = layer.quant_weight(quantized(8, False, (1, 4, 3, 3)))
+    assert one.scale.shape == ()
+    norm = layer.weight_quant.tensor_quant.pre_scaling_impl.value
+    assert norm.shape == ((1, 6, 1, 1) if transposed else (6, 1, 1, 1))
+    assert torch.allclose(one.scale, layer.weight.abs().max() / 127)
+    if name != A2Q[1]:  # which takes the means of channels away
+        error = (one.value - layer.weight).abs().max()
+        assert error <= one.scale * (1 if name in A2Q else 0.5) * 1.001
+    one.value.sum().backward()
+    assert norm.grad is not None and layer.weight.grad is not None
+    again = cls(4, 6, 3, weight_quant=getattr(q, name), weight_scaling_per_output_type="tensor")
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again.quant_weight(quantized(8, False, (1, 4, 3, 3))).value, one.value)
+
+
+def test_with_one_scale_a_channel_is_bounded_by_itself() -> None:
+    """A bound on the whole weight would leave six channels a sixth of the integers each."""
+    sums = {}
+    for granularity in ("channel", "tensor"):
+        layer = QuantLinear(
+            64,
+            6,
+            weight_quant=q.Int8AccumulatorAwareWeightQuant,
+            weight_accumulator_bit_width=12,
+            weight_scaling_per_output_type=granularity,
+        )
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(-1, 1, 384).reshape(6, 64))
+        integers = layer.quant_weight(quantized(4, False, (1, 64))).int()
+        sums[granularity] = integers.abs().sum(1)
+    assert torch.equal(sums["tensor"], sums["channel"])
+    assert sums["tensor"].max() > 64

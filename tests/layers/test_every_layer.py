@@ -67,6 +67,7 @@ ELSEWHERE = {
     "TruncAvgPool2d", "TruncAdaptiveAvgPool2d", "TruncQuantAccumulator", "QuantUpsample", "QuantUpsamplingBilinear2d",
     "QuantUpsamplingNearest2d", "QuantDropout", "QuantMultiheadAttention", "QuantScaledDotProductAttention",
     "QuantTransformerEncoderLayer", "QuantWeightBiasInputOutputLayer", "QuantNonLinearActLayer",
+    "HadamardClassifier",
 }  # fmt: skip
 
 

@@ -312,3 +312,8 @@ def test_a_bias_by_the_scale_of_the_input_refuses_scales_of_rows(rows) -> None:
     mixing = QuantConv2d(4, 4, 1, bias_quant=Int32Bias)
     with pytest.raises(RuntimeError, match="has 4 scales"):
         mixing(channels)
+
+
+def test_layers_tell_the_operations_of_an_element() -> None:
+    assert QuantLinear(6, 4).per_elem_ops == 12 and QuantLinear(6, 4).out_channels == 4
+    assert QuantConv2d(6, 4, (3, 2), groups=2).per_elem_ops == 36
