@@ -151,12 +151,20 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         )
 
     def quant_bias(self) -> Any:
-        """The quantized bias, None without one.
+        """The quantized bias, None without one; one that takes the scale of the input, by that of the last input.
 
         Raises:
-            RuntimeError: its scale comes from the input, which isn't here.
+            RuntimeError: its scale comes from the input, and there was none yet.
         """
-        return self.bias_quant(self.bias)
+        proxy = self.bias_quant
+        if self.bias is None or proxy.is_idle or not proxy.requires_input_scale:
+            return proxy(self.bias)
+        weight_quant: Any = self.weight_quant
+        if weight_quant.requires_quant_input:
+            raise RuntimeError(
+                f"{qualified_name(self)}.quant_bias: the weights depend on the input's width; read bias and weight in a hook"
+            )
+        return proxy.by_last_input(self.bias, self.quant_weight())
 
     @torch.no_grad()
     def merge_bn_in(self, bn: nn.Module) -> None:

@@ -12,21 +12,33 @@ from qframework.core.base import CompactModule, assign
 from qframework.inject.explanation import Explanation, Row
 from qframework.inject.injector import InjectorType
 from qframework.inject.names import is_ours, refuse_setting
-from qframework.inject.policy import Policy
 from qframework.inject.resolver import Resolver
 from qframework.kernels import Plan, prepare
 from qframework.proxy.description import describe
 from qframework.proxy.freezing import Memory
+from qframework.proxy.own_quantizer import own_output
 from qframework.proxy.resolution import Resolution, keep_identity, resolve
 from qframework.proxy.state_dict import LOAD_HOOKS, take_older_keys
+from qframework.quant_tensor.source import can_read
 
 _is_compiling = torch.compiler.is_compiling
 
 
 #: What a quantizer was built with, which a proxy doesn't hold under these names.
-_DECLARED = {"scale", "zero_point", *Policy.model_fields} - {
-    "collect_stats_steps",
-    "requires_input_scale",
+_DECLARED = {
+    "bit_width",
+    "bit_width_impl_type",
+    "float_to_int_impl_type",
+    "narrow_range",
+    "quant_type",
+    "restrict_scaling_type",
+    "scale",
+    "scaling_impl_type",
+    "scaling_per_output_channel",
+    "scaling_per_output_type",
+    "scaling_stats_op",
+    "signed",
+    "zero_point",
 }
 
 
@@ -56,6 +68,8 @@ class QuantProxy(CompactModule):
     """
 
     tensor_quant: nn.Module | None
+    _is_own: bool
+    _looks_at_own: bool
     #: Whether scales belong to groups of elements.
     is_groupwise = False
 
@@ -86,6 +100,9 @@ class QuantProxy(CompactModule):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _DECLARED and is_ours(type(self).__module__):
             refuse_setting(self, name, value, [self.prefix])
+        if name == "tensor_quant":
+            own = value is not None and not is_ours(type(value).__module__)
+            self.__dict__["_is_own"] = self.__dict__["_looks_at_own"] = own
         assign(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,6 +166,13 @@ class QuantProxy(CompactModule):
         self.rounding_mode = str(rounding).upper() if rounding is not None else None
 
     # ------------------------------------------------------------ how it runs
+
+    def _integers(self, output: Any, x: Tensor) -> Any:
+        """What a quantizer of a user's own returned, looked at in its first call."""
+        look = self._looks_at_own and not _is_compiling() and can_read(x)
+        if look:
+            self.__dict__["_looks_at_own"] = False
+        return own_output(self, output, x, look)
 
     def _planned(self) -> Plan:
         """How the tensor quantizer runs; looked up anew where one of its parts has changed."""

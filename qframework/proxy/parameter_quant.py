@@ -19,6 +19,7 @@ from qframework.proxy.resolution import Resolution, resolver_of
 from qframework.quant_tensor import IntQuantTensor, product_source
 
 _is_compiling = torch.compiler.is_compiling
+_in_transform = torch._C._are_functorch_transforms_active
 
 
 class ParameterQuantProxyFromInjector(QuantProxy):
@@ -125,6 +126,8 @@ class ParameterQuantProxyFromInjector(QuantProxy):
 
     def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for a parameter."""
+        if self._is_own:
+            output = self._integers(output, parameter)
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
             value,
@@ -168,7 +171,10 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         weight = self.tracked_parameter_list[0]
         if hasattr(self.tensor_quant, "parameters_for"):
             return self.tensor_quant.parameters_for(weight)  # type: ignore[operator]
-        return self.tensor_quant(weight)[1:]
+        output = self.tensor_quant(weight)
+        if self._is_own and len(output) == 4:
+            output = self._integers(output, weight)
+        return output[1:]
 
     def scale(self) -> Tensor | None:
         """The present scale, that broadcasts to the weight; None when quantization is off."""
@@ -187,6 +193,10 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
     """Quantizes a bias, by input scale times weight scale or by a scale of its own."""
 
     parameter_name = "bias"
+    _input_scale: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_input_scale": None}
 
     def _build(self, resolver: Resolver | None) -> None:
         """As the base; a layer without a bias has nothing to build, but its keywords are looked at."""
@@ -239,7 +249,26 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if not _is_of_channels(quant_input.scale, quant_weight.value.shape):
             raise RuntimeError(self._many_scales(quant_input.scale))
         source = product_source(quant_input, quant_weight)
-        return self._by_product(bias, quant_input.scale, quant_weight.scale, source)
+        scale = quant_input.scale
+        if type(scale) is Tensor and not (_is_compiling() or _in_transform()):
+            self.__dict__["_input_scale"] = scale.detach()
+        return self._by_product(bias, scale, quant_weight.scale, source)
+
+    def by_last_input(self, bias: Tensor, quant_weight: object) -> Any:
+        """The quantized bias by the scale of the last input.
+
+        Args:
+            bias: shape ``(C,)``.
+            quant_weight: the layer's quantized weight.
+
+        Raises:
+            RuntimeError: there was no input yet, or the weight isn't quantized.
+        """
+        if self._input_scale is None:
+            raise RuntimeError(f"{self._scale_missing('input')}. Or run the layer once before")
+        if not isinstance(quant_weight, IntQuantTensor):
+            raise RuntimeError(self._scale_missing("weight"))
+        return self._by_product(bias, self._input_scale.to(bias.device), quant_weight.scale, None)
 
     def _by_product(self, bias: Tensor, first: Tensor, second: Tensor, source: object) -> Any:
         """Quantize by the product of two scales."""

@@ -103,6 +103,8 @@ class ActQuantProxyFromInjector(QuantProxy):
 
     def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for ``x``."""
+        if self._is_own:
+            output = self._integers(output, x)
         value, scale, zero_point, bit_width = output
         return IntQuantTensor.unchecked(
             value,
