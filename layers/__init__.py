@@ -34,7 +34,7 @@ from qframework.layers.conv_transpose import (
 )
 from qframework.layers.eltwise import QuantCat, QuantEltwiseAdd, QuantEltwiseMul, QuantMatMul
 from qframework.layers.embedding import QuantEmbedding, QuantEmbeddingBag
-from qframework.layers.linear import QuantLinear
+from qframework.layers.linear import QuantLinear, QuantTransposedLinear, TransposedLinear
 from qframework.layers.norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
 from qframework.layers.pooling import TruncAdaptiveAvgPool2d, TruncAvgPool2d
 from qframework.layers.rnn import QuantGRU, QuantLSTM, QuantRNN
@@ -97,6 +97,7 @@ __all__ = [
     "QuantSoftmax",
     "QuantTanh",
     "QuantTransformerEncoderLayer",
+    "QuantTransposedLinear",
     "QuantUpsample",
     "QuantUpsamplingBilinear2d",
     "QuantUpsamplingNearest2d",
@@ -104,6 +105,7 @@ __all__ = [
     "QuantWeightBiasInputOutputLayer",
     "ScaleBias",
     "ScaledDotProductAttention",
+    "TransposedLinear",
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "TruncQuantAccumulator",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,8 @@ from torch import nn
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule, matches
 from qframework.graph.conversion_work import Work
+from qframework.graph.end_layers import end_rules
+from qframework.graph.forms import Forms
 from qframework.inject import UnknownNameError
 
 _UNSET: Any = object()
@@ -26,6 +28,8 @@ def quantize_model(
     output_quant: Any = _UNSET,
     act_quant: Any = _UNSET,
     rules: Sequence[Rule] = (),
+    first: Mapping[str, Any] | None = None,
+    last: Mapping[str, Any] | None = None,
     fold_batch_norm: bool = False,
     inplace: bool = False,
     strict: bool = False,
@@ -46,6 +50,9 @@ def quantize_model(
         output_quant: quantizer of their outputs.
         act_quant: quantizer of the results of activation functions.
         rules: what becomes of modules by name or type; a later rule wins over an earlier one.
+        first: what a rule says, for the first layer with a weight, ``{"weight_bit_width": 8}`` or ``{"keep_float": True}``;
+            it wins over ``rules``.
+        last: the same for the last such layer.
         fold_batch_norm: fold a batch norm into the convolution or linear layer in front of it; for evaluation, exact.
             Norms behind linear layers then take inputs of two axes alone.
         inplace: change the model itself; after an error it is as it was.
@@ -57,7 +64,7 @@ def quantize_model(
         The quantized model, and a report of what was replaced, what stayed float and why.
 
     Raises:
-        ValueError: a rule that fits nothing; with ``strict`` a layer without a quantized form.
+        ValueError: a rule that fits nothing; a bias quantizer that needs the scale of an input that nothing quantizes; with ``strict`` a layer without a quantized form.
         QuantizerError: a quantizer can't be built, a keyword is unknown, or no module that a rule fits has a tensor for
             its keyword; a TypeError or ValueError too.
 
@@ -74,7 +81,9 @@ def quantize_model(
     common = {n: q for n, q in quantizers.items() if q is not _UNSET} | keywords
     _check_keywords(keywords)
     _check_rules(rules, model)
-    work = Work(rules, common, model, fold_batch_norm, inplace)
+    forms = Forms(model)
+    rules = [*rules, *end_rules(model, forms, first, last)]
+    work = Work(rules, common, model, fold_batch_norm, inplace, forms)
     result = work.converted(model)
     work.check()
     report = work.report
