@@ -103,6 +103,20 @@ class Work:
         fitting = self._rules_of(module)
         return bool(fitting) and self.rules[fitting[-1]].keep_float
 
+    def is_kept(self, module: nn.Module) -> bool:
+        """Whether a rule says that a module stays float."""
+        return self._kept(module)
+
+    def act_keywords(self, module: nn.Module) -> dict[str, Any]:
+        """Keywords for results of activations, those for the model and those of rules that fit a module."""
+        said = {n: v for n, v in self.common.items() if _role(n) == "act"}
+        for i in self._rules_of(module):
+            for name, given in self.rules[i].keywords.items():
+                if _role(name) == "act":
+                    said[name] = given
+                    self.used.add((i, name))
+        return said
+
     def _target(self, module: nn.Module) -> type[nn.Module] | None:
         own = [r for r in self.rules if self._fits(r, module) == "itself"]
         return next((r.to for r in reversed(own) if r.to is not None), None)

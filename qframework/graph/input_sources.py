@@ -58,9 +58,8 @@ def input_sources(graphs: Iterable[Traced]) -> dict[nn.Module, InputSource]:
     """For each module that is called the source of its first argument; where calls disagree, nothing is known."""
     found: dict[nn.Module, InputSource] = {}
     for traced in graphs:
-        unsigned: dict[fx.Node, bool] = {}
+        unsigned = unsigned_nodes(traced)
         for node in traced.graph.nodes:
-            unsigned[node] = _is_unsigned(node, traced, unsigned)
             layer = traced.called(node)
             if layer is None or not node.args or not isinstance(node.args[0], fx.Node):
                 continue
@@ -73,6 +72,14 @@ def input_sources(graphs: Iterable[Traced]) -> dict[nn.Module, InputSource]:
                     known.activation if same else None, known.unsigned and source.unsigned
                 )
     return found
+
+
+def unsigned_nodes(traced: Traced) -> dict[fx.Node, bool]:
+    """For each node whether its result is never negative."""
+    unsigned: dict[fx.Node, bool] = {}
+    for node in traced.graph.nodes:
+        unsigned[node] = _is_unsigned(node, traced, unsigned)
+    return unsigned
 
 
 def _is(module: Any, kinds: tuple[type, ...]) -> bool:

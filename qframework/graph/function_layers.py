@@ -1,0 +1,104 @@
+"""Modules whose own calls of functions are quantized, by a function mode around their forward."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from qframework.graph.function_kinds import FUNCTIONS, operands_of
+from qframework.graph.tracing import Site, call_site
+
+_CALL = nn.Module._call_impl.__code__
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+class QuantizedFunctions(nn.Module):
+    """Mixin: functions that the forward calls go through quantized layers, which the module holds.
+
+    Attributes:
+        function_layers: by the place in code, names in ``quantized_functions``.
+    """
+
+    function_layers: dict[tuple[str, Site], str]
+    quantized_functions: nn.ModuleDict
+
+    @torch.compiler.disable
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, with its functions quantized; compilers leave it to Python."""
+        with _Quantizing(self):
+            return super().forward(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _restored, (type(self).__mro__[2],), self.__getstate__()
+
+
+_FORWARD = QuantizedFunctions.forward.__wrapped__.__code__  # type: ignore[attr-defined]
+
+
+def with_functions(
+    module: Any, layers: dict[str, nn.Module], places: dict[tuple[str, Site], str]
+) -> None:
+    """Let a module quantize its functions.
+
+    Args:
+        module: whose class is derived from its own.
+        layers: what stands for the functions, by name.
+        places: which of them is for a kind of function at a place in code.
+    """
+    module.__class__ = _class_of(type(module))
+    module.function_layers = places
+    module.quantized_functions = nn.ModuleDict(layers)
+
+
+def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(kind.__name__, (QuantizedFunctions, kind), {"__module__": kind.__module__})
+    return _CLASSES[kind]
+
+
+def _restored(kind: type[nn.Module]) -> nn.Module:
+    made: nn.Module = object.__new__(_class_of(kind))
+    return made
+
+
+class _Quantizing(TorchFunctionMode):
+    """Sends the calls of one module to its layers, and leaves those of others alone."""
+
+    def __init__(self, owner: QuantizedFunctions) -> None:
+        super().__init__()
+        self.owner = owner
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the layer for this place in code, or the function where there is none."""
+        kwargs = kwargs or {}
+        kind = FUNCTIONS.get(func)
+        if kind is None or _innermost() is not self.owner:
+            return func(*args, **kwargs)
+        name = self.owner.function_layers.get((kind, call_site()))
+        operands = operands_of(kind, args, kwargs)
+        if name is None or not all(isinstance(o, Tensor) and o.is_floating_point() for o in operands):
+            return func(*args, **kwargs)
+        if kind == "add" and (len(args) + len(kwargs) > 2 or operands[0].shape != operands[1].shape):
+            return func(*args, **kwargs)
+        layer = self.owner.quantized_functions[name]
+        if kind == "cat":
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+            return layer(operands, dim)
+        if kind == "scaled_dot_product_attention":
+            return layer(*args, **kwargs)
+        return layer(*operands)
+
+
+def _innermost() -> Any:
+    """The module whose forward is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _CALL or frame.f_code is _FORWARD:
+            return frame.f_locals["self"]
+        frame = frame.f_back
+    return None
