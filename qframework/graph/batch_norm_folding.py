@@ -82,7 +82,7 @@ def foldable(model: nn.Module, traced: Traced | str, base_of: BaseOf) -> Foldabl
         if type(norm) in _NORMS:
             found.then[norm] = ()
         else:
-            then = _children_behind(norm)
+            then = children_behind(norm)
             if then is None:
                 found.reasons[norm] = f"a {type(norm).__name__} may compute otherwise than a batch norm"
             else:
@@ -97,7 +97,7 @@ def foldable(model: nn.Module, traced: Traced | str, base_of: BaseOf) -> Foldabl
     return found
 
 
-def _children_behind(norm: Any) -> tuple[str, ...] | None:
+def children_behind(norm: Any) -> tuple[str, ...] | None:
     """Names of the children that a class of its own calls after normalizing; None where it does anything else."""
     traced = trace(norm, own=True, prepare=lambda m: m.eval())
     if isinstance(traced, str) or norm.running_mean is None:

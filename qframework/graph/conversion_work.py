@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from qframework.graph.conversion_rule import Rule
 from qframework.graph.forms import Forms, is_computed
 from qframework.graph.input_sources import InputSource, input_sources
 from qframework.graph.module_shells import shell
+from qframework.graph.own_forward import with_own_forward
 from qframework.graph.same_computation import SameComputation
 from qframework.graph.weight_forms import compute_weight, read_quantized
 from qframework.graph.weight_readers import weight_readers
@@ -78,7 +80,7 @@ class Work:
             else:
                 self.folds[layer] = norm
         self.norms = {n: x for x, n in self.folds.items()}
-        self.sources = input_sources(forms.graphs())
+        self.sources = input_sources(forms.graphs(), forms.last_step)
         self.readers = weight_readers(model)
         self.without_scale: list[str] = []
 
@@ -258,6 +260,9 @@ class Work:
         layer: Any = self._target(module) or (conversion and conversion.layer)
         form = self.forms.of(module)
         base = form.base if isinstance(form, SameComputation) else None
+        own = self._target(module) is None and self.forms.own_forward(module) is not None
+        if own:
+            return self._with_own_forward(name, module, conversion)
         arguments = arguments_of(module, layer, conversion.special if conversion else {}, base)
         given, reasons = self._keywords(module, conversion), list[str]()
         reader = self.readers.read.get(module)
@@ -295,6 +300,28 @@ class Work:
                 reasons.append(f"its float weight is read by {reader}")
         self._check_bias(name, module, made)
         self.report.add(name, module, layer, "; ".join(reasons))
+        return made
+
+    def _with_own_forward(
+        self, name: str, module: nn.Module, conversion: Conversion | None
+    ) -> nn.Module:
+        """A class derived from a torch layer's, with its own forward and a quantized weight."""
+        given = self._keywords(module, conversion)
+        default = inspect.signature(conversion.layer.__init__).parameters["weight_quant"].default  # type: ignore[union-attr]
+        given.setdefault("weight_quant", default)
+        reason = f"keeps the forward of {type(module).__name__}, which reads a quantized weight"
+        if given.get("bias_quant") is not None:
+            reason += "; its bias stays float"
+        given = {n: v for n, v in given.items() if _role(n) != "bias"}
+
+        def build(**keywords: Any) -> nn.Module:
+            return with_own_forward(module, keywords)
+
+        made = self._built(name, build, {}, given)
+        less, why = self._behind_activation(module, made, given)
+        if why:
+            made, reason = self._built(name, build, {}, less), f"{reason}; {why}"
+        self.report.add(name, module, type(made), reason)
         return made
 
     def _built(

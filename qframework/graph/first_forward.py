@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.function_calls import FunctionCalls, Recorder, innermost_module
-from qframework.graph.function_kinds import FUNCTIONS, PRODUCTS
+from qframework.graph.function_kinds import FUNCTIONS, PRODUCTS, QUANTIZED
 from qframework.graph.tracing import call_site
 from qframework.layers.wbiol import QuantWeightLayer
 
@@ -63,7 +63,8 @@ class FirstForward:
         self._leave(model)
         for module, calls in recorder.found.calls.items():
             for call in calls:
-                self.report.add_function(self.unknown[module], call.kind, str(call.site))
+                why = "functions=True with example_input quantizes it" if call.kind in QUANTIZED else "no quantized form"
+                self.report.add_function(self.unknown[module], call.kind, str(call.site), None, why)
         for name, where in looked.passed.items():
             self.report.add_past(name, where)
         if looked.passed:

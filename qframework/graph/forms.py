@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from qframework.graph.batch_norm_folding import children_behind
 from qframework.graph.conversion import CONVERSIONS, NEUTRAL, Conversion, by_shape
+from qframework.graph.own_forward import BASES, reads_its_weight
 from qframework.graph.same_computation import SameComputation, same_computation
 from qframework.graph.tracing import Traced, trace
 
@@ -28,6 +30,8 @@ class Forms:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._known: dict[nn.Module, SameComputation | str | None] = {}
+        self._last: dict[nn.Module, nn.Module] = {}
+        self._own: dict[nn.Module, type[nn.Module] | None] = {}
         self._shapes: dict[nn.Module, Conversion | None] = {}
         self.traced = trace(model, leaves=self.is_leaf)
 
@@ -43,6 +47,16 @@ class Forms:
         found = (trace(m, own=True) for m in holders)
         return [t for t in found if isinstance(t, Traced)]
 
+    def last_step(self, module: nn.Module) -> nn.Module:
+        """The module that gives a leaf's result: the activation within a batch norm that has one, else the leaf itself."""
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module._modules:
+            return module
+        if module not in self._last:
+            steps = [module._modules[n] for n in children_behind(module) or ()]
+            steps = [s for s in steps if s is not None and not isinstance(s, nn.Identity)]
+            self._last[module] = steps[-1] if steps and steps[-1] is not None else module
+        return self._last[module]
+
     def of(self, module: nn.Module) -> SameComputation | str | None:
         """What a module computes the same as; a reason where that isn't known, None where it is none of torch's layers."""
         if module not in self._known:
@@ -54,11 +68,24 @@ class Forms:
         form = self.of(module)
         return form.base if isinstance(form, SameComputation) and form.weight is None else None
 
+    def own_forward(self, module: nn.Module) -> type[nn.Module] | None:
+        """The torch layer that a module's class is derived from, where it computes otherwise, with the weight of that layer."""
+        if not isinstance(self.of(module), str) or "forward" in vars(module):
+            return None
+        if module not in self._own:
+            base = next((t for t in BASES if isinstance(module, t)), None)
+            right = base is not None and not module._modules and reads_its_weight(module)
+            self._own[module] = base if right else None
+        return self._own[module]
+
     def conversion(self, module: nn.Module) -> Conversion | None:
         """How a module is converted; None where it isn't."""
         form = self.of(module)
         if isinstance(form, SameComputation):
             return CONVERSIONS[form.base]
+        own = self.own_forward(module)
+        if own is not None:
+            return CONVERSIONS[own]
         if form is None:
             if module not in self._shapes:
                 self._shapes[module] = by_shape(module)

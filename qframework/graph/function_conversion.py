@@ -10,7 +10,7 @@ from torch import nn
 
 from qframework.graph.conversion_work import Work
 from qframework.graph.function_calls import FunctionCall, FunctionCalls
-from qframework.graph.function_kinds import QUANTIZED
+from qframework.graph.function_kinds import INPUT_ALONE, QUANTIZED
 from qframework.graph.function_layers import with_functions
 from qframework.graph.tracing import Site
 from qframework.quantizers import Int8ActPerTensorFloat
@@ -55,6 +55,8 @@ class Functions:
                 if not reason:
                     made = self._built(name, module, call)
                     key = f"{call.kind}_{len(layers)}"
+                    if call.kind in INPUT_ALONE:
+                        reason = "its input; a weight is quantized where it is a layer's"
                     layers[key], places[call.kind, call.site] = made, key
                 kind = None if made is None else type(made)
                 report.add_function(name, call.kind, str(call.site), kind, reason)

@@ -63,6 +63,8 @@ PRODUCTS = frozenset(
 )
 #: With a quantized layer that stands for a call.
 QUANTIZED = {
+    "linear": "QuantIdentity",
+    "conv": "QuantIdentity",
     "add": "QuantEltwiseAdd",
     "cat": "QuantCat",
     "matmul": "QuantMatMul",
@@ -78,6 +80,8 @@ QUANTIZED = {
     "sigmoid": "QuantSigmoid",
     "tanh": "QuantTanh",
 }
+#: Of them those whose first operand alone is quantized; the other one is a weight, which layers quantize.
+INPUT_ALONE = frozenset(("linear", "conv"))
 _SETTINGS = {"leaky_relu": "negative_slope", "elu": "alpha", "gelu": "approximate"}
 
 

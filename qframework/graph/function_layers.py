@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from qframework.graph.function_kinds import FUNCTIONS, operands_of
+from qframework.graph.function_kinds import FUNCTIONS, INPUT_ALONE, operands_of
 from qframework.graph.tracing import Site, call_site
 
 _CALL = nn.Module._call_impl.__code__
@@ -34,7 +34,7 @@ class QuantizedFunctions(nn.Module):
             return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restored, (type(self).__mro__[2],), self.__getstate__()
+        return _restored, (type(self).__bases__[1],), self.__getstate__()
 
 
 _FORWARD = QuantizedFunctions.forward.__wrapped__.__code__  # type: ignore[attr-defined]
@@ -86,6 +86,8 @@ class _Quantizing(TorchFunctionMode):
         if kind == "add" and (len(args) + len(kwargs) > 2 or operands[0].shape != operands[1].shape):
             return func(*args, **kwargs)
         layer = self.owner.quantized_functions[name]
+        if kind in INPUT_ALONE:
+            return func(layer(operands[0]), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
         if kind == "cat":
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
             return layer(operands, dim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,11 @@ _KEEPING_MODULES = (
     nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.UpsamplingNearest2d,
 )  # fmt: skip
 _KEEPING_FUNCTIONS = (
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, F.max_pool1d,
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.split, torch.chunk, F.max_pool1d,
     F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d, F.dropout, F.dropout2d, operator.getitem,
 )  # fmt: skip
 _KEEPING_METHODS = frozenset(
-    "view reshape flatten permute transpose contiguous squeeze unsqueeze clone expand narrow t".split()
+    "view reshape flatten permute transpose contiguous squeeze unsqueeze clone expand narrow t split chunk unbind".split()
 )
 _UNSIGNED_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 _UNSIGNED_FUNCTIONS = (
@@ -35,10 +35,18 @@ _SIGN_KEEPING_MODULES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
 )  # fmt: skip
 _SIGN_KEEPING_FUNCTIONS = (
-    torch.cat, torch.add, torch.mul, torch.mean, operator.add, operator.iadd, operator.mul, F.avg_pool2d,
-    F.adaptive_avg_pool2d, torch.stack,
+    torch.cat, torch.add, torch.mul, torch.mean, torch.div, operator.add, operator.iadd, operator.mul,
+    operator.imul, operator.truediv, F.avg_pool2d, F.adaptive_avg_pool2d, torch.stack,
 )  # fmt: skip
-_SIGN_KEEPING_METHODS = frozenset("mean add add_ mul mul_ sum".split())
+_SIGN_KEEPING_METHODS = frozenset("mean add add_ mul mul_ sum div div_".split())
+_BINARY = (
+    torch.add, torch.mul, torch.div, operator.add, operator.iadd, operator.mul, operator.imul, operator.truediv, "add",
+    "add_", "mul", "mul_", "div", "div_",
+)  # fmt: skip
+_CLAMPS = (torch.clamp, torch.clamp_, torch.clip, F.hardtanh, "clamp", "clamp_", "clip", "clip_")
+
+#: From a module that is called to the one that gives its result.
+LastStep = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,28 @@ class InputSource:
     unsigned: bool
 
 
-def input_sources(graphs: Iterable[Traced]) -> dict[nn.Module, InputSource]:
-    """For each module that is called the source of its first argument; where calls disagree, nothing is known."""
+def _itself(module: nn.Module) -> nn.Module:
+    return module
+
+
+def input_sources(
+    graphs: Iterable[Traced], last_step: LastStep = _itself
+) -> dict[nn.Module, InputSource]:
+    """For each module that is called the source of its first argument; where calls disagree, nothing is known.
+
+    Args:
+        graphs: of a model, or of its modules.
+        last_step: the module that gives the result of one.
+    """
     found: dict[nn.Module, InputSource] = {}
     for traced in graphs:
-        unsigned = unsigned_nodes(traced)
+        unsigned = unsigned_nodes(traced, last_step)
         for node in traced.graph.nodes:
             layer = traced.called(node)
             if layer is None or not node.args or not isinstance(node.args[0], fx.Node):
                 continue
             before = node.args[0]
-            source = InputSource(_origin(before, traced), unsigned[before])
+            source = InputSource(_origin(before, traced, last_step), unsigned[before])
             known = found.setdefault(layer, source)
             if known != source:
                 same = known.activation is source.activation
@@ -74,11 +93,11 @@ def input_sources(graphs: Iterable[Traced]) -> dict[nn.Module, InputSource]:
     return found
 
 
-def unsigned_nodes(traced: Traced) -> dict[fx.Node, bool]:
+def unsigned_nodes(traced: Traced, last_step: LastStep = _itself) -> dict[fx.Node, bool]:
     """For each node whether its result is never negative."""
     unsigned: dict[fx.Node, bool] = {}
     for node in traced.graph.nodes:
-        unsigned[node] = _is_unsigned(node, traced, unsigned)
+        unsigned[node] = _is_unsigned(node, traced, unsigned, last_step)
     return unsigned
 
 
@@ -91,13 +110,16 @@ def _operands(node: fx.Node) -> list[Any]:
     first = node.args[0] if node.args else None
     if isinstance(first, (list, tuple)):
         return list(first)
-    binary = node.target in (torch.add, torch.mul, operator.add, operator.iadd, operator.mul, "add", "add_", "mul", "mul_")
+    binary = node.target in _BINARY
     return list(node.args[:2]) if binary else [first]
 
 
-def _is_unsigned(node: fx.Node, traced: Traced, known: dict[fx.Node, bool]) -> bool:
+def _is_unsigned(
+    node: fx.Node, traced: Traced, known: dict[fx.Node, bool], last_step: LastStep
+) -> bool:
     module = traced.called(node)
     if module is not None:
+        module = last_step(module)
         if _is(module, _UNSIGNED_MODULES):
             return True
         keeps = _is(module, _KEEPING_MODULES + _SIGN_KEEPING_MODULES)
@@ -111,18 +133,25 @@ def _is_unsigned(node: fx.Node, traced: Traced, known: dict[fx.Node, bool]) -> b
         keeps = node.target in _KEEPING_METHODS | _SIGN_KEEPING_METHODS
     else:
         return False
+    if node.target in _CLAMPS and _not_below_zero(node):
+        return True
     return keeps and all(
         known.get(o, False) if isinstance(o, fx.Node) else isinstance(o, (int, float)) and o >= 0
         for o in _operands(node)
     )
 
 
-def _origin(node: Any, traced: Traced) -> nn.Module | None:
+def _not_below_zero(node: fx.Node) -> bool:
+    low = node.args[1] if len(node.args) > 1 else node.kwargs.get("min", node.kwargs.get("min_val"))
+    return isinstance(low, (int, float)) and low >= 0
+
+
+def _origin(node: Any, traced: Traced, last_step: LastStep) -> nn.Module | None:
     """The module whose result this is, through what keeps elements."""
     while isinstance(node, fx.Node):
         module = traced.called(node)
-        if module is not None and not _is(module, _KEEPING_MODULES):
-            return module
+        if module is not None and not _is(last_step(module), _KEEPING_MODULES):
+            return last_step(module)
         keeps = (
             module is not None
             or (node.op == "call_function" and node.target in _KEEPING_FUNCTIONS)

@@ -28,7 +28,7 @@ class ReadQuantized(QuantWeightLayer):
 
     def tracked_parameter(self, name: str) -> Any:
         """What its quantizers are about: the float weight."""
-        return self._parameters[name]
+        return self._parameters.get(name)
 
 
 class ComputedWeight(QuantWeightLayer):

@@ -77,24 +77,25 @@ def _uses(kind: type) -> Iterator[tuple[str, int, tuple[str, ...], str]]:
         except (OSError, SyntaxError, TypeError):
             continue
         file = (inspect.getsourcefile(function) or "").replace("\\", "/").rpartition("/")[2]
+        own = next(iter(inspect.signature(function).parameters), "self")
         asked = {n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _ASKED}
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
-                chain = _chain(node.func)
+                chain = _chain(node.func, own)
                 if chain and len(chain) == 1:
                     waiting.append(chain[0])
                 if chain:
                     yield "call", start + node.lineno - 1, chain, file
             elif isinstance(node, ast.Attribute) and node.attr == "weight" and node not in asked:
-                chain = _chain(node.value)
+                chain = _chain(node.value, own)
                 if chain and isinstance(node.ctx, ast.Load):
                     yield "read", start + node.lineno - 1, chain, file
 
 
-def _chain(node: ast.AST) -> tuple[str, ...]:
-    """``("a", "b")`` for ``self.a.b``; nothing for anything else."""
+def _chain(node: ast.AST, own: str) -> tuple[str, ...]:
+    """``("a", "b")`` for ``self.a.b``, where ``own`` is ``"self"``; nothing for anything else."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
         node = node.value
-    return tuple(reversed(names)) if isinstance(node, ast.Name) and node.id == "self" else ()
+    return tuple(reversed(names)) if isinstance(node, ast.Name) and node.id == own else ()
