@@ -84,7 +84,9 @@ def foldable(model: nn.Module, traced: Traced | str, base_of: BaseOf) -> Foldabl
         else:
             then = children_behind(norm)
             if then is None:
-                found.reasons[norm] = f"a {type(norm).__name__} may compute otherwise than a batch norm"
+                found.reasons[norm] = (
+                    f"a {type(norm).__name__} may compute otherwise than a batch norm"
+                )
             else:
                 found.then[norm] = then
     if isinstance(traced, str):
@@ -111,7 +113,16 @@ def children_behind(norm: Any) -> tuple[str, ...] | None:
     inputs = [n for n in nodes if n.op == "placeholder"]
     if len(inputs) != 1 or not isinstance(node, fx.Node) or node.target is not F.batch_norm:
         return None
-    order = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    order = (
+        "input",
+        "running_mean",
+        "running_var",
+        "weight",
+        "bias",
+        "training",
+        "momentum",
+        "eps",
+    )
     given = dict(zip(order, node.args, strict=False)) | dict(node.kwargs)
     read = {
         n: getattr(given.get(n), "target", None)
@@ -119,7 +130,12 @@ def children_behind(norm: Any) -> tuple[str, ...] | None:
     }
     present = {n: n for n in read if getattr(norm, n) is not None}
     right = {n: t for n, t in read.items() if t is not None} == present
-    if not right or given["input"] is not inputs[0] or given.get("training") or given.get("eps") != norm.eps:
+    if (
+        not right
+        or given["input"] is not inputs[0]
+        or given.get("training")
+        or given.get("eps") != norm.eps
+    ):
         return None
     return tuple(reversed(names))
 
@@ -184,7 +200,11 @@ def _in_sequence(model: nn.Module, found: Foldable, base_of: BaseOf, why: str) -
                     if places[layer] == places[norm] == 1 and reason is None:
                         found.pairs[layer] = norm
                     else:
-                        found.reasons[norm] = reason or "it or the layer in front stands in several places"
+                        found.reasons[norm] = (
+                            reason or "it or the layer in front stands in several places"
+                        )
     for norm in found.then:
         if not any(norm is n for n in found.pairs.values()):
-            found.reasons.setdefault(norm, f"the model can't be traced ({why}), and it isn't in an nn.Sequential")
+            found.reasons.setdefault(
+                norm, f"the model can't be traced ({why}), and it isn't in an nn.Sequential"
+            )

@@ -88,7 +88,9 @@ class QuantizationReport:
         for i, e in enumerate(self.entries):
             if e.name == name and e.quantized_type is not None:
                 why = f"{e.reason}; " if e.reason else ""
-                why += f"but its weight stays float in {where}, which computes with it past the layer"
+                why += (
+                    f"but its weight stays float in {where}, which computes with it past the layer"
+                )
                 self.entries[i] = replace(e, reason=why)
 
     @property

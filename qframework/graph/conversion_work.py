@@ -11,7 +11,6 @@ from torch import nn
 
 from qframework.graph.batch_norm_folding import Foldable, FoldedBatchNorm, foldable
 from qframework.graph.conversion import (
-    CONVERSIONS,
     NEUTRAL,
     Conversion,
     NoQuantizedForm,
@@ -268,7 +267,11 @@ class Work:
         reader = self.readers.read.get(module)
         if reader is not None and module not in self.readers.called:
             given |= {n: None for n in ("input_quant", "output_quant") if n in given}
-            given = {n: v for n, v in given.items() if n.endswith("_quant") or _role(n) in ("weight", "bias")}
+            given = {
+                n: v
+                for n, v in given.items()
+                if n.endswith("_quant") or _role(n) in ("weight", "bias")
+            }
         made = self._built(name, layer, arguments, given)
         if conversion is not None and "input" in conversion.roles and "act" not in conversion.roles:
             less, why = self._behind_activation(module, made, given)
@@ -278,7 +281,11 @@ class Work:
         if self.device is not None and not module._parameters:
             made.to(self.device)
         _take_over(module, made, bool(conversion and conversion.copies))
-        if isinstance(form, SameComputation) and form.weight is not None and self._target(module) is None:
+        if (
+            isinstance(form, SameComputation)
+            and form.weight is not None
+            and self._target(module) is None
+        ):
             for key in form.reads:
                 if key not in made._parameters:
                     _hold(made, key, module)

@@ -40,7 +40,7 @@ class FirstForward:
         """Begin to look on."""
         if torch.compiler.is_compiling() or self.active:
             return
-        weights = {}
+        weights: dict[int, tuple[str, nn.Module]] = {}
         for name, layer in model.named_modules():
             if isinstance(layer, QuantWeightLayer) and layer.weight_quant.tensor_quant is not None:
                 parameter = layer._parameters.get("weight")
@@ -63,7 +63,11 @@ class FirstForward:
         self._leave(model)
         for module, calls in recorder.found.calls.items():
             for call in calls:
-                why = "functions=True with example_input quantizes it" if call.kind in QUANTIZED else "no quantized form"
+                why = (
+                    "functions=True with example_input quantizes it"
+                    if call.kind in QUANTIZED
+                    else "no quantized form"
+                )
                 self.report.add_function(self.unknown[module], call.kind, str(call.site), None, why)
         for name, where in looked.passed.items():
             self.report.add_past(name, where)
@@ -99,7 +103,11 @@ class _Weights(TorchFunctionMode):
         kwargs = kwargs or {}
         if FUNCTIONS.get(func) in PRODUCTS:
             for given in [*args, *kwargs.values()]:
-                if isinstance(given, Tensor) and not given.is_meta and type(given).__module__.startswith("torch"):
+                if (
+                    isinstance(given, Tensor)
+                    and not given.is_meta
+                    and type(given).__module__.startswith("torch")
+                ):
                     name, layer = self.weights.get(_address(given), ("", None))
                     if layer is not None and innermost_module() is not layer:
                         module = type(innermost_module()).__name__

@@ -95,8 +95,6 @@ class Forms:
 
 def is_computed(module: nn.Module) -> bool:
     """Whether a weight or bias isn't a parameter, but computed by a hook or a parametrization."""
-
-
     return is_parametrized(module) or any(
         name not in module._parameters and isinstance(vars(module).get(name), torch.Tensor)
         for name in ("weight", "bias")

@@ -13,7 +13,14 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from qframework.graph.forms import Forms
-from qframework.graph.function_kinds import BINARY, FUNCTIONS, METHODS, UNSIGNED, operands_of, settings_of
+from qframework.graph.function_kinds import (
+    BINARY,
+    FUNCTIONS,
+    METHODS,
+    UNSIGNED,
+    operands_of,
+    settings_of,
+)
 from qframework.graph.input_sources import unsigned_nodes
 from qframework.graph.module_shells import shell_tree
 from qframework.graph.tracing import Site, call_site, trace
@@ -78,7 +85,11 @@ def traced_calls(model: nn.Module, forms: Forms) -> FunctionCalls:
     """What can be told without an input, by tracing each module's own forward."""
     found = FunctionCalls()
     for module in model.modules():
-        if not is_own(module) or forms.conversion(module) is not None or type(module).forward is _NO_FORWARD:
+        if (
+            not is_own(module)
+            or forms.conversion(module) is not None
+            or type(module).forward is _NO_FORWARD
+        ):
             continue
         traced = trace(module, own=True)
         if isinstance(traced, str):

@@ -104,10 +104,17 @@ class Functions:
             with torch.random.fork_rng(devices=[]):
                 made: nn.Module = layer(**call.settings, **given)
         except Exception as error:
-            error.args = (f"{name or 'the model'}, {call.kind} in {call.site}: {error}", *error.args[1:])
+            error.args = (
+                f"{name or 'the model'}, {call.kind} in {call.site}: {error}",
+                *error.args[1:],
+            )
             raise
         device = next((p.device for p in module.parameters()), self.work.device)
-        return made.to(device).train(module.training) if device is not None else made.train(module.training)
+        return (
+            made.to(device).train(module.training)
+            if device is not None
+            else made.train(module.training)
+        )
 
     def _keywords(self, module: nn.Module, layer: str, call: FunctionCall) -> dict[str, Any]:
         """Those for results of activations, for the operands of a function."""

@@ -101,6 +101,10 @@ def operands_of(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     if kind == "cat":
         return list(first) if isinstance(first, (list, tuple)) else [first]
     if kind in (*BINARY, "matmul"):
-        second = args[1] if len(args) > 1 else next((kwargs[n] for n in ("other", "mat2") if n in kwargs), None)
+        second = (
+            args[1]
+            if len(args) > 1
+            else next((kwargs[n] for n in ("other", "mat2") if n in kwargs), None)
+        )
         return [first, second]
     return [first]

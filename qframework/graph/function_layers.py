@@ -27,7 +27,7 @@ class QuantizedFunctions(nn.Module):
     function_layers: dict[tuple[str, Site], str]
     quantized_functions: nn.ModuleDict
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward, with its functions quantized; compilers leave it to Python."""
         with _Quantizing(self):
@@ -57,7 +57,9 @@ def with_functions(
 
 def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _CLASSES:
-        _CLASSES[kind] = type(kind.__name__, (QuantizedFunctions, kind), {"__module__": kind.__module__})
+        _CLASSES[kind] = type(
+            kind.__name__, (QuantizedFunctions, kind), {"__module__": kind.__module__}
+        )
     return _CLASSES[kind]
 
 
@@ -81,13 +83,19 @@ class _Quantizing(TorchFunctionMode):
             return func(*args, **kwargs)
         name = self.owner.function_layers.get((kind, call_site()))
         operands = operands_of(kind, args, kwargs)
-        if name is None or not all(isinstance(o, Tensor) and o.is_floating_point() for o in operands):
+        if name is None or not all(
+            isinstance(o, Tensor) and o.is_floating_point() for o in operands
+        ):
             return func(*args, **kwargs)
-        if kind == "add" and (len(args) + len(kwargs) > 2 or operands[0].shape != operands[1].shape):
+        if kind == "add" and (
+            len(args) + len(kwargs) > 2 or operands[0].shape != operands[1].shape
+        ):
             return func(*args, **kwargs)
         layer = self.owner.quantized_functions[name]
         if kind in INPUT_ALONE:
-            return func(layer(operands[0]), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+            return func(
+                layer(operands[0]), *args[1:], **{k: v for k, v in kwargs.items() if k != "input"}
+            )
         if kind == "cat":
             dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
             return layer(operands, dim)

@@ -23,13 +23,29 @@ _KEEPING_FUNCTIONS = (
     F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d, F.dropout, F.dropout2d, operator.getitem,
 )  # fmt: skip
 _KEEPING_METHODS = frozenset(
-    "view reshape flatten permute transpose contiguous squeeze unsqueeze clone expand narrow t split chunk unbind".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "permute",
+        "transpose",
+        "contiguous",
+        "squeeze",
+        "unsqueeze",
+        "clone",
+        "expand",
+        "narrow",
+        "t",
+        "split",
+        "chunk",
+        "unbind",
+    ]
 )
 _UNSIGNED_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
 _UNSIGNED_FUNCTIONS = (
     F.relu, F.relu_, F.relu6, torch.relu, torch.relu_, torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softmax, torch.softmax,
 )  # fmt: skip
-_UNSIGNED_METHODS = frozenset("relu relu_ sigmoid softmax".split())
+_UNSIGNED_METHODS = frozenset(["relu", "relu_", "sigmoid", "softmax"])
 #: Functions whose result has no negative element where their operands have none.
 _SIGN_KEEPING_MODULES = (
     nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
@@ -38,7 +54,7 @@ _SIGN_KEEPING_FUNCTIONS = (
     torch.cat, torch.add, torch.mul, torch.mean, torch.div, operator.add, operator.iadd, operator.mul,
     operator.imul, operator.truediv, F.avg_pool2d, F.adaptive_avg_pool2d, torch.stack,
 )  # fmt: skip
-_SIGN_KEEPING_METHODS = frozenset("mean add add_ mul mul_ sum div div_".split())
+_SIGN_KEEPING_METHODS = frozenset(["mean", "add", "add_", "mul", "mul_", "sum", "div", "div_"])
 _BINARY = (
     torch.add, torch.mul, torch.div, operator.add, operator.iadd, operator.mul, operator.imul, operator.truediv, "add",
     "add_", "mul", "mul_", "div", "div_",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ BASES: tuple[type[nn.Module], ...] = (nn.Embedding, nn.Linear, *_CONVOLUTIONS)
 class OwnForward(QuantWeightBiasInputOutputLayer):
     """Mixin in front of a class derived from a torch layer: its forward reads a quantized weight."""
 
-    @property  # type: ignore[misc]
-    def weight(self) -> Any:
-        """The values of the quantized weight."""
-        return dequantize(self.quant_weight())
+    if not TYPE_CHECKING:  # an attribute of the base is a property here
+
+        @property
+        def weight(self) -> Any:
+            """The values of the quantized weight."""
+            return dequantize(self.quant_weight())
 
     def tracked_parameter(self, name: str) -> Any:
         """What its quantizers are about: the float parameters."""
@@ -70,7 +72,11 @@ def reads_its_weight(module: Any) -> bool:
         return False
     shape: tuple[int, ...] = (2, weight.shape[1])
     if isinstance(module, _CONVOLUTIONS):
-        shape = (2, module.in_channels, *(4 * k * d + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)))
+        shape = (
+            2,
+            module.in_channels,
+            *(4 * k * d + 1 for k, d in zip(module.kernel_size, module.dilation, strict=True)),
+        )
     seen = _Seen(weight)
     copied = shell(module).eval()
     try:
@@ -102,7 +108,9 @@ class _Seen(TorchFunctionMode):
 
 def _class_of(kind: type[nn.Module]) -> type[nn.Module]:
     if kind not in _CLASSES:
-        _CLASSES[kind] = type(f"Quant{kind.__name__}", (OwnForward, kind), {"__module__": kind.__module__})
+        _CLASSES[kind] = type(
+            f"Quant{kind.__name__}", (OwnForward, kind), {"__module__": kind.__module__}
+        )
     return _CLASSES[kind]
 
 

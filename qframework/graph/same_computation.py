@@ -13,10 +13,36 @@ from qframework.graph.tracing import Traced, trace
 
 #: What a class may define anew without computing otherwise.
 _HARMLESS = frozenset(
-    """__init__ __doc__ __module__ __qualname__ __annotations__ __constants__ __repr__ __orig_bases__ __parameters__
-    __firstlineno__ __static_attributes__ __abstractmethods__ _abc_impl __slots__ __annotate_func__ __annotations_cache__
-    extra_repr reset_parameters _get_name _version _load_from_state_dict _save_to_state_dict __dict__ __weakref__
-    __type_params__ __init_subclass__ __class_getitem__ __hash__""".split()
+    [
+        "__init__",
+        "__doc__",
+        "__module__",
+        "__qualname__",
+        "__annotations__",
+        "__constants__",
+        "__repr__",
+        "__orig_bases__",
+        "__parameters__",
+        "__firstlineno__",
+        "__static_attributes__",
+        "__abstractmethods__",
+        "_abc_impl",
+        "__slots__",
+        "__annotate_func__",
+        "__annotations_cache__",
+        "extra_repr",
+        "reset_parameters",
+        "_get_name",
+        "_version",
+        "_load_from_state_dict",
+        "_save_to_state_dict",
+        "__dict__",
+        "__weakref__",
+        "__type_params__",
+        "__init_subclass__",
+        "__class_getitem__",
+        "__hash__",
+    ]
 )
 _FUNCTIONS: dict[type[nn.Module], Any] = {
     nn.Linear: F.linear, nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d,
@@ -40,7 +66,9 @@ class SameComputation:
     reads: tuple[str, ...] = ()
 
 
-def same_computation(module: nn.Module, bases: Collection[type[nn.Module]]) -> SameComputation | str | None:
+def same_computation(
+    module: nn.Module, bases: Collection[type[nn.Module]]
+) -> SameComputation | str | None:
     """What is the same about a module and the torch layer that it derives from; or why nothing is.
 
     A subclass is the same where it overrides nothing that its base computes with. With a forward of its own it is where
@@ -93,18 +121,15 @@ def _changed(module: nn.Module, base: type[nn.Module]) -> list[str]:
 def _added(module: nn.Module, base: type[nn.Module]) -> list[str]:
     """Parameters and modules that a layer of the base class doesn't have."""
     own = [*module._parameters, *module._buffers, *module._modules]
-    usual = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
-    if base.__module__.startswith("torch.nn.modules.") and base in _FUNCTIONS:
-        usual = {"weight", "bias"}
-    elif any(issubclass(base, t) for t in (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+    if issubclass(base, (nn.RNNBase, nn.MultiheadAttention, nn.TransformerEncoderLayer)):
         return []
-    return [n for n in own if n not in usual]
+    return [n for n in own if n not in ("weight", "bias")]
 
 
 def _by_trace(module: nn.Module, base: type[nn.Module]) -> SameComputation | str:
     """What the traced forward of a module says."""
-    traces = [trace(module, own=True, prepare=lambda m, mode=mode: m.train(mode)) for mode in (False, True)]  # type: ignore[misc]
-    first, second = traces
+    first = trace(module, own=True, prepare=lambda m: m.eval())
+    second = trace(module, own=True, prepare=lambda m: m.train())
     if isinstance(first, str) or isinstance(second, str):
         return f"which can't be traced ({first if isinstance(first, str) else second})"
     if str(first.graph) != str(second.graph):
@@ -115,11 +140,12 @@ def _by_trace(module: nn.Module, base: type[nn.Module]) -> SameComputation | str
 def _matched(traced: Traced, module: Any, base: type[nn.Module]) -> SameComputation | str:
     nodes = list(traced.graph.nodes)
     inputs = [n for n in nodes if n.op == "placeholder"]
-    result = nodes[-1].args[0]
+    result: Any = nodes[-1].args[0]
     otherwise = "and computes otherwise"
     if len(inputs) != 1 or not isinstance(result, fx.Node) or result.target is not _FUNCTIONS[base]:
         return otherwise
-    given = dict(zip(_CONVOLUTION, result.args, strict=False)) | dict(result.kwargs)
+    given: dict[str, Any] = dict(zip(_CONVOLUTION, result.args, strict=False))
+    given |= result.kwargs
     if given["input"] is not inputs[0] or len(inputs[0].users) != 1:
         return otherwise
     bias, weight = given.get("bias"), given["weight"]
@@ -150,7 +176,9 @@ def _alike(a: Any, b: Any) -> bool:
     return all(a == x for x in b) if isinstance(b, (tuple, list)) else a == b
 
 
-def _computed(traced: Traced, weight: Any, module: nn.Module, base: type[nn.Module]) -> SameComputation | str:
+def _computed(
+    traced: Traced, weight: Any, module: nn.Module, base: type[nn.Module]
+) -> SameComputation | str:
     """The weight as a function of parameters."""
     needed: set[fx.Node] = set()
     waiting = [weight]

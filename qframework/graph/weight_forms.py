@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -21,10 +21,12 @@ from qframework.quant_tensor import dequantize
 class ReadQuantized(QuantWeightLayer):
     """Mixin: ``layer.weight`` is the quantized weight, for code that reads it past the layer; the parameter is the float one."""
 
-    @property  # type: ignore[misc]
-    def weight(self) -> Any:
-        """The values of the quantized weight."""
-        return dequantize(self.quant_weight())
+    if not TYPE_CHECKING:  # an attribute of the base is a property here
+
+        @property
+        def weight(self) -> Any:
+            """The values of the quantized weight."""
+            return dequantize(self.quant_weight())
 
     def tracked_parameter(self, name: str) -> Any:
         """What its quantizers are about: the float weight."""
@@ -37,11 +39,13 @@ class ComputedWeight(QuantWeightLayer):
     weight_function: fx.GraphModule
     weight_reads: tuple[str, ...]
 
-    @property  # type: ignore[misc]
-    def weight(self) -> Any:
-        """The computed weight."""
-        held = {**self._parameters, **self._buffers}
-        return self.weight_function(*(held[name] for name in self.weight_reads))
+    if not TYPE_CHECKING:  # an attribute of the base is a property here
+
+        @property
+        def weight(self) -> Any:
+            """The computed weight."""
+            held = {**self._parameters, **self._buffers}
+            return self.weight_function(*(held[name] for name in self.weight_reads))
 
     def _float_weight(self) -> Any:
         return self.weight
@@ -115,5 +119,7 @@ def compute_weight(layer: Any, function: fx.GraphModule, reads: tuple[str, ...])
     """Let a layer compute its weight, by a function of parameters that it holds."""
     layer.__class__ = _COMPUTED[type(layer)]
     layer.weight_function, layer.weight_reads = function, reads
-    if layer.weight_quant.tensor_quant is not None:  # a learned scale starts from the computed weight
+    if (
+        layer.weight_quant.tensor_quant is not None
+    ):  # a learned scale starts from the computed weight
         layer.weight_quant.init_tensor_quant()

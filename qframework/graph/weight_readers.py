@@ -13,8 +13,30 @@ from torch import nn
 
 #: What is asked of a weight without computing with it.
 _ASKED = frozenset(
-    "dtype device shape size ndim dim data grad requires_grad requires_grad_ numel is_meta is_cuda element_size "
-    "itemsize type register_hook dtype_ get_device nelement is_contiguous stride".split()
+    [
+        "dtype",
+        "device",
+        "shape",
+        "size",
+        "ndim",
+        "dim",
+        "data",
+        "grad",
+        "requires_grad",
+        "requires_grad_",
+        "numel",
+        "is_meta",
+        "is_cuda",
+        "element_size",
+        "itemsize",
+        "type",
+        "register_hook",
+        "dtype_",
+        "get_device",
+        "nelement",
+        "is_contiguous",
+        "stride",
+    ]
 )
 
 
@@ -68,7 +90,8 @@ def _uses(kind: type) -> Iterator[tuple[str, int, tuple[str, ...], str]]:
         if name in done:
             continue
         done.add(name)
-        function = inspect.unwrap(getattr(kind, name, None)) if callable(getattr(kind, name, None)) else None
+        function: Any = getattr(kind, name, None)
+        function = inspect.unwrap(function) if callable(function) else None
         if not inspect.isfunction(function) or function.__module__.startswith("torch.nn."):
             continue
         try:
@@ -78,7 +101,9 @@ def _uses(kind: type) -> Iterator[tuple[str, int, tuple[str, ...], str]]:
             continue
         file = (inspect.getsourcefile(function) or "").replace("\\", "/").rpartition("/")[2]
         own = next(iter(inspect.signature(function).parameters), "self")
-        asked = {n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _ASKED}
+        asked = {
+            n.value for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr in _ASKED
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 chain = _chain(node.func, own)
