@@ -23,6 +23,7 @@ from qframework.graph.input_sources import InputSource, input_sources
 from qframework.graph.module_shells import shell
 from qframework.graph.own_forward import with_own_forward
 from qframework.graph.same_computation import SameComputation
+from qframework.graph.tracing import Traced
 from qframework.graph.weight_forms import compute_weight, read_quantized
 from qframework.graph.weight_readers import weight_readers
 from qframework.graph.widths import bits_of_proxy
@@ -81,6 +82,9 @@ class Work:
         self.norms = {n: x for x, n in self.folds.items()}
         self.sources = input_sources(forms.graphs(), forms.last_step)
         self.readers = weight_readers(model)
+        if isinstance(forms.traced, Traced):  # knows better than the source which calls are made
+            called = (forms.traced.called(n) for n in forms.traced.graph.nodes)
+            self.readers.called = {m for m in called if m is not None}
         self.without_scale: list[str] = []
 
     # ------------------------------------------------------------ rules
@@ -328,6 +332,9 @@ class Work:
         less, why = self._behind_activation(module, made, given)
         if why:
             made, reason = self._built(name, build, {}, less), f"{reason}; {why}"
+        made.train(module.training)
+        if self.device is not None:
+            made.to(self.device)
         self.report.add(name, module, type(made), reason)
         return made
 
