@@ -40,12 +40,14 @@ class FirstForward:
         """Begin to look on."""
         if torch.compiler.is_compiling() or self.active:
             return
-        weights: dict[int, tuple[str, nn.Module]] = {}
+        weights: dict[int, str] = {}
         for name, layer in model.named_modules():
-            if isinstance(layer, QuantWeightLayer) and layer.weight_quant.tensor_quant is not None:
+            # those whose weight is quantized for all who read it needn't be looked at
+            if isinstance(layer, QuantWeightLayer) and not hasattr(type(layer), "tracked_parameter"):
                 parameter = layer._parameters.get("weight")
-                if parameter is not None and not parameter.is_meta:
-                    weights[parameter.untyped_storage().data_ptr()] = (name, layer)
+                if parameter is not None and layer.weight_quant.tensor_quant is not None:
+                    weights.setdefault(_address(parameter), name)
+        weights.pop(0, None)
         found = FunctionCalls()
         names = {m: m for m in self.unknown}
         for mode in (_Weights(weights), Recorder(found, names)):
@@ -91,9 +93,9 @@ class FirstForward:
 
 
 class _Weights(TorchFunctionMode):
-    """Notes products with the float weight of a quantized layer, outside of that layer."""
+    """Notes products with the float weight of a quantized layer, outside of quantized layers."""
 
-    def __init__(self, weights: dict[int, tuple[str, nn.Module]]) -> None:
+    def __init__(self, weights: dict[int, str]) -> None:
         super().__init__()
         self.weights = weights
         self.passed: dict[str, str] = {}
@@ -103,20 +105,17 @@ class _Weights(TorchFunctionMode):
         kwargs = kwargs or {}
         if FUNCTIONS.get(func) in PRODUCTS:
             for given in [*args, *kwargs.values()]:
-                if (
-                    isinstance(given, Tensor)
-                    and not given.is_meta
-                    and type(given).__module__.startswith("torch")
-                ):
-                    name, layer = self.weights.get(_address(given), ("", None))
-                    if layer is not None and innermost_module() is not layer:
-                        module = type(innermost_module()).__name__
-                        self.passed.setdefault(name, f"{module}, {call_site()}")
+                name = self.weights.get(_address(given)) if isinstance(given, Tensor) else None
+                if name is not None:
+                    reader = innermost_module()
+                    if not isinstance(reader, QuantWeightLayer):
+                        self.passed.setdefault(name, f"{type(reader).__name__}, {call_site()}")
         return func(*args, **kwargs)
 
 
 def _address(x: Tensor) -> int:
+    """Where a tensor's memory is; 0 for one that has none."""
     try:
-        return x.untyped_storage().data_ptr()
-    except RuntimeError:  # a tensor without storage
+        return 0 if x.is_meta else x.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # of a class without memory of its own
         return 0
