@@ -142,7 +142,9 @@ def test_the_weight_that_is_multiplied_with_is_quantized(name) -> None:
     make, shape, _ = LAYERS[name]
     layer, x = make().eval(), torch.randn(shape)
     model, _ = quantize_model(
-        nn.Sequential(layer), weight_quant=Int8WeightPerChannelFloat, input_quant=Int8ActPerTensorFloat
+        nn.Sequential(layer),
+        weight_quant=Int8WeightPerChannelFloat,
+        input_quant=Int8ActPerTensorFloat,
     )
     with torch.no_grad(), calibration_mode(model):
         model(x)

@@ -14,7 +14,9 @@ def convert(net, **options):
 
 
 def test_behind_an_activation_the_input_is_not_quantized_twice() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3))
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)
+    )
     model, report = convert(net)
     assert model[0].input_quant.is_quant_enabled and not model[4].input_quant.is_quant_enabled
     assert "quantized by the activation in front" in report.replaced[-1].reason
@@ -74,7 +76,16 @@ def test_a_batch_norm_with_an_activation_inside_counts_as_that_activation() -> N
             torch._assert(x.ndim == 4, "four axes")
             if self.training:
                 self.num_batches_tracked.add_(1)
-            x = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps)
+            x = F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                0.1,
+                self.eps,
+            )
             return self.act(self.drop(x))
 
     torch.manual_seed(0)

@@ -312,3 +312,12 @@ def test_a_bias_by_the_scale_of_the_input_refuses_scales_of_rows(rows) -> None:
     mixing = QuantConv2d(4, 4, 1, bias_quant=Int32Bias)
     with pytest.raises(RuntimeError, match="has 4 scales"):
         mixing(channels)
+
+
+def test_hard_swish_keeps_its_negative_values() -> None:
+    layer = QuantHardSwish()
+    x = torch.linspace(-4, 4, 101)
+    layer(x)
+    assert layer.act_quant.is_signed
+    assert (layer(x) - nn.functional.hardswish(x)).abs().max() < 0.04
+    assert layer(torch.tensor([-1.5])) < -0.3
