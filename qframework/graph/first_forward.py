@@ -43,7 +43,9 @@ class FirstForward:
         weights: dict[int, str] = {}
         for name, layer in model.named_modules():
             # those whose weight is quantized for all who read it needn't be looked at
-            if isinstance(layer, QuantWeightLayer) and not hasattr(type(layer), "tracked_parameter"):
+            if isinstance(layer, QuantWeightLayer) and not hasattr(
+                type(layer), "tracked_parameter"
+            ):
                 parameter = layer._parameters.get("weight")
                 if parameter is not None and layer.weight_quant.tensor_quant is not None:
                     weights.setdefault(_address(parameter), name)

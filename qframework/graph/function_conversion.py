@@ -11,17 +11,16 @@ from torch import nn
 from qframework.graph.conversion_work import Work
 from qframework.graph.function_calls import FunctionCall, FunctionCalls
 from qframework.graph.function_kinds import INPUT_ALONE, QUANTIZED
-from qframework.graph.function_layers import with_functions
+from qframework.graph.function_layers import QuantConcatenation, QuantSum, with_functions
 from qframework.graph.tracing import Site
 from qframework.quantizers import Int8ActPerTensorFloat
 
 #: For each quantized layer the tensors that ``act_quant`` and its keywords are for.
 _OPERANDS: dict[str, tuple[str, ...]] = {
-    "QuantEltwiseAdd": ("input_",),
-    "QuantCat": ("input_",),
     "QuantMatMul": ("input_", "other_"),
     "QuantScaledDotProductAttention": ("q_scaled_", "k_transposed_", "v_", "attn_output_weights_"),
 }
+_OWN: dict[str, Any] = {"QuantSum": QuantSum, "QuantConcatenation": QuantConcatenation}
 _WEIGHTS = "attn_output_weights_"
 
 
@@ -90,6 +89,8 @@ class Functions:
             return "functions=True quantizes it"
         if self.work.is_kept(module):
             return "as a rule says"
+        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            return "its module iterates over its children, and can't hold a layer for it"
         if call.kind == "add" and not call.residual:
             return "no sum of two tensors of one shape"
         said = self.work.act_keywords(module)
@@ -98,7 +99,8 @@ class Functions:
         return ""
 
     def _built(self, name: str, module: nn.Module, call: FunctionCall) -> nn.Module:
-        layer: Any = getattr(sys.modules["qframework.layers"], QUANTIZED[call.kind])
+        name_of = QUANTIZED[call.kind]
+        layer: Any = _OWN.get(name_of) or getattr(sys.modules["qframework.layers"], name_of)
         given = self._keywords(module, layer.__name__, call)
         try:
             with torch.random.fork_rng(devices=[]):
@@ -119,15 +121,14 @@ class Functions:
     def _keywords(self, module: nn.Module, layer: str, call: FunctionCall) -> dict[str, Any]:
         """Those for results of activations, for the operands of a function."""
         said = self.work.act_keywords(module)
-        if layer not in _OPERANDS:
-            return said
         quantizer = said.get("act_quant", Int8ActPerTensorFloat)
+        if layer not in _OPERANDS:
+            unsigned = layer in _OWN and bool(call.unsigned) and all(call.unsigned)
+            if unsigned and _may_be_unsigned(quantizer):
+                said["act_signed"] = False
+            return said
         given: dict[str, Any] = {}
-        if layer in ("QuantEltwiseAdd", "QuantCat"):
-            given["output_quant"] = None
-            signs = {"input_": bool(call.unsigned) and all(call.unsigned)}
-        else:
-            signs = dict(zip(_OPERANDS[layer], call.unsigned, strict=False))
+        signs = dict(zip(_OPERANDS[layer], call.unsigned, strict=False))
         for prefix in _OPERANDS[layer]:
             for key, value in said.items():
                 if key != "act_quant":

@@ -65,8 +65,8 @@ PRODUCTS = frozenset(
 QUANTIZED = {
     "linear": "QuantIdentity",
     "conv": "QuantIdentity",
-    "add": "QuantEltwiseAdd",
-    "cat": "QuantCat",
+    "add": "QuantSum",
+    "cat": "QuantConcatenation",
     "matmul": "QuantMatMul",
     "scaled_dot_product_attention": "QuantScaledDotProductAttention",
     "relu": "QuantReLU",

@@ -12,9 +12,29 @@ from torch.overrides import TorchFunctionMode
 
 from qframework.graph.function_kinds import FUNCTIONS, INPUT_ALONE, operands_of
 from qframework.graph.tracing import Site, call_site
+from qframework.layers import QuantIdentity
+from qframework.quant_tensor import dequantize
 
 _CALL = nn.Module._call_impl.__code__
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+class QuantSum(QuantIdentity):
+    """``input + other``, both quantized by one scale, which is that of all their elements together."""
+
+    def forward(self, input: Tensor, other: Any = None) -> Any:  # type: ignore[override]
+        """Add two tensors of one shape, with at least one axis."""
+        both = dequantize(super().forward(torch.cat((input, other))))
+        first, second = both.split(input.shape[0])
+        return first + second
+
+
+class QuantConcatenation(QuantIdentity):
+    """``torch.cat``, the tensors quantized by one scale, which is that of all their elements together."""
+
+    def forward(self, input: Any, dim: int = 0) -> Any:
+        """Join tensors along an axis."""
+        return dequantize(super().forward(torch.cat(input, dim)))
 
 
 class QuantizedFunctions(nn.Module):
@@ -87,9 +107,7 @@ class _Quantizing(TorchFunctionMode):
             isinstance(o, Tensor) and o.is_floating_point() for o in operands
         ):
             return func(*args, **kwargs)
-        if kind == "add" and (
-            len(args) + len(kwargs) > 2 or operands[0].shape != operands[1].shape
-        ):
+        if kind == "add" and (len(args) + len(kwargs) > 2 or not _addends(*operands)):
             return func(*args, **kwargs)
         layer = self.owner.quantized_functions[name]
         if kind in INPUT_ALONE:
@@ -102,6 +120,10 @@ class _Quantizing(TorchFunctionMode):
         if kind == "scaled_dot_product_attention":
             return layer(*args, **kwargs)
         return layer(*operands)
+
+
+def _addends(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.dim() > 0
 
 
 def _innermost() -> Any:
