@@ -76,6 +76,11 @@ def innermost_module() -> Any:
     return None
 
 
+def without_place(kind: str, site: Site) -> str:
+    """The kind of a call: ``x += y``, which torch calls ``add_``, binds its result like ``x + y``."""
+    return "add" if kind == "add_" and site.operator else kind
+
+
 def is_own(module: nn.Module) -> bool:
     """Whether a module's class is a user's, with calls of its own to look at."""
     return not type(module).__module__.startswith(("torch.", "qframework."))
@@ -157,7 +162,9 @@ class Recorder(TorchFunctionMode):
         unsigned = tuple(id(o) in self.never_negative for o in operands)
         residual = len({t.shape for t in tensors}) == 1
         settings = settings_of(kind, args, kwargs)
-        self.found.add(module, FunctionCall(kind, call_site(), settings, unsigned, residual))
+        site = call_site()
+        kind = without_place(kind, site)
+        self.found.add(module, FunctionCall(kind, site, settings, unsigned, residual))
 
 
 def run_calls(model: nn.Module, example_input: tuple[Any, ...]) -> FunctionCalls:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from qframework.graph.function_calls import without_place
 from qframework.graph.function_kinds import FUNCTIONS, INPUT_ALONE, operands_of
 from qframework.graph.tracing import Site, call_site
 from qframework.layers import QuantIdentity
@@ -101,13 +102,17 @@ class _Quantizing(TorchFunctionMode):
         kind = FUNCTIONS.get(func)
         if kind is None or _innermost() is not self.owner:
             return func(*args, **kwargs)
-        name = self.owner.function_layers.get((kind, call_site()))
+        site = call_site()
+        kind = without_place(kind, site)
+        name = self.owner.function_layers.get((kind, site))
         operands = operands_of(kind, args, kwargs)
         if name is None or not all(
             isinstance(o, Tensor) and o.is_floating_point() for o in operands
         ):
             return func(*args, **kwargs)
         if kind == "add" and (len(args) + len(kwargs) > 2 or not _addends(*operands)):
+            return func(*args, **kwargs)
+        if not any(o.numel() for o in operands):  # an empty cache
             return func(*args, **kwargs)
         layer = self.owner.quantized_functions[name]
         if kind in INPUT_ALONE:

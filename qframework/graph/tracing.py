@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import fx, nn
 
 from qframework.graph.module_shells import shell_tree
 
+_BINARY_OPERATOR = dis.opmap["BINARY_OP"]
 _INTERNAL = ("torch.", "qframework.")
 
 
@@ -45,12 +47,14 @@ class Site:
         line: in it.
         code: name of the Python function.
         instruction: offset within it, since a line may have several calls.
+        operator: it is an operator, such as ``+=``, whose result is bound to a name.
     """
 
     file: str
     line: int
     code: str
     instruction: int
+    operator: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.file.replace(chr(92), '/').rpartition('/')[2]}:{self.line}"
@@ -66,7 +70,8 @@ def call_site() -> Site:
         frame = frame.f_back
     assert frame is not None
     code = frame.f_code
-    return Site(code.co_filename, frame.f_lineno, code.co_qualname, frame.f_lasti)
+    is_operator = code.co_code[frame.f_lasti] == _BINARY_OPERATOR
+    return Site(code.co_filename, frame.f_lineno, code.co_qualname, frame.f_lasti, is_operator)
 
 
 def _is_generated(frame: FrameType) -> bool:

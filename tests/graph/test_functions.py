@@ -229,3 +229,29 @@ def test_a_container_that_iterates_over_its_children_keeps_its_functions_float()
     model, report = quantize_model(net, functions=True, example_input=(x,), weight_quant=None)
     assert torch.equal(model(x), net(x))
     assert "iterates over its children" in report.functions[0].reason
+
+
+@pytest.mark.parametrize("by_example", [False, True])
+def test_a_sum_that_an_operator_binds_anew_is_quantized_and_one_in_place_is_not(by_example) -> None:
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.lin(x)
+            y += x
+            z = self.lin(y)
+            z.add_(y)
+            return z
+
+    net = Residual().eval()
+    x = torch.randn(2, 4)
+    example = (x,) if by_example else None
+    model, report = quantize_model(net, functions=True, example_input=example, weight_quant=None)
+    found = [(f.function, f.quantized_type) for f in report.functions]
+    assert found == [("add", "QuantSum"), ("add_", None)]
+    with torch.no_grad(), calibration_mode(model):
+        torch.testing.assert_close(model(x), net(x))
+    assert not torch.equal(model(x), net(x))
+    model(x).sum().backward()
