@@ -147,4 +147,4 @@ class QuantTransposedLinear(QuantWeightBiasInputOutputLayer, TransposedLinear):
     def _compute(
         self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
     ) -> Any:
-        return linear(x, weight.t(), bias)
+        return linear(x, weight.transpose(0, 1), bias)
