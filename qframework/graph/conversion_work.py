@@ -23,6 +23,7 @@ from qframework.graph.input_sources import InputSource, input_sources
 from qframework.graph.module_shells import shell
 from qframework.graph.own_forward import with_own_forward
 from qframework.graph.same_computation import SameComputation
+from qframework.graph.taken_over import fold, hold, take_over
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_forms import compute_weight, read_quantized
 from qframework.graph.weight_readers import weight_readers
@@ -31,11 +32,6 @@ from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer
 
 _ROLES = frozenset({"weight", "bias", "input", "output", "act"})
-_HOOKS = tuple(
-    n
-    for n in nn.Module().__dict__
-    if "hook" in n and n.startswith(("_forward", "_back", "_is_full"))
-)
 
 
 class Work:
@@ -284,7 +280,7 @@ class Work:
                 reasons.append(why)
         if self.device is not None and not module._parameters:
             made.to(self.device)
-        _take_over(module, made, bool(conversion and conversion.copies))
+        take_over(module, made, bool(conversion and conversion.copies))
         if (
             isinstance(form, SameComputation)
             and form.weight is not None
@@ -292,13 +288,13 @@ class Work:
         ):
             for key in form.reads:
                 if key not in made._parameters:
-                    _hold(made, key, module)
+                    hold(made, key, module)
             compute_weight(made, form.weight, form.reads)
             reasons.append(f"its weight, computed from {', '.join(form.reads)}, is quantized")
         norm = self.folds.get(module)
         if norm is not None:
             if hasattr(made, "merge_bn_in"):
-                _fold(module, made, norm)
+                fold(module, made, norm)
             else:
                 self.foldable.reasons[norm] = f"a {layer.__name__} can't take it"
                 del self.norms[norm]
@@ -410,41 +406,3 @@ class Work:
 def _role(name: str) -> str:
     """The tensor that a keyword is for."""
     return name.split("_", 1)[0]
-
-
-def _hold(made: nn.Module, key: str, module: nn.Module) -> None:
-    """Take over a parameter or buffer that the torch layer doesn't have."""
-    if key in module._parameters:
-        made.register_parameter(key, module._parameters[key])
-    else:
-        made.register_buffer(key, module._buffers[key])
-
-
-def _take_over(module: nn.Module, made: nn.Module, copies: bool) -> None:
-    """Parameters, mode and hooks of the float layer."""
-    if copies:
-        made.load_state_dict(module.state_dict(), strict=False)
-    else:
-        for key, parameter in module._parameters.items():
-            if key in made._parameters and parameter is not None:
-                setattr(made, key, parameter)
-    made.train(module.training)
-    for key, held in vars(module).items():
-        if not key.startswith("_") and key not in vars(made) and not callable(held):
-            vars(made)[key] = held  # what a user, or a class of its own, has noted there
-    for hooks in _HOOKS:
-        held = getattr(module, hooks)
-        if isinstance(held, dict):
-            getattr(made, hooks).update(held)
-        else:
-            setattr(made, hooks, held)
-
-
-def _fold(module: Any, made: Any, norm: nn.Module) -> None:
-    """Fold a batch norm into a copy of the weights."""
-    for name in ("weight", "bias"):
-        old = getattr(module, name)
-        if old is not None:
-            setattr(made, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
-    made.merge_bn_in(norm)
-    made.bias.requires_grad_(module.weight.requires_grad)
