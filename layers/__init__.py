@@ -35,7 +35,7 @@ from qframework.layers.conv_transpose import (
 from qframework.layers.eltwise import QuantCat, QuantEltwiseAdd, QuantEltwiseMul, QuantMatMul
 from qframework.layers.embedding import QuantEmbedding, QuantEmbeddingBag
 from qframework.layers.hadamard import HadamardClassifier
-from qframework.layers.linear import QuantLinear
+from qframework.layers.linear import QuantLinear, QuantTransposedLinear, TransposedLinear
 from qframework.layers.norm import QuantGroupNorm, QuantLayerNorm, QuantRMSNorm
 from qframework.layers.pooling import TruncAdaptiveAvgPool2d, TruncAvgPool2d
 from qframework.layers.rnn import QuantGRU, QuantLSTM, QuantRNN
@@ -99,6 +99,7 @@ __all__ = [
     "QuantSoftmax",
     "QuantTanh",
     "QuantTransformerEncoderLayer",
+    "QuantTransposedLinear",
     "QuantUpsample",
     "QuantUpsamplingBilinear2d",
     "QuantUpsamplingNearest2d",
@@ -106,6 +107,7 @@ __all__ = [
     "QuantWeightBiasInputOutputLayer",
     "ScaleBias",
     "ScaledDotProductAttention",
+    "TransposedLinear",
     "TruncAdaptiveAvgPool2d",
     "TruncAvgPool2d",
     "TruncQuantAccumulator",

@@ -280,7 +280,6 @@ class QuantTanh(QuantNonLinearActLayer):
 
 
 class QuantHardSwish(QuantNonLinearActLayer):
-    """``x * clamp(x + 3, 0, 6) / 6``, quantized."""
+    """``x * clamp(x + 3, 0, 6) / 6``, which reaches -3/8, quantized with a sign."""
 
     act_impl = nn.Hardswish
-    default_act_quant = Uint8ActPerTensorFloat

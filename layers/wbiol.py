@@ -37,6 +37,11 @@ class QuantWeightLayer(QuantLayer):
             if isinstance(proxy, ParameterQuantProxyFromInjector):
                 proxy.reinitialize()
 
+    def _float_weight(self) -> Any:
+        weight = self._parameters.get("weight")
+        # computed, by a parametrization or by pruning
+        return self.weight if weight is None else weight
+
     def quant_weight(self, quant_input: TensorLike | None = None) -> Any:
         """The quantized weight, as an ``IntQuantTensor``; the float weight when weights aren't quantized.
 
@@ -48,9 +53,7 @@ class QuantWeightLayer(QuantLayer):
         """
         # Looked at directly, since a module's attributes take long.
         weight_quant: Any = self._modules["weight_quant"]
-        weight = self._parameters.get("weight")
-        if weight is None:  # computed, by a parametrization or by pruning
-            weight = self.weight
+        weight = self._float_weight()
         if weight_quant.requires_quant_input:
             return weight_quant(weight, quant_input)
         return weight_quant(weight)

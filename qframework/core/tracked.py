@@ -29,10 +29,15 @@ class TrackedParameters(Sequence[Any]):
         return len(self.modules)
 
     def __getitem__(self, index: Any) -> Any:
-        return getattr(self.modules[index], self.name)
+        return self._of(self.modules[index])
 
     def __iter__(self) -> Iterator[Any]:
-        return (getattr(m, self.name) for m in self.modules)
+        return (self._of(m) for m in self.modules)
+
+    def _of(self, module: Any) -> Any:
+        # A layer may give others something else by that name.
+        tracked = getattr(type(module), "tracked_parameter", None)
+        return getattr(module, self.name) if tracked is None else tracked(module, self.name)
 
 
 def tracked_view(

@@ -1,7 +1,7 @@
 """Whole models: conversion of float ones, calibration, a summary, penalties."""
 
 from qframework.graph.calibrate import calibration_mode
-from qframework.graph.conversion_report import QuantizationReport
+from qframework.graph.conversion_report import FunctionEntry, QuantizationReport, ReportEntry
 from qframework.graph.conversion_rule import Rule
 from qframework.graph.loss import (
     ActivationBitWidthWeightedBySize,
@@ -15,10 +15,12 @@ from qframework.graph.summary import LayerSummary, ModelSummary, TensorSummary, 
 __all__ = [
     "ActivationBitWidthWeightedBySize",
     "BitWidthWeighted",
+    "FunctionEntry",
     "LayerSummary",
     "ModelSummary",
     "QuantLayerOutputBitWidthWeightedByOps",
     "QuantizationReport",
+    "ReportEntry",
     "Rule",
     "TensorSummary",
     "WeightBitWidthWeightedBySize",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 _WEIGHTED = ("weight", "bias", "input", "output")
 
@@ -116,11 +118,83 @@ def _first_tensor(module: nn.Module) -> torch.Tensor | None:
     return next(module.parameters(), None)
 
 
+#: GPT-2's layer in transformers, whose weight is a linear layer's transposed.
+TRANSPOSED = Conversion(
+    "QuantTransposedLinear",
+    _WEIGHTED,
+    {"in_features": lambda m: m.weight.shape[0], "out_features": lambda m: m.weight.shape[1]},
+)
+#: The many classes of transformers and others that normalize by the root of the mean of squares.
+RMS_NORM = Conversion(
+    "QuantRMSNorm",
+    ("weight", "input", "output"),
+    {"normalized_shape": lambda m: tuple(m.weight.shape), "eps": lambda m: epsilon(m)},
+    by_default=False,
+)
+
+
+def epsilon(norm: Any) -> float | None:
+    """What a norm adds to the mean of squares."""
+    names = ("eps", "variance_epsilon", "epsilon")
+    return next((float(getattr(norm, n)) for n in names if hasattr(norm, n)), None)
+
+
+def by_shape(module: Any) -> Conversion | None:
+    """The conversion of a class that isn't torch's, known by its name and its parameters, where it computes what is meant.
+
+    That it does is tried on numbers; on the meta device it is taken for granted.
+    """
+    kind, weight = type(module).__name__, module._parameters.get("weight")
+    if weight is None or module._modules or module._buffers or "forward" in vars(module):
+        return None
+    if kind == "Conv1D" and set(module._parameters) == {"weight", "bias"} and weight.dim() == 2:
+        bias = module.bias
+        if bias is None or bias.shape != weight.shape[1:]:
+            return None
+        same = _agrees(module, weight, lambda x: torch.addmm(bias, x, weight))
+        return TRANSPOSED if same else None
+    if kind.endswith("RMSNorm") and set(module._parameters) == {"weight"} and weight.dim() == 1:
+        eps = epsilon(module)
+        if eps is None:
+            return None
+        same = _agrees(module, weight, lambda x: F.rms_norm(x, tuple(weight.shape), weight, eps))
+        return RMS_NORM if same else None
+    return None
+
+
+@torch.no_grad()
+def _agrees(module: nn.Module, weight: torch.Tensor, function: Callable[[Any], Any]) -> bool:
+    """Whether a module computes a function, on some rows of numbers, small ones among them."""
+    if weight.is_meta:
+        return True
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, weight.shape[0], generator=generator) * torch.tensor([[1e-3], [1.0], [30.0]])
+    x = x.to(weight.device, weight.dtype)
+    try:
+        got = copy.deepcopy(module)(x)  # a forward may leave traces
+    except Exception:  # whatever another class raises for such an input
+        return False
+    room = 100 * torch.finfo(weight.dtype).eps
+    wanted = function(x)
+    return isinstance(got, torch.Tensor) and torch.allclose(got, wanted, rtol=room, atol=room)
+
+
 def arguments_of(
-    module: nn.Module, target: type[nn.Module], special: Mapping[str, Any]
+    module: nn.Module,
+    target: type[nn.Module],
+    special: Mapping[str, Any],
+    base: type[nn.Module] | None = None,
 ) -> dict[str, Any]:
-    """What the torch layer was made with, for the constructor of a quantized one."""
-    theirs = inspect.signature(type(module).__init__).parameters
+    """What the torch layer was made with, for the constructor of a quantized one.
+
+    Args:
+        module: the torch layer.
+        target: the quantized one.
+        special: arguments that aren't attributes of the same name.
+        base: the torch layer that it computes the same as.
+    """
+    base = base or type(module)
+    theirs: Any = {**inspect.signature(base.__init__).parameters, **special}
     ours = inspect.signature(target.__init__).parameters
     found: dict[str, Any] = {}
     first = _first_tensor(module)
@@ -147,15 +221,15 @@ def arguments_of(
             found[name] = getattr(module, name)
         if getattr(module, "proj_size", 0) or module.dropout:
             raise NoQuantizedForm("dropout between layers and proj_size have no quantized form")
-        if type(module) is nn.RNN:
+        if base is nn.RNN:
             found["nonlinearity"] = module.nonlinearity
-    if type(module) is nn.Hardtanh:
+    if base is nn.Hardtanh:
         found = {"min_val": module.min_val, "max_val": module.max_val}
     if isinstance(module, nn.PReLU):
         found.pop("init", None)
     if isinstance(module, nn.MultiheadAttention):
         found["packed_in_proj"] = module._qkv_same_embed_dim
-    accepted = {n: v for n, v in found.items() if n in ours or type(module) is nn.Hardtanh}
+    accepted = {n: v for n, v in found.items() if n in ours or base is nn.Hardtanh}
     if first is not None and "device" in ours:
         accepted |= {"device": first.device, "dtype": first.dtype}
     return accepted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -27,11 +27,37 @@ class ReportEntry:
     kept: bool = False
 
 
+@dataclass(frozen=True)
+class FunctionEntry:
+    """One place in code where a module calls a function of torch.
+
+    Attributes:
+        module: its name in the model.
+        function: such as ``add`` or ``scaled_dot_product_attention``, under whatever name or operator it is called.
+        place: file and line.
+        quantized_type: the class that stands for it; None where it stays float.
+        reason: why it does.
+    """
+
+    module: str
+    function: str
+    place: str
+    quantized_type: str | None = None
+    reason: str = ""
+
+
 @dataclass
 class QuantizationReport:
-    """What was replaced, what stayed float and why; prints as a table."""
+    """What was replaced, what stayed float and why; prints as a table.
+
+    Attributes:
+        entries: of modules.
+        functions: what modules call themselves, without the calls of layers; of modules that can't be traced it is known
+            after the first forward of the model, or with ``example_input``.
+    """
 
     entries: list[ReportEntry] = field(default_factory=list)
+    functions: list[FunctionEntry] = field(default_factory=list)
 
     def add(
         self,
@@ -44,6 +70,33 @@ class QuantizationReport:
         """Note one module."""
         made = None if target is None else target.__name__
         self.entries.append(ReportEntry(name, type(module).__name__, made, reason, kept))
+
+    def add_function(
+        self,
+        module: str,
+        function: str,
+        place: str,
+        target: type[nn.Module] | None = None,
+        reason: str = "",
+    ) -> None:
+        """Note a place where a function is called."""
+        made = None if target is None else target.__name__
+        self.functions.append(FunctionEntry(module, function, place, made, reason))
+
+    def add_past(self, name: str, where: str) -> None:
+        """Note that a layer's float weight is computed with past its quantizer."""
+        for i, e in enumerate(self.entries):
+            if e.name == name and e.quantized_type is not None:
+                why = f"{e.reason}; " if e.reason else ""
+                why += (
+                    f"but its weight stays float in {where}, which computes with it past the layer"
+                )
+                self.entries[i] = replace(e, reason=why)
+
+    @property
+    def float_functions(self) -> list[FunctionEntry]:
+        """Functions that stay float."""
+        return [f for f in self.functions if f.quantized_type is None]
 
     @property
     def replaced(self) -> list[ReportEntry]:
@@ -77,11 +130,20 @@ class QuantizationReport:
                 e.reason,
                 style=style,
             )
+        for f in self.functions:
+            where = f"{f.module or '(the model)'}, {f.place}"
+            table.add_row(where, f.function, f.quantized_type or "-", f.reason)
         return table
 
     def __str__(self) -> str:
-        return "\n".join(
+        lines = [
             f"{e.name or '(the model)'}: {e.float_type} -> {e.quantized_type or 'float'}"
             + (f" ({e.reason})" if e.reason else "")
             for e in self.entries
-        )
+        ]
+        lines += [
+            f"{f.module or '(the model)'}, {f.place}: {f.function} -> {f.quantized_type or 'float'}"
+            + (f" ({f.reason})" if f.reason else "")
+            for f in self.functions
+        ]
+        return "\n".join(lines)

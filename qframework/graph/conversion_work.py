@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from qframework.graph.batch_norm_folding import FoldedBatchNorm, foldable_pairs
+from qframework.graph.batch_norm_folding import Foldable, FoldedBatchNorm, foldable
 from qframework.graph.conversion import (
-    CONVERSIONS,
     NEUTRAL,
     Conversion,
     NoQuantizedForm,
@@ -19,16 +18,20 @@ from qframework.graph.conversion import (
 )
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule
+from qframework.graph.forms import Forms, is_computed
+from qframework.graph.input_sources import InputSource, input_sources
 from qframework.graph.module_shells import shell
+from qframework.graph.own_forward import with_own_forward
+from qframework.graph.same_computation import SameComputation
+from qframework.graph.taken_over import fold, hold, take_over
+from qframework.graph.tracing import Traced
+from qframework.graph.weight_forms import compute_weight, read_quantized
+from qframework.graph.weight_readers import weight_readers
+from qframework.graph.widths import bits_of_proxy
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer
 
 _ROLES = frozenset({"weight", "bias", "input", "output", "act"})
-_HOOKS = tuple(
-    n
-    for n in nn.Module().__dict__
-    if "hook" in n and n.startswith(("_forward", "_back", "_is_full"))
-)
 
 
 class Work:
@@ -49,8 +52,10 @@ class Work:
         model: nn.Module,
         fold: bool,
         inplace: bool,
+        forms: Forms,
     ) -> None:
         self.rules, self.common, self.model, self.inplace = rules, common, model, inplace
+        self.forms = forms
         self.names: dict[nn.Module, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             self.names.setdefault(module, []).append(name)
@@ -61,9 +66,22 @@ class Work:
         self.report = QuantizationReport()
         devices = {p.device for p in model.parameters()}
         self.device = devices.pop() if len(devices) == 1 else None
-        pairs = foldable_pairs(model) if fold else {}
-        self.folds = {x: n for x, n in pairs.items() if self._is_replaced(x) and not self._kept(n)}
+        self.foldable = foldable(model, forms.traced, forms.base_of) if fold else Foldable()
+        self.folds: dict[nn.Module, nn.Module] = {}
+        for layer, norm in self.foldable.pairs.items():
+            if self._kept(norm):
+                self.foldable.reasons[norm] = "as a rule says"
+            elif not self._is_replaced(layer):
+                self.foldable.reasons[norm] = "the layer in front stays float"
+            else:
+                self.folds[layer] = norm
         self.norms = {n: x for x, n in self.folds.items()}
+        self.sources = input_sources(forms.graphs(), forms.last_step)
+        self.readers = weight_readers(model)
+        if isinstance(forms.traced, Traced):  # knows better than the source which calls are made
+            called = (forms.traced.called(n) for n in forms.traced.graph.nodes)
+            self.readers.called = {m for m in called if m is not None}
+        self.without_scale: list[str] = []
 
     # ------------------------------------------------------------ rules
 
@@ -86,15 +104,29 @@ class Work:
         fitting = self._rules_of(module)
         return bool(fitting) and self.rules[fitting[-1]].keep_float
 
+    def is_kept(self, module: nn.Module) -> bool:
+        """Whether a rule says that a module stays float."""
+        return self._kept(module)
+
+    def act_keywords(self, module: nn.Module) -> dict[str, Any]:
+        """Keywords for results of activations, those for the model and those of rules that fit a module."""
+        said = {n: v for n, v in self.common.items() if _role(n) == "act"}
+        for i in self._rules_of(module):
+            for name, given in self.rules[i].keywords.items():
+                if _role(name) == "act":
+                    said[name] = given
+                    self.used.add((i, name))
+        return said
+
     def _target(self, module: nn.Module) -> type[nn.Module] | None:
         own = [r for r in self.rules if self._fits(r, module) == "itself"]
         return next((r.to for r in reversed(own) if r.to is not None), None)
 
     def _is_replaced(self, module: nn.Module) -> bool:
         """Whether a module gets a quantized layer."""
-        if self._kept(module) or isinstance(module, QuantLayer) or _is_computed(module):
+        if self._kept(module) or isinstance(module, QuantLayer) or is_computed(module):
             return False
-        conversion = CONVERSIONS.get(type(module))
+        conversion = self.forms.conversion(module)
         named = any(self._fits(r, module) == "itself" for r in self.rules)
         return self._target(module) is not None or (
             conversion is not None and (conversion.by_default or named)
@@ -109,11 +141,18 @@ class Work:
         return self.done[module]
 
     def check(self) -> None:
-        """Every keyword of a rule has gone to a layer.
+        """Every keyword of a rule has gone to a layer, and every bias quantizer has a scale.
 
         Raises:
             UnknownNameError: a rule's keyword that no module had a tensor for.
+            ValueError: a bias quantizer that needs the scale of an input that nothing quantizes.
         """
+        if self.without_scale:
+            raise ValueError(
+                "quantize_model: these bias quantizers take input scale times weight scale, and nothing quantizes the "
+                f"input of their layers: {', '.join(self.without_scale)}. Give input_quant=Int8ActPerTensorFloat, or a "
+                "bias quantizer with a scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
+            )
         for i, rule in enumerate(self.rules):
             for name in rule.keywords:
                 if self.counts[i] and (i, name) not in self.used and not rule.keep_float:
@@ -146,11 +185,10 @@ class Work:
         if module in self.norms:
             self.converted(self.norms[module])
         if module in self.norms:  # still, when its layer has been replaced
-            self.report.add(name, module, nn.Identity, "folded into the layer in front")
-            return FoldedBatchNorm(isinstance(self.norms[module], nn.Linear))
+            return self._folded(name, module)
         if self._is_replaced(module):
             try:
-                return self._replaced(name, module, CONVERSIONS.get(type(module)))
+                return self._replaced(name, module, self.forms.conversion(module))
             except NoQuantizedForm as reason:
                 self.report.add(name, module, None, str(reason))
                 return self._descended(module, report=False)
@@ -158,22 +196,39 @@ class Work:
             self.report.add(name, module, None, "as a rule says", kept=True)
         else:
             self._tell(name, module)
-        return self._descended(module, report=not _is_computed(module))
+        return self._descended(module, report=not is_computed(module))
+
+    def _folded(self, name: str, module: nn.Module) -> nn.Module:
+        """What is left of a batch norm: nothing, or the activation that it holds."""
+        then = self.foldable.then[module]
+        behind_linear = issubclass(self.forms.base_of(self.norms[module]) or nn.Module, nn.Linear)
+        made = FoldedBatchNorm(behind_linear, then)
+        made.train(module.training)
+        self.report.add(name, module, nn.Identity, "folded into the layer in front")
+        for child, held in module._modules.items():
+            if held is not None:
+                made.add_module(child, self.converted(held))
+        return made
 
     def _tell(self, name: str, module: nn.Module) -> None:
         """Report what stays a float."""
         own = [n for n, p in module._parameters.items() if p is not None]
-        base = next((t for t in CONVERSIONS if isinstance(module, t)), None)
-        if _is_computed(module):
+        form = self.forms.of(module)
+        kind = type(module).__name__
+        if is_computed(module):
             why = "its weight is computed at each call (pruning, weight_norm); make it a parameter first"
             self.report.add(name, module, None, why)
-        elif type(module) in CONVERSIONS:
+        elif self.forms.conversion(module) is not None:
             self.report.add(name, module, None, "stays float unless a rule names it", kept=True)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            self.report.add(name, module, None, "batch norm; see fold_batch_norm", kept=True)
-        elif base is not None:
-            why = f"a {type(module).__name__} may compute otherwise than its base {base.__name__}"
-            self.report.add(name, module, None, f"{why}; name it in a Rule with to=")
+            why = self.foldable.reasons.get(module, "")
+            why = f"batch norm, not folded: {why}" if why else "batch norm; see fold_batch_norm"
+            self.report.add(name, module, None, why, kept=True)
+        elif "Norm" in kind and own and not module._modules:
+            why = form if isinstance(form, str) else f"no quantized form of a {kind} is known"
+            self.report.add(name, module, None, f"norms stay float; {why}", kept=True)
+        elif isinstance(form, str):
+            self.report.add(name, module, None, f"{form}; name it in a Rule with to=")
         elif own:
             self.report.add(name, module, None, f"has parameters of its own: {', '.join(own)}")
         elif not module._modules and type(module).__module__.startswith("torch.nn"):
@@ -202,25 +257,132 @@ class Work:
 
     def _replaced(self, name: str, module: nn.Module, conversion: Conversion | None) -> nn.Module:
         layer: Any = self._target(module) or (conversion and conversion.layer)
-        arguments = arguments_of(module, layer, conversion.special if conversion else {})
-        arguments |= self._keywords(module, conversion)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                made: nn.Module = layer(**arguments)
-        except Exception as error:
-            error.args = (f"{name or 'the model'}: {error}", *error.args[1:])
-            raise
+        form = self.forms.of(module)
+        base = form.base if isinstance(form, SameComputation) else None
+        own = self._target(module) is None and self.forms.own_forward(module) is not None
+        if own:
+            return self._with_own_forward(name, module, conversion)
+        arguments = arguments_of(module, layer, conversion.special if conversion else {}, base)
+        given, reasons = self._keywords(module, conversion), list[str]()
+        reader = self.readers.read.get(module)
+        if reader is not None and module not in self.readers.called:
+            given |= {n: None for n in ("input_quant", "output_quant") if n in given}
+            given = {
+                n: v
+                for n, v in given.items()
+                if n.endswith("_quant") or _role(n) in ("weight", "bias")
+            }
+        made = self._built(name, layer, arguments, given)
+        if conversion is not None and "input" in conversion.roles and "act" not in conversion.roles:
+            less, why = self._behind_activation(module, made, given)
+            if why:
+                made = self._built(name, layer, arguments, less)
+                reasons.append(why)
         if self.device is not None and not module._parameters:
             made.to(self.device)
-        _take_over(module, made, bool(conversion and conversion.copies))
+        take_over(module, made, bool(conversion and conversion.copies))
+        if (
+            isinstance(form, SameComputation)
+            and form.weight is not None
+            and self._target(module) is None
+        ):
+            for key in form.reads:
+                if key not in made._parameters:
+                    hold(made, key, module)
+            compute_weight(made, form.weight, form.reads)
+            reasons.append(f"its weight, computed from {', '.join(form.reads)}, is quantized")
         norm = self.folds.get(module)
         if norm is not None:
             if hasattr(made, "merge_bn_in"):
-                _fold(module, made, norm)
+                fold(module, made, norm)
             else:
+                self.foldable.reasons[norm] = f"a {layer.__name__} can't take it"
                 del self.norms[norm]
-        self.report.add(name, module, layer)
+        if reader is not None:
+            if read_quantized(made):
+                reasons.append(f"its weight is read, quantized, by {reader}")
+                if module not in self.readers.called:
+                    reasons.append("what it is applied to there stays float")
+            else:
+                reasons.append(f"its float weight is read by {reader}")
+        self._check_bias(name, module, made)
+        self.report.add(name, module, layer, "; ".join(reasons))
         return made
+
+    def _with_own_forward(
+        self, name: str, module: nn.Module, conversion: Conversion | None
+    ) -> nn.Module:
+        """A class derived from a torch layer's, with its own forward and a quantized weight."""
+        given = self._keywords(module, conversion)
+        default = inspect.signature(conversion.layer.__init__).parameters["weight_quant"].default  # type: ignore[union-attr]
+        given.setdefault("weight_quant", default)
+        reason = f"keeps the forward of {type(module).__name__}, which reads a quantized weight"
+        if given.get("bias_quant") is not None:
+            reason += "; its bias stays float"
+        given = {n: v for n, v in given.items() if _role(n) != "bias"}
+
+        def build(**keywords: Any) -> nn.Module:
+            return with_own_forward(module, keywords)
+
+        made = self._built(name, build, {}, given)
+        less, why = self._behind_activation(module, made, given)
+        if why:
+            made, reason = self._built(name, build, {}, less), f"{reason}; {why}"
+        made.train(module.training)
+        if self.device is not None:
+            made.to(self.device)
+        self.report.add(name, module, type(made), reason)
+        return made
+
+    def _built(
+        self, name: str, layer: Any, arguments: dict[str, Any], given: dict[str, Any]
+    ) -> nn.Module:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return layer(**(arguments | given))  # type: ignore[no-any-return]
+        except Exception as error:
+            error.args = (f"{name or 'the model'}: {error}", *error.args[1:])
+            raise
+
+    def _behind_activation(
+        self, module: nn.Module, made: nn.Module, given: dict[str, Any]
+    ) -> tuple[dict[str, Any], str]:
+        """Keywords for a layer whose input is on a grid already, or never negative, and why they differ from those given."""
+        proxy: Any = made._modules.get("input_quant")
+        source = self.sources.get(module, InputSource(None, False))
+        ruled = {n for i in self._rules_of(module) for n in self.rules[i].keywords}
+        if proxy is None or not proxy.is_quant_enabled or "input_quant" in ruled:
+            return given, ""
+        before = self._quantized_activation(source.activation)
+        bias: Any = made._modules.get("bias_quant")
+        needs_scale = bias is not None and bias.requires_input_scale
+        if before is not None and bits_of_proxy(before) <= bits_of_proxy(proxy) and not needs_scale:
+            less = {n: v for n, v in given.items() if _role(n) != "input"}
+            return less | {"input_quant": None}, "its input is quantized by the activation in front"
+        symmetric = proxy.is_signed and proxy.is_symmetric and "signed" in proxy.quantizer
+        if source.unsigned and symmetric and "input_signed" not in given:
+            return given | {"input_signed": False}, "its input is never negative: unsigned"
+        return given, ""
+
+    def _quantized_activation(self, activation: nn.Module | None) -> Any:
+        """The quantizer of an activation's result."""
+        if activation is None or activation not in self.names or not self._is_replaced(activation):
+            return None
+        if "act" not in getattr(self.forms.conversion(activation), "roles", ()):
+            return None
+        proxy: Any = self.converted(activation)._modules.get("act_quant")
+        return proxy if proxy is not None and proxy.is_quant_enabled else None
+
+    def _check_bias(self, name: str, module: nn.Module, made: Any) -> None:
+        """Note a bias quantizer whose scale can't come from anywhere."""
+        bias, given = made._modules.get("bias_quant"), made._modules.get("input_quant")
+        if bias is None or given is None or not bias.is_quant_enabled:
+            return
+        if bias.requires_input_scale and not given.is_quant_enabled:
+            before = self.sources.get(module, InputSource(None, False)).activation
+            if getattr(self.done.get(before or module), "return_quant_tensor", False):
+                return
+            self.without_scale.append(f"{name or 'the model'} ({bias.quantizer.__name__})")
 
     def _keywords(self, module: nn.Module, conversion: Conversion | None) -> dict[str, Any]:
         """Arguments for quantizers: those for the model, then those of rules."""
@@ -244,38 +406,3 @@ class Work:
 def _role(name: str) -> str:
     """The tensor that a keyword is for."""
     return name.split("_", 1)[0]
-
-
-def _is_computed(module: nn.Module) -> bool:
-    """Whether a weight or bias isn't a parameter, but computed by a hook or a parametrization."""
-    return is_parametrized(module) or any(
-        name not in module._parameters and isinstance(vars(module).get(name), torch.Tensor)
-        for name in ("weight", "bias")
-    )
-
-
-def _take_over(module: nn.Module, made: nn.Module, copies: bool) -> None:
-    """Parameters, mode and hooks of the float layer."""
-    if copies:
-        made.load_state_dict(module.state_dict(), strict=False)
-    else:
-        for key, parameter in module._parameters.items():
-            if key in made._parameters and parameter is not None:
-                setattr(made, key, parameter)
-    made.train(module.training)
-    for hooks in _HOOKS:
-        held = getattr(module, hooks)
-        if isinstance(held, dict):
-            getattr(made, hooks).update(held)
-        else:
-            setattr(made, hooks, held)
-
-
-def _fold(module: Any, made: Any, norm: nn.Module) -> None:
-    """Fold a batch norm into a copy of the weights."""
-    for name in ("weight", "bias"):
-        old = getattr(module, name)
-        if old is not None:
-            setattr(made, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
-    made.merge_bn_in(norm)
-    made.bias.requires_grad_(module.weight.requires_grad)

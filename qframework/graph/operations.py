@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.graph.widths import bits_of_proxy, bits_of_tensor, inside_quantizers
+from qframework.layers import TransposedLinear
 from qframework.proxy import QuantProxy
 from qframework.quant_tensor import QuantTensor
 
@@ -163,7 +164,10 @@ def _products(
         found = _bits_of_role(module, attribute)
         return found or bits(x) or _FLOAT
 
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
+    if isinstance(module, TransposedLinear):
+        macs = output.numel() * module.in_features
+        yield Product(macs, operand("input_quant", given[0]), _weight(module))
+    elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
         macs = output.numel() * math.prod(module.weight.shape[1:])
         yield Product(macs, operand("input_quant", given[0]), _weight(module))
     elif isinstance(module, _TRANSPOSED):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,11 @@ from torch import nn
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule, matches
 from qframework.graph.conversion_work import Work
+from qframework.graph.end_layers import end_rules
+from qframework.graph.first_forward import FirstForward
+from qframework.graph.forms import Forms
+from qframework.graph.function_calls import run_calls, traced_calls
+from qframework.graph.function_conversion import Functions
 from qframework.inject import UnknownNameError
 
 _UNSET: Any = object()
@@ -26,7 +31,11 @@ def quantize_model(
     output_quant: Any = _UNSET,
     act_quant: Any = _UNSET,
     rules: Sequence[Rule] = (),
+    first: Mapping[str, Any] | None = None,
+    last: Mapping[str, Any] | None = None,
     fold_batch_norm: bool = False,
+    functions: bool = False,
+    example_input: tuple[Any, ...] | None = None,
     inplace: bool = False,
     strict: bool = False,
     **keywords: Any,
@@ -46,8 +55,16 @@ def quantize_model(
         output_quant: quantizer of their outputs.
         act_quant: quantizer of the results of activation functions.
         rules: what becomes of modules by name or type; a later rule wins over an earlier one.
+        first: what a rule says, for the first layer with a weight, ``{"weight_bit_width": 8}`` or ``{"keep_float": True}``;
+            it wins over ``rules``.
+        last: the same for the last such layer.
         fold_batch_norm: fold a batch norm into the convolution or linear layer in front of it; for evaluation, exact.
             Norms behind linear layers then take inputs of two axes alone.
+        functions: quantize functions that modules call themselves (``x + y``, ``torch.cat``, ``torch.matmul``,
+            ``F.scaled_dot_product_attention``, activations), by ``act_quant`` and its keywords. The operands of a sum and of a
+            concatenation share a scale. Without it they are only listed in the report.
+        example_input: arguments of the model, which it is run with once, in evaluation mode, to find the functions of
+            modules that can't be traced; needed for ``functions`` where there are such.
         inplace: change the model itself; after an error it is as it was.
         strict: refuse a model with layers that have no quantized form.
         **keywords: names to bind anew in the quantizers, prefixed ``weight_``, ``bias_``, ``input_``, ``output_``,
@@ -57,7 +74,7 @@ def quantize_model(
         The quantized model, and a report of what was replaced, what stayed float and why.
 
     Raises:
-        ValueError: a rule that fits nothing; with ``strict`` a layer without a quantized form.
+        ValueError: a rule that fits nothing; a bias quantizer that needs the scale of an input that nothing quantizes; with ``strict`` a layer without a quantized form.
         QuantizerError: a quantizer can't be built, a keyword is unknown, or no module that a rule fits has a tensor for
             its keyword; a TypeError or ValueError too.
 
@@ -74,17 +91,35 @@ def quantize_model(
     common = {n: q for n, q in quantizers.items() if q is not _UNSET} | keywords
     _check_keywords(keywords)
     _check_rules(rules, model)
-    work = Work(rules, common, model, fold_batch_norm, inplace)
+    forms = Forms(model)
+    rules = [*rules, *end_rules(model, forms, first, last)]
+    work = Work(rules, common, model, fold_batch_norm, inplace, forms)
+    calls = traced_calls(model, forms)
+    if example_input is not None:
+        calls = run_calls(model, _as_arguments(example_input))
     result = work.converted(model)
-    work.check()
     report = work.report
+    report_functions = Functions(work, calls, functions)
+    report_functions.plan()
+    work.check()
     if report.unsupported:
         text = "; ".join(f"{e.name or 'the model'}: {e.reason}" for e in report.unsupported)
         if strict:
             raise ValueError(f"quantize_model: some layers have no quantized form. {text}")
         warnings.warn(f"quantize_model left layers in floats. {text}", UserWarning, stacklevel=2)
     work.finish()
+    report_functions.apply()
+    FirstForward(report, report_functions.unknown_names()).attach(result)
     return result, report
+
+
+def _as_arguments(example_input: Any) -> tuple[Any, ...]:
+    if not isinstance(example_input, tuple):
+        raise TypeError(
+            "quantize_model: example_input must be a tuple of the model's arguments, such as (x,); got "
+            f"{type(example_input).__name__}"
+        )
+    return example_input
 
 
 def _check_keywords(keywords: Iterable[str]) -> None:

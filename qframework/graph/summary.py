@@ -69,7 +69,7 @@ class LayerSummary(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """A model; prints as a table.
+    """A model; ``print`` and rich show a table.
 
     Attributes:
         layers: those with parameters or quantizers, in order.
@@ -104,50 +104,70 @@ class ModelSummary(BaseModel):
         known = [x.bops for x in self.layers if x.bops is not None]
         return sum(known) if known else None
 
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows; the last row is that of totals."""
+        shifted = any(t.zero_point for x in self.layers for t in x.tensors)
+        zeros = ["zero"] if shifted else []
+        headings = ["layer", "tensor", "quantizer", "per", "bits", "scale", *zeros]
+        headings += ["params", "size", "MACs", "BOPs"]
+        rows = []
+        for layer in self.layers:
+            heading = f"{layer.name} {layer.type}"
+            counts = [_large(layer.macs), _large(layer.bops)]
+            if not layer.tensors:
+                rows.append([heading, *[""] * (len(headings) - 3), *counts])
+            for i, t in enumerate(layer.tensors):
+                zero = "" if t.zero_point is None else _span(*t.zero_point)
+                rows.append(
+                    [
+                        heading if i == 0 else "",
+                        t.name if t.shared_with is None else f"{t.name} = {t.shared_with}",
+                        t.quantizer or "float",
+                        t.granularity or "",
+                        f"{t.bit_width:g}",
+                        _span(t.scale_min, t.scale_max),
+                        *([zero] if shifted else []),
+                        _large(t.parameters),
+                        _large(t.size_in_bits),
+                        *(counts if i == 0 else ["", ""]),
+                    ]
+                )
+        totals = [_large(n) for n in (self.parameters, self.size_in_bits, self.macs, self.bops)]
+        rows.append(["total", *[""] * (len(headings) - 5), *totals])
+        return headings, rows
+
+    def __str__(self) -> str:
+        headings, rows = self._table()
+        widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i < _TEXT_COLUMNS else cell.rjust(w)
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [headings, *rows]
+        ]
+        line = "-" * max(len(x) for x in lines)
+        return "\n".join([lines[0], line, *lines[1:-1], line, lines[-1]])
+
     def __rich__(self) -> Any:
         from rich import box
         from rich.table import Table
 
+        headings, rows = self._table()
         table = Table(title="Summary", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        shifted = any(t.zero_point for x in self.layers for t in x.tensors)
-        for heading in ("layer", "tensor", "quantizer", "per"):
+        for heading in headings[:_TEXT_COLUMNS]:
             table.add_column(heading, overflow="fold", min_width=6)
-        numbers = (
-            "bits",
-            "scale",
-            *(["zero"] if shifted else []),
-            "params",
-            "size",
-            "MACs",
-            "BOPs",
-        )
-        for heading in numbers:
+        for heading in headings[_TEXT_COLUMNS:]:
             table.add_column(heading, justify="right", no_wrap=heading != "scale", overflow="fold")
-        for layer in self.layers:
-            heading = f"{layer.name} {layer.type}"
-            if not layer.tensors:
-                counts = (_large(layer.macs), _large(layer.bops))
-                table.add_row(heading, *[""] * (len(numbers) + 1), *counts)
-            for i, t in enumerate(layer.tensors):
-                first = i == 0
-                zero = "" if t.zero_point is None else _span(*t.zero_point)
-                table.add_row(
-                    heading if first else "",
-                    t.name if t.shared_with is None else f"{t.name} = {t.shared_with}",
-                    t.quantizer or "float",
-                    t.granularity or "",
-                    f"{t.bit_width:g}",
-                    _span(t.scale_min, t.scale_max),
-                    *([zero] if shifted else []),
-                    _large(t.parameters),
-                    _large(t.size_in_bits),
-                    _large(layer.macs) if first else "",
-                    _large(layer.bops) if first else "",
-                )
-            table.add_section()
-        totals = [_large(n) for n in (self.parameters, self.size_in_bits, self.macs, self.bops)]
-        table.add_row("total", *[""] * (len(numbers) - 1), *totals)
+        for i, row in enumerate(rows):
+            if i and row[0]:
+                table.add_section()
+            table.add_row(*row)
         return table
+
+
+#: Columns of words; the others hold numbers.
+_TEXT_COLUMNS = 4
 
 
 def _span(low: float | None, high: float | None) -> str:

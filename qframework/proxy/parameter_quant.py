@@ -48,7 +48,7 @@ class ParameterQuantProxyFromInjector(QuantProxy):
 
     def _out_channels(self) -> int:
         layer = self.tracked_module_list[0]
-        shape = getattr(layer, self.parameter_name).shape
+        shape = self.tracked_parameter_list[0].shape
         axis = getattr(layer, "output_channel_dim", 0)
         return int(shape[axis if axis < len(shape) else 0])
 

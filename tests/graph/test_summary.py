@@ -142,3 +142,13 @@ def test_it_prints_and_dumps() -> None:
     assert "QuantConv2d" in text and "BOPs" in text and "total" in text
     data = json.loads(found.model_dump_json())
     assert data["macs"] == 630 and data["layers"][1]["tensors"][0]["size_in_bits"] == 144
+
+
+def test_print_shows_the_table() -> None:
+    model = network()
+    model(torch.randn(5, 2, 10, 10))
+    text = str(summary(model, torch.randn(1, 2, 10, 10)))
+    lines = text.splitlines()
+    assert lines[0].split()[:4] == ["layer", "tensor", "quantizer", "per"]
+    assert any("1 QuantConv2d" in x and "Int8WeightPerChannelFloat" in x for x in lines)
+    assert lines[-1].startswith("total")

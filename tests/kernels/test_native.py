@@ -1,5 +1,6 @@
 """The C++ functions against the ordinary ones: values bit for bit; gradients, and when they are used at all."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -373,3 +374,15 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch) -> 
     place.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     assert build._folder().is_dir()
+
+
+def test_half_a_library_is_told_from_a_whole_one(tmp_path) -> None:
+    path = tmp_path / "kernels.so"
+    assert not build._is_whole(path)
+    content = b"library" * 100
+    path.write_bytes(content + hashlib.sha256(content).digest())
+    assert build._is_whole(path)
+    whole = path.read_bytes()
+    for keep in (0, 32, 100, len(whole) - 1):
+        path.write_bytes(whole[:keep])
+        assert not build._is_whole(path)

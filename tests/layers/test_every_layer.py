@@ -30,6 +30,7 @@ IMAGE, SEQUENCE = (2, 4, 6, 6), (2, 4, 6)
 # layer: arguments, roles, shape of the input
 TABLE = {
     "QuantLinear": ({"in_features": 6, "out_features": 4}, ALL, SEQUENCE),
+    "QuantTransposedLinear": ({"in_features": 6, "out_features": 4}, ALL, SEQUENCE),
     "QuantConv1d": ({"in_channels": 4, "out_channels": 6, "kernel_size": 3}, ALL, SEQUENCE),
     "QuantConv2d": ({"in_channels": 4, "out_channels": 6, "kernel_size": 3, "groups": 2, "padding": "same", "stride": 2}, ALL, IMAGE),
     "QuantConv3d": ({"in_channels": 2, "out_channels": 3, "kernel_size": 2}, ALL, (2, 2, 4, 4, 4)),

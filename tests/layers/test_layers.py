@@ -317,3 +317,12 @@ def test_a_bias_by_the_scale_of_the_input_refuses_scales_of_rows(rows) -> None:
 def test_layers_tell_the_operations_of_an_element() -> None:
     assert QuantLinear(6, 4).per_elem_ops == 12 and QuantLinear(6, 4).out_channels == 4
     assert QuantConv2d(6, 4, (3, 2), groups=2).per_elem_ops == 36
+
+
+def test_hard_swish_keeps_its_negative_values() -> None:
+    layer = QuantHardSwish()
+    x = torch.linspace(-4, 4, 101)
+    layer(x)
+    assert layer.act_quant.is_signed
+    assert (layer(x) - nn.functional.hardswish(x)).abs().max() < 0.04
+    assert layer(torch.tensor([-1.5])) < -0.3

@@ -1,7 +1,8 @@
 """Builds the C++ functions once per machine, and loads them.
 
 They are compiled by the compiler of the machine, in some seconds, into a library that stays in a cache: the folder ``qframework``
-in ``$XDG_CACHE_HOME`` or ``~/.cache``. Its name tells source, compiler and instruction set apart.
+in ``$XDG_CACHE_HOME`` or ``~/.cache``. Its name tells source, compiler and instruction set apart; a digest at its end, which
+loaders don't read, tells whether it is whole.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def library() -> ctypes.CDLL:
     )
     name = f"kernels-{hashlib.sha256(b' '.join(parts)).hexdigest()[:16]}.so"
     path = _folder() / name
-    if not path.exists():
+    if not _is_whole(path):
         _compile([command, *flags, str(source)], path)
     loaded = ctypes.CDLL(str(path))
     run, quantize, spread = (
@@ -112,6 +113,18 @@ def _compile(command: list[str], path: Path) -> None:
                 f"the C++ compiler failed: {' '.join(command)}\n{run.stderr.strip()[-2000:]}\n"
                 "Set qframework.settings.kernels = 'fused' to do without"
             )
+        content = temporary.read_bytes()
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there and as it was written, which the digest behind it tells: loading half of one is fatal."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    size = hashlib.sha256().digest_size
+    return len(content) > size and hashlib.sha256(content[:-size]).digest() == content[-size:]
