@@ -22,7 +22,7 @@ from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_pa
 from qframework.layers.recurrent_steps import OutputStep, state_of, with_batch
 from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy
 from qframework.proxy.naming import qualified_name
-from qframework.quant_tensor import TensorLike, dequantize
+from qframework.quant_tensor import IntQuantTensor, TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant
 
 
@@ -312,7 +312,7 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 outputs = [dequantize(out) for out in outputs]  # whose grids may differ
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and self.training and i < self.num_layers - 1:
-                x = nn.functional.dropout(x, self.dropout)  # type: ignore[arg-type]
+                x = _dropped(x, self.dropout)
         return x, last
 
     def _forward(self, x: TensorLike, states: list[Any]) -> tuple[Any, list[list[Any]], bool]:
@@ -396,6 +396,14 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
 
     def _proxies(self) -> dict[str, Any]:
         return {n: m for n, m in self.named_modules() if isinstance(m, QuantProxy)}
+
+
+def _dropped(x: TensorLike, p: float) -> TensorLike:
+    """Elements become 0 with a probability ``p``, others are divided by ``1 - p``: their scale is."""
+    value = nn.functional.dropout(dequantize(x), p)
+    if not isinstance(x, IntQuantTensor):
+        return value
+    return x.set(value=value, scale=x.scale / (1 - p) if p < 1 else x.scale)
 
 
 def _check_flags(layer: nn.Module, flags: Mapping[str, object]) -> None:

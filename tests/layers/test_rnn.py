@@ -359,3 +359,33 @@ def test_an_activation_quantizer_may_be_any() -> None:
     )
     assert layer.io_quant.bit_width() == 6
     assert "GRU" in repr(layer) and "weight: int8" in repr(layer)
+
+
+@pytest.mark.parametrize("layer", [QuantRNN, QuantLSTM, QuantGRU])
+def test_dropout_stands_between_layers_in_training(layer) -> None:
+    torch.manual_seed(0)
+    net = layer(4, 6, 2, dropout=0.5, io_collect_stats_steps=1)
+    x = torch.randn(50, 8, 4)
+    for _ in range(3):
+        net(x)  # while statistics are collected, each step has a scale of its own
+    seen = []
+    second = net.layers[1][0]
+    run = second.run
+    second.run = lambda x, *a: (seen.append(x), run(x, *a))[1]
+    assert not torch.equal(net(x)[0], net(x)[0])
+    dropped, other = seen
+    assert 0.4 < float((dropped.value == 0).float().mean()) < 0.7
+    assert dropped.is_valid and other.is_valid
+    net.eval()
+    assert torch.equal(net(x)[0], net(x)[0])
+
+
+@pytest.mark.parametrize("layer", [QuantRNN, QuantLSTM, QuantGRU])
+def test_arguments_that_cannot_be_are_refused_by_name(layer) -> None:
+    for name in ("bidirectional", "batch_first", "bias", "quantize_output_only"):
+        with pytest.raises(TypeError, match=rf"{name}=0\.5"):
+            layer(4, 6, **{name: 0.5})
+    with pytest.raises(ValueError, match=r"dropout=1\.5"):
+        layer(4, 6, 2, dropout=1.5)
+    with pytest.warns(UserWarning, match="between layers"):
+        layer(4, 6, dropout=0.5)
