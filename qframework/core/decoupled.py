@@ -23,6 +23,9 @@ from qframework.functional import compute_dtype, max_int, upcast
 #: Relative room below the bound on a norm, so that rounding in float32 can't lead above it.
 _ROUNDING_ROOM = 2.0**-20
 
+#: Stands for the norm of zeros: the norm that is learned starts at this minimum, too.
+_NORM_OF_ZEROS = 1e-10
+
 DecoupledOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -230,8 +233,10 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
         return self.restriction(self.value)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
-        """The pre-scale of the weight ``x``."""
-        return self.scaling_impl(x, threshold) * self.norm(x) / self.learned_norm()  # type: ignore[no-any-return]
+        """The pre-scale of the weight ``x``; that of a channel of zeros is positive, too."""
+        norm = self.norm(x)
+        norm = torch.where(norm == 0, _NORM_OF_ZEROS, norm)
+        return self.scaling_impl(x, threshold) * norm / self.learned_norm()  # type: ignore[no-any-return]
 
 
 class AccumulatorAwareParameterPreScaling(ParameterPreScalingWeightNorm):

@@ -12,7 +12,7 @@ from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import Identity, RoundSte, TensorClamp
 from qframework.core.protocols import BitWidth, Scaling, ZeroPoint
-from qframework.functional import IntegerGrid, check_range, max_int, min_int, upcast
+from qframework.functional import IntegerGrid, check_range, floating, max_int, min_int, upcast
 
 #: Integers of more bits aren't all numbers of float32.
 _EXACT_BITS = 24
@@ -204,7 +204,8 @@ class RescalingIntQuant(CoreModule):
         return self.int_quant(scale, zero_point, bit_width, x)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> QuantOutput:
-        """Values, scale, zero point and bit width of ``x``, a floating-point tensor of any shape."""
+        """Values, scale, zero point and bit width of ``x``, of any shape; integers become torch's default dtype."""
+        x = floating(x)
         scale, zero_point, bit_width = self.parameters_for(x)
         return self.quantize(x, scale, zero_point, bit_width), scale, zero_point, bit_width
 
@@ -226,6 +227,7 @@ class PrescaledRestrictIntQuant(CoreModule):
 
     def forward(self, x: Tensor, scale: Tensor) -> QuantOutput:
         """Quantize ``x`` by ``scale``, which broadcasts to it."""
+        x = floating(x)
         bit_width = self.msb_clamp_bit_width_impl()
         zero_point = torch.zeros((), dtype=scale.dtype, device=scale.device)
         return self.int_quant(scale, zero_point, bit_width, x), scale, zero_point, bit_width

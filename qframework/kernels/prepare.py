@@ -342,9 +342,10 @@ def _by_learned_scale(
                 return by_parts(x, relu)
             if scaling.value.shape != rule.shape:  # it was assigned
                 return by_parts(x, relu)
-            y, scale, found = quantize_by_percentile(x, ranks(x.numel()), grid, rule, relu)
+            rank = ranks(x.numel())
+            y, scale, found, finite = quantize_by_percentile(x, rank, grid, rule, relu)
             if not is_recomputing():
-                scaling.record(found.detach())
+                scaling.record(found.detach(), finite)
             return y, scale, _zero(scale), width()
         stored = scaling.stored()
         if not is_plain(stored):

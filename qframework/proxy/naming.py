@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from torch import nn
 
@@ -23,3 +24,27 @@ def qualified_name(layer: nn.Module) -> str:
         frame = frame.f_back  # type: ignore[assignment]
     kind = type(layer).__name__
     return f"{best} ({kind})" if best else kind
+
+
+class LeftOutNotice:
+    """The one warning that batches of a layer were left out of its statistics.
+
+    Args:
+        layers: that share the quantizer.
+        attribute: name of the proxy in them.
+    """
+
+    def __init__(self, layers: list[nn.Module], attribute: str) -> None:
+        self.layers, self.attribute, self.given = layers, attribute, False
+
+    def __call__(self) -> None:
+        """Warn, unless that was done."""
+        if self.given:
+            return
+        self.given = True
+        warnings.warn(
+            f"{qualified_name(self.layers[0])}.{self.attribute}: a batch that holds NaN or infinity is left out of the "
+            "statistics, as are others of its kind; look for what makes them in the layers before",
+            RuntimeWarning,
+            stacklevel=2,
+        )

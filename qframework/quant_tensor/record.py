@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from qframework.quant_tensor.base import QuantTensor
-from qframework.quant_tensor.source import Source
+from qframework.quant_tensor.source import Source, can_read
 from qframework.quant_tensor.validation import check_names
 
 Self = TypeVar("Self", bound="Record")
@@ -99,7 +99,15 @@ class Record(QuantTensor):
     def __repr__(self) -> str:
         hidden = ("source", "symmetric", "has_zero")
         names = [n for n in self.tensor_names + self.static_names if n not in hidden]
-        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+        return f"{type(self).__name__}({', '.join(f'{n}={_shown(getattr(self, n), n)}' for n in names)})"
+
+
+def _shown(field: object, name: str) -> str:
+    """A field as it is printed; one number beside the value in full, where it can be read."""
+    if name != "value" and type(field) in (Tensor, torch.nn.Parameter) and field.dim() == 0:  # type: ignore[attr-defined]
+        if can_read(field):  # type: ignore[arg-type]
+            return repr(field.item())  # type: ignore[attr-defined]
+    return repr(field)
 
 
 def fill(record: Record, fields: tuple[Any, ...]) -> None:

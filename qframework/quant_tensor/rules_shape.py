@@ -204,8 +204,8 @@ def _rule_reshape(q: Record, *shape: Any, **kwargs: Any) -> Any:
 
 @rule("view")
 def _rule_view(q: Record, *shape: Any, **kwargs: Any) -> Any:
-    if shape and isinstance(shape[0], torch.dtype):
-        return NotImplemented
+    if isinstance(kwargs.get("dtype", shape[0] if shape else None), torch.dtype):
+        return NotImplemented  # the same bits as other numbers are on no grid
     return _reshape(q, q.value.view(*shape, **kwargs))
 
 
