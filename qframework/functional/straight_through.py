@@ -42,7 +42,8 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "dpu": _dpu_round,
 }
 
-_STEPS = {**ROUNDINGS, "binary_sign": _binary_sign, "ternary_sign": _ternary_sign}
+#: The step functions of :func:`apply_step` by name.
+STEPS = {**ROUNDINGS, "binary_sign": _binary_sign, "ternary_sign": _ternary_sign}
 
 
 class StraightThroughStep(Function):
@@ -53,7 +54,7 @@ class StraightThroughStep(Function):
     @staticmethod
     def forward(x: Tensor, step: str) -> Tensor:
         """The step."""
-        return _STEPS[step](x)
+        return STEPS[step](x)
 
     @staticmethod
     def setup_context(ctx: object, inputs: tuple[Any, ...], output: object) -> None:

@@ -33,7 +33,12 @@ from qframework.functional import (
     quantize_by_percentile,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import is_compiling, may_fuse, may_fuse_in_graph
+from qframework.kernels.autograd import (
+    is_compiling,
+    may_fuse,
+    may_fuse_in_graph,
+    safe_from_writes,
+)
 from qframework.kernels.trust import (
     Guards,
     distrust,
@@ -152,6 +157,8 @@ class Plan:
         if self.activation is not None and not (fast and self.fuses_relu):
             x = self.activation(x)
         if fast:
+            if self.fuses_relu and x.requires_grad:
+                x = safe_from_writes(x)
             return self.form(x, *scales)  # type: ignore[misc]
         return self.quantizer(x, *scales)
 

@@ -17,6 +17,7 @@ from qframework.proxy.resolution import Resolution
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
 
 _is_compiling = torch.compiler.is_compiling
+_tracing = torch._C._get_tracing_state
 
 
 class ActQuantProxyFromInjector(QuantProxy):
@@ -76,7 +77,7 @@ class ActQuantProxyFromInjector(QuantProxy):
             x = x.value
         elif not x.dtype.is_floating_point:
             x = floating(x)
-        if not (self._eval_checked or self.training or _is_compiling()):
+        if not (self._eval_checked or self.training or _is_compiling() or _tracing() is not None):
             self._check_statistics()
         if self._memory.frozen:
             kept: Static | None = self._memory.recall(self._modules.get("tensor_quant"))

@@ -18,6 +18,7 @@ _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
+_address = torch._C._data_address  # see calls.py
 
 
 class StaticQuantizer:
@@ -70,5 +71,5 @@ class StaticQuantizer:
         ):
             return None
         y = _empty_like(x)
-        self._run(*self._how, x.data_ptr(), y.data_ptr(), x.numel(), relu, _threads())
+        self._run(*self._how, _address(x), y.data_ptr(), x.numel(), relu, _threads())
         return y
