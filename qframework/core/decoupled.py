@@ -102,6 +102,20 @@ class DecoupledRescalingIntQuant(CoreModule):
         pre_scale = self.pre_scaling_impl(x, self.int_scaling_impl(bit_width), *of_input)
         return pre_scale, self.pre_zero_point_impl(x, pre_scale, bit_width)
 
+    def codes(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bit_width: Tensor,
+        pre_scale: Tensor,
+        pre_zero_point: Tensor,
+    ) -> Tensor:
+        """The integers of ``x`` by parameters that are known, in a float dtype."""
+        quantizer = self.decoupled_int_quant
+        viewed = quantizer.input_view_impl(upcast(x))
+        return quantizer.int_quant.to_int(pre_scale, pre_zero_point, bit_width, viewed)
+
     def forward(self, x: Tensor, *of_input: Any) -> DecoupledOutput:
         """Values, scale, zero point, bit width, pre-scale and pre-zero-point.
 

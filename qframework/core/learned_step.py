@@ -380,11 +380,15 @@ class DoReFaWeightQuant(CoreModule):
         scale = 2 / (2.0**bits - 1)
         return scale, self.zero_point_impl(x, scale, bits), bits
 
-    def forward(self, x: Tensor) -> QuantOutput:
-        scale, zero_point, bits = self.parameters_for(x)
-        x = floating(x)
+    def codes(self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> Tensor:
+        """The integers of ``x``, in a float dtype."""
         bent = torch.tanh(upcast(x))
         top = bent.abs().max()
         r = bent / torch.where(top == 0, 1.0, top) / 2 + 0.5
-        q = round_ste(r * (2.0**bits - 1))
+        return round_ste(r * (2.0**bit_width - 1))
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        x = floating(x)
+        scale, zero_point, bits = self.parameters_for(x)
+        q = self.codes(x, scale, zero_point, bits)
         return ((q - zero_point) * scale).to(x.dtype), scale, zero_point, bits

@@ -11,6 +11,7 @@ from qframework.core.tracked import TrackedParameters
 from qframework.inject.explanation import Rows
 from qframework.inject.resolver import Resolver
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.codes import know_codes
 from qframework.proxy.naming import qualified_name
 from qframework.proxy.resolution import Resolution, resolver_of
 from qframework.quant_tensor import IntQuantTensor, product_source
@@ -117,8 +118,8 @@ class ParameterQuantProxyFromInjector(QuantProxy):
 
     def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for a parameter."""
-        value, scale, zero_point, bit_width = output
-        return IntQuantTensor.unchecked(
+        value, scale, zero_point, bit_width = output[:4]
+        made = IntQuantTensor.unchecked(
             value,
             scale,
             zero_point,
@@ -129,6 +130,9 @@ class ParameterQuantProxyFromInjector(QuantProxy):
             self.is_symmetric,
             self.has_zero,
         )
+        if value.dtype is torch.float32:  # as nearly always
+            return made
+        return know_codes(made, self.tensor_quant, parameter, output)
 
 
 class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):

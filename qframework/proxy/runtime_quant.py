@@ -12,6 +12,7 @@ from qframework.core.notice import LeftOut
 from qframework.functional import floating
 from qframework.kernels import Static, static
 from qframework.proxy.base import QuantProxy, has_hooks
+from qframework.proxy.codes import know_codes
 from qframework.proxy.naming import LeftOutNotice, qualified_name
 from qframework.proxy.resolution import Resolution
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
@@ -111,7 +112,7 @@ class ActQuantProxyFromInjector(QuantProxy):
     def _wrap(self, output: tuple[Any, ...], x: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for ``x``."""
         value, scale, zero_point, bit_width = output
-        return IntQuantTensor.unchecked(
+        made = IntQuantTensor.unchecked(
             value,
             scale,
             zero_point,
@@ -122,6 +123,9 @@ class ActQuantProxyFromInjector(QuantProxy):
             self.is_symmetric,
             self.has_zero,
         )
+        if value.dtype is torch.float32:  # as nearly always
+            return made
+        return know_codes(made, self.tensor_quant, x, output, activation=self._activation())
 
     def collectors(self) -> list[Any]:
         """The modules that collect statistics."""

@@ -15,6 +15,8 @@ from qframework.quant_tensor.source import Source, can_read
 from qframework.quant_tensor.validation import check_names
 
 Self = TypeVar("Self", bound="Record")
+#: See :meth:`Record.with_codes`.
+Codes = Tensor | Callable[[], Tensor | None] | None
 
 
 class Record(QuantTensor):
@@ -64,7 +66,41 @@ class Record(QuantTensor):
         return self.replace(**changes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": None}  # known by identity, it means nothing elsewhere
+        # A source is known by identity, and means nothing elsewhere.
+        state = {**self.__dict__, "source": None}
+        if "_codes" in state:
+            state["_codes"] = self.known_codes()
+        return state
+
+    # ------------------------------------------------------------ integers of coarse values
+
+    def with_codes(self: Self, codes: Codes) -> Self:
+        """The same record, which knows its integers, for values whose dtype is too coarse to tell them.
+
+        In the 8 bits of a bfloat16 number, 254 and 255 steps may be the same.
+
+        Args:
+            codes: the integers in the shape of the value, in a float dtype; or what gives them when they are asked for, and None
+                where they are known no more.
+        """
+        object.__setattr__(self, "_codes", codes)
+        return self
+
+    def known_codes(self) -> Tensor | None:
+        """The integers where they are known beside the value, else None."""
+        found: Codes = self.__dict__.get("_codes")
+        return found() if callable(found) and not isinstance(found, Tensor) else found  # type: ignore[return-value]
+
+    def moved_codes(self: Self, made: Self, move: Callable[[Tensor], Any]) -> Self:
+        """Let a record whose value ``move`` made of this one's know its integers likewise."""
+        if self.__dict__.get("_codes") is None:
+            return made
+
+        def moved() -> Tensor | None:
+            found = self.known_codes()
+            return None if found is None else move(found)
+
+        return made.with_codes(moved)
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
         out = object.__new__(type(self))
@@ -79,7 +115,8 @@ class Record(QuantTensor):
 
     def map_tensors(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same record with ``function`` applied to each of its tensors."""
-        return self.replace(**{n: function(getattr(self, n)) for n in self.tensor_names})
+        made = self.replace(**{n: function(getattr(self, n)) for n in self.tensor_names})
+        return self.moved_codes(made, function)
 
     @property
     def device(self) -> torch.device:
