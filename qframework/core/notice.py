@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -15,11 +16,11 @@ class LeftOut(CoreModule):
 
     Attributes:
         left_out: 0-dim buffer, those that nobody was told of yet; no state dict holds it.
-        notice: called when there are any; whoever owns the quantizer sets it, and warns once.
+        notice: called when there are any, and warns once; whoever owns the quantizer gives one that names it.
     """
 
     left_out: Tensor
-    notice: Callable[[], None] | None = None
+    notice: Callable[[], None]
 
     @torch.no_grad()
     def leave_out(self, finite: Tensor) -> None:
@@ -30,13 +31,13 @@ class LeftOut(CoreModule):
         """
         if torch.compiler.is_compiling() or not _can_look(finite):
             self.left_out.add_(~finite)
-        elif not finite and self.notice is not None:
+        elif not finite:
             self.notice()
 
     @torch.no_grad()
     def tell_left_out(self) -> None:
         """Tell of what was counted where nothing could be said: on other devices, and in compiled graphs."""
-        if type(self.left_out) is not Tensor or self.left_out.is_meta or self.notice is None:
+        if type(self.left_out) is not Tensor or self.left_out.is_meta:
             return
         if self.left_out:
             self.left_out.zero_()
@@ -52,5 +53,29 @@ def _can_look(t: Tensor) -> bool:
 
 
 def add_left_out(module: LeftOut, device: torch.device | None) -> None:
-    """Register the counter, which starts at 0 wherever the module is moved to."""
+    """Register the counter, which starts at 0 wherever the module is moved to, and a notice without a name."""
     module.register_constant("left_out", 0.0, torch.float32, device)
+    module.notice = Notice()
+
+
+class Notice:
+    """The one warning that batches were left out of statistics."""
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def where(self) -> str:
+        """For subclasses: the name of what collects them."""
+        return "a quantizer"
+
+    def __call__(self) -> None:
+        """Warn, unless that was done."""
+        if self.given:
+            return
+        self.given = True
+        warnings.warn(
+            f"{self.where()}: a batch that holds NaN or infinity is left out of the statistics, as are others of its "
+            "kind; look for what makes them in the layers before",
+            RuntimeWarning,
+            stacklevel=3,
+        )

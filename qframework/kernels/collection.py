@@ -75,13 +75,15 @@ def _branch(
     def collect(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         statistic = collector.statistic(x, *context)
         result = collector.from_statistic(statistic, *context)
-        return result, statistic.detach().clone(), collector.counts(x.detach(), statistic.detach())
+        now = statistic.detach().clone()
+        return result, now, collector.counts(x.detach(), now).to(now.dtype)  # a branch gives floats
 
     def use_learned(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         result = collector.from_stored(value, *context).clone()
-        return result, torch.zeros_like(value), torch.ones_like(collecting)
+        return result, torch.zeros_like(value), value.new_ones(())
 
-    return torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type, no-any-return]
+    found: Any = torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type]
+    return found[0], found[1], found[2].detach() != 0
 
 
 def _statistic_if(

@@ -10,7 +10,6 @@ from torch import Tensor
 from qframework.functional import (
     abs_max,
     add_kernel,
-    all_finite,
     compute_dtype,
     kth_smallest,
     upcast,
@@ -55,11 +54,6 @@ class _AbsMax(Fused):
 @add_kernel(abs_max, "fused", may_fuse)
 def _fused_abs_max(x: Tensor) -> Tensor:
     return apply(_AbsMax, x)  # type: ignore[no-any-return]
-
-
-@add_kernel(all_finite, "fused", lambda x: may_fuse() and x.numel() > 0 and x.is_floating_point())
-def _fused_all_finite(x: Tensor) -> Tensor:
-    return torch.isfinite(abs_max_values(x.detach()))
 
 
 # ------------------------------------------------------------ elements by their rank

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 from torch import nn
+
+from qframework.core.notice import Notice
 
 
 def qualified_name(layer: nn.Module) -> str:
@@ -26,8 +27,8 @@ def qualified_name(layer: nn.Module) -> str:
     return f"{best} ({kind})" if best else kind
 
 
-class LeftOutNotice:
-    """The one warning that batches of a layer were left out of its statistics.
+class LeftOutNotice(Notice):
+    """The warning that batches of a layer were left out of its statistics.
 
     Args:
         layers: that share the quantizer.
@@ -35,16 +36,9 @@ class LeftOutNotice:
     """
 
     def __init__(self, layers: list[nn.Module], attribute: str) -> None:
-        self.layers, self.attribute, self.given = layers, attribute, False
+        super().__init__()
+        self.layers, self.attribute = layers, attribute
 
-    def __call__(self) -> None:
-        """Warn, unless that was done."""
-        if self.given:
-            return
-        self.given = True
-        warnings.warn(
-            f"{qualified_name(self.layers[0])}.{self.attribute}: a batch that holds NaN or infinity is left out of the "
-            "statistics, as are others of its kind; look for what makes them in the layers before",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+    def where(self) -> str:
+        """The name of the first layer in the model that runs now, and of the proxy."""
+        return f"{qualified_name(self.layers[0])}.{self.attribute}"
