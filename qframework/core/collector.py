@@ -24,8 +24,9 @@ def running_update(
 ) -> Tensor:
     """The running mean after one more statistic.
 
-    The first statistic is taken as it is; then ``(1 - m) * running + m * new``, or with ``momentum=None`` the plain
-    mean of all so far: the same with ``m = 1 / (used + 1)``, in float64. A statistic that doesn't count leaves the mean alone.
+    The first statistic is taken as it is; then ``(1 - m) * running + m * new``, in float64, so that a mean of equal numbers is that
+    number; with ``momentum=None`` the plain mean of all so far, ``m = 1 / (used + 1)``. A statistic that doesn't count leaves the
+    mean alone.
 
     Args:
         running: the mean, of any shape.
@@ -34,12 +35,9 @@ def running_update(
         momentum: m, None for the plain mean.
         counts: 0-dim bool tensor, whether the batch counts, see :func:`counts`.
     """
-    if momentum is None:
-        wide = running.dtype if running.device.type == "mps" else torch.float64
-        share = 1 / (used + 1).to(wide)
-        mean = (running * (1 - share) + new * share).to(running.dtype)
-    else:
-        mean = running * (1 - momentum) + new * momentum
+    wide = running.dtype if running.device.type == "mps" else torch.float64
+    share = 1 / (used + 1).to(wide) if momentum is None else momentum
+    mean = (running.to(wide) * (1 - share) + new.to(wide) * share).to(running.dtype)
     mean = torch.where(used == 0, new, mean)
     return torch.where(counts, mean, running)
 

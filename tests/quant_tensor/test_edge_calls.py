@@ -77,7 +77,7 @@ def test_codes_that_a_value_is_too_coarse_for_move_with_it() -> None:
         (q[0, 1:], codes[0, 1:]),
         (q.transpose(0, 1).flatten(), codes.T.flatten()),
         (q.chunk(2)[1], codes[1:]),
-        (q.detach().clone().float(), codes),
+        (q.detach().clone(), codes),
         (copy.deepcopy(q), codes),
         (pickle.loads(pickle.dumps(q)), codes),
     ):
