@@ -373,3 +373,11 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch) -> 
     place.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(place))
     assert build._folder().is_dir()
+
+
+def test_values_that_begin_within_a_tensor_and_shared_ones_are_read_where_they_are() -> None:
+    whole = torch.randn(5, 4096)
+    for x in (whole, whole[2], whole[1:4]):
+        assert tensors.address_to_read(x) == x.data_ptr()
+    shared = torch._lazy_clone(whole)
+    assert tensors.address_to_read(shared[3]) == tensors.address_to_read(whole[3])

@@ -11,14 +11,19 @@ from torch.autograd import forward_ad
 from qframework.functional import IntegerGrid
 from qframework.kernels.native import tensors
 from qframework.kernels.native.build import Call, library
-from qframework.kernels.native.tensors import DTYPES, ROUNDINGS, is_channels_last, serves
+from qframework.kernels.native.tensors import (
+    DTYPES,
+    ROUNDINGS,
+    address_to_read,
+    is_channels_last,
+    serves,
+)
 
 # Named here: see tensors.py.
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
-_address = torch._C._data_address  # see calls.py
 
 
 class StaticQuantizer:
@@ -71,5 +76,5 @@ class StaticQuantizer:
         ):
             return None
         y = _empty_like(x)
-        self._run(*self._how, _address(x), y.data_ptr(), x.numel(), relu, _threads())
+        self._run(*self._how, address_to_read(x), y.data_ptr(), x.numel(), relu, _threads())
         return y

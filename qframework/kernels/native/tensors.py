@@ -33,6 +33,7 @@ _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_batchedtensor
+_storage_address = torch._C._data_address
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 #: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
@@ -106,6 +107,12 @@ def serves(
     else:
         layout = _by_axis(x, shape)
     return layout if layout is not None and available() else None
+
+
+def address_to_read(t: Tensor) -> int:
+    """Where the first element is, for functions that only read: ``data_ptr()`` is for writers, and copies what tensors share."""
+    start: int = _storage_address(t)
+    return start + t.storage_offset() * t.element_size()
 
 
 def _is_one(g: Tensor) -> bool:
