@@ -612,6 +612,7 @@ class ActKeywords(TypedDict, total=False):
     zero_point_impl: Part
     zero_point_stats_input_view_shape_impl: Part
 
+
 class WeightLayerKeywords(WeightKeywords, BiasKeywords, InputKeywords, OutputKeywords, total=False):
     """Of layers with a weight, a bias, an input and an output to quantize."""
 

@@ -250,7 +250,9 @@ def codes_by(
     Args:
         int_quant: the quantizer.
         x: before it is viewed.
-        scale, zero_point, bit_width: as its ``to_int`` takes them.
+        scale: as its ``to_int`` takes it.
+        zero_point: likewise.
+        bit_width: likewise.
     """
     quantizer: Any = int_quant
     return quantizer.to_int(scale, zero_point, bit_width, quantizer.input_view_impl(floating(x)))  # type: ignore[no-any-return]

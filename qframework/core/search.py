@@ -246,7 +246,9 @@ class MSE(Statistic):
     ) -> None:
         super().__init__(stats_reduce_dim, keepdim)
         if mse_search_method not in ("grid", "fibonacci"):
-            raise ValueError(f"mse_search_method={mse_search_method!r}; allowed: 'grid', 'fibonacci'")
+            raise ValueError(
+                f"mse_search_method={mse_search_method!r}; allowed: 'grid', 'fibonacci'"
+            )
         self.narrows = mse_search_method == "fibonacci"
         if mse_iters < (4 if mse_bipolar_search else 2):
             least = "4 with mse_bipolar_search" if mse_bipolar_search else "2"
@@ -267,26 +269,25 @@ class MSE(Statistic):
         start: Tensor = self.mse_init_op(x)
 
         def loss(candidate: Tensor) -> Tensor:
-            error = (quantized(candidate) - x).square()
+            error: Tensor = (quantized(candidate) - x).square()
             if self.stats_reduce_dim is None:
                 return error.sum()
             return error.sum(self.stats_reduce_dim, self.keepdim)
 
-        best, least = start, torch.full_like(start, torch.inf)
-        for candidate, error in self._tried(loss, start, lambda: best):
-            better = error < least
-            best, least = torch.where(better, candidate, best), torch.where(better, error, least)
+        tried = ((c, loss(c)) for c in grid(start, self.mse_iters, self.mse_bipolar_search))
+        best, least = _better(start, torch.full_like(start, torch.inf), tried)
+        if self.narrows:
+            step = (start / self.mse_iters).abs()
+            for low, high in ((step.copysign(start), start), (best - step, best + step)):
+                best, least = _better(best, least, narrowed(loss, low, high, self.mse_iters))
         return best
 
-    def _tried(
-        self, loss: Callable[[Tensor], Tensor], start: Tensor, best: Callable[[], Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The candidates and their errors; ``best`` gives the best so far."""
-        for candidate in grid(start, self.mse_iters, self.mse_bipolar_search):
-            yield candidate, loss(candidate)
-        if not self.narrows:
-            return
-        step = start / self.mse_iters
-        yield from narrowed(loss, step, start, self.mse_iters)
-        found = best()
-        yield from narrowed(loss, found - step.abs(), found + step.abs(), self.mse_iters)
+
+def _better(
+    best: Tensor, least: Tensor, tried: Iterator[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The best candidate and its error, of one with its error and others with theirs; the first of equals."""
+    for candidate, error in tried:
+        better = error < least
+        best, least = torch.where(better, candidate, best), torch.where(better, error, least)
+    return best, least

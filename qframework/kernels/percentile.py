@@ -44,7 +44,9 @@ class _QuantizeByPercentile(Fused):
         return quantize_by_percentile.definition(x, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None, *_: Any) -> Any:  # type: ignore[override]
+    def gradients(
+        ctx: Context, grad: Tensor | None, grad_scale: Tensor | None, *others: Any
+    ) -> Any:  # type: ignore[override]
         x, scale, where = ctx.saved_tensors
         _, grid, rule, relu = ctx.how
         g = torch.zeros_like(x) if grad is None else grad

@@ -92,7 +92,9 @@ def test_a_fibonacci_search_finds_the_best_scale_of_many() -> None:
 
 def test_an_unknown_search_is_refused() -> None:
     with pytest.raises(ValueError, match="'grid', 'fibonacci'"):
-        QuantLinear(4, 4, weight_quant=q.Int8WeightPerTensorFloatMSE, weight_mse_search_method="golden")
+        QuantLinear(
+            4, 4, weight_quant=q.Int8WeightPerTensorFloatMSE, weight_mse_search_method="golden"
+        )
 
 
 @pytest.mark.parametrize(

@@ -256,9 +256,7 @@ def second(name: str, kernels: str) -> list[Tensor]:
         leaves = [x, *layer.parameters()]
         up = torch.linspace(0.5, 1.5, out.numel()).reshape(out.shape)
         options = {"allow_unused": True, "materialize_grads": True}
-        first = torch.autograd.grad(
-            (out.sin() * up).sum(), leaves, create_graph=True, **options
-        )
+        first = torch.autograd.grad((out.sin() * up).sum(), leaves, create_graph=True, **options)
         penalty = sum(g.square().sum() for g in first)
         again = torch.autograd.grad(penalty, leaves, **options) if penalty.requires_grad else ()
     return [t.detach() for t in (*first, *again)]
