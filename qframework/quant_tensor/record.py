@@ -106,7 +106,8 @@ class Record(QuantTensor):
         out = object.__new__(type(self))
         memo[id(self)] = out
         fill(out, tuple([copy.deepcopy(f, memo) for f in self.fields()]))
-        return out
+        known = self.known_codes()
+        return out if known is None else out.with_codes(known.clone())
 
     def detach_(self: Self) -> Self:
         """Cut value and metadata off the graph, in this record; tensors that others hold, such as parameters, stay."""
