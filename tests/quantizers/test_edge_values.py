@@ -247,14 +247,16 @@ def second(name: str, kernels: str) -> list[Tensor]:
     """First and second derivatives of a function of what a layer gives."""
     with qframework.settings.use(kernels=kernels):
         torch.manual_seed(0)
-        layer = CONTRACTS[name].layer()
-        layer(random(name, 4, 1))
+        layer = (
+            CONTRACTS[name].layer().double()
+        )  # gradients of scales are small sums of large numbers
+        layer(random(name, 4, 1).double())
         if ROLES[name] == "activation":
             layer.eval()
-        x = random(name, 4, 0).requires_grad_()
+        x = random(name, 4, 0).double().requires_grad_()
         out = value(layer(x))
         leaves = [x, *layer.parameters()]
-        up = torch.linspace(0.5, 1.5, out.numel()).reshape(out.shape)
+        up = torch.linspace(0.5, 1.5, out.numel()).to(out).reshape(out.shape)
         options = {"allow_unused": True, "materialize_grads": True}
         first = torch.autograd.grad((out.sin() * up).sum(), leaves, create_graph=True, **options)
         penalty = sum(g.square().sum() for g in first)
