@@ -14,6 +14,7 @@ from qframework.inject.enum import (
     BitWidthImplType,
     FloatToIntImplType,
     LearnedRoundImplType,
+    MSESearchMethod,
     QuantType,
     RestrictValueType,
     ScalingImplType,
@@ -36,6 +37,7 @@ FloatToIntImplTypeName = (
     ]
 )
 LearnedRoundImplTypeName = LearnedRoundImplType | Literal["hard_sigmoid", "sigmoid", "identity"]
+MSESearchMethodName = MSESearchMethod | Literal["grid", "fibonacci"]
 QuantTypeName = QuantType | Literal["binary", "ternary", "int", "fp"]
 RestrictValueTypeName = (
     RestrictValueType
@@ -115,6 +117,7 @@ class WeightKeywords(TypedDict, total=False):
     weight_zero_point_affine_rescaling_init: float | None
     weight_zero_point_affine_shifting_init: float | None
     weight_mse_iters: int
+    weight_mse_search_method: MSESearchMethodName
     weight_mse_bipolar_search: bool
     weight_hqo_beta_scale: float
     weight_hqo_kappa_scale: float
@@ -203,6 +206,7 @@ class BiasKeywords(TypedDict, total=False):
     bias_zero_point_affine_rescaling_init: float | None
     bias_zero_point_affine_shifting_init: float | None
     bias_mse_iters: int
+    bias_mse_search_method: MSESearchMethodName
     bias_mse_bipolar_search: bool
     bias_hqo_beta_scale: float
     bias_hqo_kappa_scale: float
@@ -291,6 +295,7 @@ class InputKeywords(TypedDict, total=False):
     input_zero_point_affine_rescaling_init: float | None
     input_zero_point_affine_shifting_init: float | None
     input_mse_iters: int
+    input_mse_search_method: MSESearchMethodName
     input_mse_bipolar_search: bool
     input_hqo_beta_scale: float
     input_hqo_kappa_scale: float
@@ -379,6 +384,7 @@ class OutputKeywords(TypedDict, total=False):
     output_zero_point_affine_rescaling_init: float | None
     output_zero_point_affine_shifting_init: float | None
     output_mse_iters: int
+    output_mse_search_method: MSESearchMethodName
     output_mse_bipolar_search: bool
     output_hqo_beta_scale: float
     output_hqo_kappa_scale: float
@@ -467,6 +473,7 @@ class PrefixedActKeywords(TypedDict, total=False):
     act_zero_point_affine_rescaling_init: float | None
     act_zero_point_affine_shifting_init: float | None
     act_mse_iters: int
+    act_mse_search_method: MSESearchMethodName
     act_mse_bipolar_search: bool
     act_hqo_beta_scale: float
     act_hqo_kappa_scale: float
@@ -555,6 +562,7 @@ class ActKeywords(TypedDict, total=False):
     zero_point_affine_rescaling_init: float | None
     zero_point_affine_shifting_init: float | None
     mse_iters: int
+    mse_search_method: MSESearchMethodName
     mse_bipolar_search: bool
     hqo_beta_scale: float
     hqo_kappa_scale: float

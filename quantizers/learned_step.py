@@ -151,6 +151,7 @@ class BinaryWeightPerTensorDoReFa(WeightQuantSolver):
     quant_type = QuantType.BINARY
     scaling_impl_type = ScalingImplType.STATS
     scaling_stats_op = StatsOp.AVE
+    scaling_min_val = 1e-10
     scaling_per_output_type = ScalingPerOutputType.TENSOR
     bit_width = 1
     signed = True

@@ -18,7 +18,7 @@ from qframework.core.searched_zero_point import (
 )
 from qframework.core.stats import AbsMax, AbsMinMax, NegativeMinOrZero
 from qframework.inject import Injector, this, value
-from qframework.inject.enum import ScalingImplType
+from qframework.inject.enum import MSESearchMethod, ScalingImplType
 
 __all__ = [
     "HQOActZeroPoint",
@@ -109,6 +109,7 @@ class MSESubInjectorBase(Injector):
     stats_reduce_dim = (this << 1).stats_reduce_dim
     keepdim = (this << 1).keepdim
     mse_iters = (this << 1).mse_iters
+    mse_search_method = (this << 1).mse_search_method
     mse_bipolar_search = (this << 1).mse_bipolar_search
 
 
@@ -135,6 +136,7 @@ class MSEZeroPointSubInjector(MSESubInjectorBase):
 
 class _MSE(Injector):
     mse_iters = 20
+    mse_search_method = MSESearchMethod.GRID
     mse_bipolar_search = False
 
 

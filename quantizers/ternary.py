@@ -5,6 +5,9 @@ With ``quant_type='ternary'`` and a ``threshold`` the dead zone around 0 is set 
 
 from __future__ import annotations
 
+from typing import Any
+
+from qframework.core.function_wrapper import TensorClampSte
 from qframework.quantizers.base import NarrowIntQuant, PerTensorConstScaling2bit
 from qframework.quantizers.solver import ActQuantSolver, WeightQuantSolver
 
@@ -17,9 +20,10 @@ __all__ = [
 class SignedTernaryWeightPerTensorConst(
     NarrowIntQuant, PerTensorConstScaling2bit, WeightQuantSolver
 ):
-    """Weights -0.1, 0 and 0.1 by default (``scaling_const``)."""
+    """Weights -0.1, 0 and 0.1 by default (``scaling_const``); the gradient passes everywhere, by a learned scale or width, too."""
 
     scaling_const = 0.1
+    tensor_clamp_impl: Any = TensorClampSte
 
 
 class SignedTernaryActPerTensorConst(NarrowIntQuant, PerTensorConstScaling2bit, ActQuantSolver):

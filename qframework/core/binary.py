@@ -8,7 +8,7 @@ from qframework.core.base import Constant
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import TensorClamp
 from qframework.core.quant import QuantOutput
-from qframework.functional import binary_sign_ste, ternary_sign_ste
+from qframework.functional import binary_sign_ste, floating, ternary_sign_ste
 
 
 class _ScaledSign(Constant):
@@ -29,7 +29,7 @@ class _ScaledSign(Constant):
 
 
 class BinaryQuant(_ScaledSign):
-    """``y = scale`` where ``x >= 0``, else ``-scale``; the gradient passes everywhere.
+    """``y = scale`` where ``x >= 0``, else ``-scale``; NaN stays NaN; the gradient passes everywhere.
 
     Args:
         scaling_impl: called with ``(x,)``.
@@ -50,6 +50,7 @@ class BinaryQuant(_ScaledSign):
         super().__init__(scaling_impl, 1.0, quant_delay_steps)
 
     def forward(self, x: Tensor) -> QuantOutput:
+        x = floating(x)
         scale = self.scaling_impl(x)
         return self._output(x, binary_sign_ste(x) * scale, scale)
 
@@ -82,13 +83,14 @@ class ClampedBinaryQuant(_ScaledSign):
         self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
 
     def forward(self, x: Tensor) -> QuantOutput:
+        x = floating(x)
         scale = self.scaling_impl(x)
         clamped = self.tensor_clamp_impl(x, -scale, scale)
         return self._output(x, binary_sign_ste(clamped) * scale, scale)
 
 
 class TernaryQuant(_ScaledSign):
-    """``y = sign(x) * scale`` where ``|x| > threshold * scale``, else 0.
+    """``y = sign(x) * scale`` where ``|x| > threshold * scale``, else 0; NaN stays NaN.
 
     The gradient passes where ``y`` isn't 0, also far outside.
 
@@ -112,6 +114,7 @@ class TernaryQuant(_ScaledSign):
         self.threshold = threshold
 
     def forward(self, x: Tensor) -> QuantOutput:
+        x = floating(x)
         scale = self.scaling_impl(x)
-        mask = x.abs().gt(self.threshold * scale).to(x.dtype)
+        mask = (~x.abs().le(self.threshold * scale)).to(x.dtype)  # NaN is outside of the dead zone
         return self._output(x, mask * ternary_sign_ste(x) * scale, scale)

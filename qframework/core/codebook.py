@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import CoreModule
 from qframework.core.function_wrapper import Identity
-from qframework.functional import codebook_quantize, compute_dtype
+from qframework.functional import codebook_quantize, compute_dtype, floating
 
 #: The 4-bit NormalFloat: quantiles of the normal distribution, asymmetric so that 0 is an entry
 #: (https://arxiv.org/abs/2305.14314, appendix E).
@@ -130,6 +130,7 @@ class CodebookQuant(CoreModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantize ``x``."""
+        x = floating(x)
         scale = self.scaling_impl(x, self.threshold)
         return (
             codebook_quantize(self.input_view_impl(x), scale, self.codebook),

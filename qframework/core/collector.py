@@ -2,47 +2,69 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, NotStated, Stated
-from qframework.functional import StatisticRule, compute_dtype, defined, is_recomputing
+from qframework.core.notice import LeftOut, add_left_out
+from qframework.core.stats import SEEING_ALL
+from qframework.functional import (
+    StatisticRule,
+    all_finite,
+    compute_dtype,
+    defined,
+    is_recomputing,
+)
 
 
-def running_update(running: Tensor, new: Tensor, used: Tensor, momentum: float | None) -> Tensor:
+def running_update(
+    running: Tensor, new: Tensor, used: Tensor, momentum: float | None, counts: Tensor
+) -> Tensor:
     """The running mean after one more statistic.
 
-    The first statistic is taken as it is; then ``(1 - m) * running + m * new``, or with ``momentum=None`` the plain
-    mean of all so far. A statistic that isn't finite, in any of its elements, leaves the mean alone.
+    The first statistic is taken as it is; then ``(1 - m) * running + m * new``, in float64, so that a mean of equal numbers is that
+    number; with ``momentum=None`` the plain mean of all so far, ``m = 1 / (used + 1)``. A statistic that doesn't count leaves the
+    mean alone.
 
     Args:
         running: the mean, of any shape.
         new: the statistic, of the same shape.
         used: 0-dim integer tensor, of how many statistics ``running`` is the mean.
         momentum: m, None for the plain mean.
+        counts: 0-dim bool tensor, whether the batch counts, see :func:`counts`.
     """
-    if momentum is None:
-        mean = running + (new - running) / (used + 1)
-    else:
-        mean = running * (1 - momentum) + new * momentum
+    wide = running.dtype if running.device.type == "mps" else torch.float64
+    share = 1 / (used + 1).to(wide) if momentum is None else momentum
+    mean = (running.to(wide) * (1 - share) + new.to(wide) * share).to(running.dtype)
     mean = torch.where(used == 0, new, mean)
-    return torch.where(torch.isfinite(new).all(), mean, running)
+    return torch.where(counts, mean, running)
+
+
+def counts(statistic: Tensor, x: Tensor, part: nn.Module) -> Tensor:
+    """Whether a batch counts: all of its elements are finite; a 0-dim bool tensor.
+
+    Args:
+        statistic: of the batch.
+        x: the batch.
+        part: the module that computed the statistic; that of one which sees all elements tells by itself.
+    """
+    finite = torch.isfinite(statistic).all()
+    return finite if type(part).forward in SEEING_ALL else finite & all_finite(x)
 
 
 #: What ``collected_steps`` holds once the number is learned.
 LEARNED = -1
 
 
-class CollectThenLearn(CoreModule):
+class CollectThenLearn(LeftOut, CoreModule):
     """Collects a statistic over the first training steps, then switches to a learned parameter.
 
     Training calls 1 to N use the statistic of the batch (with its gradient) and update a running mean, which ``value``
     holds too, as it is to be stored. From call N+1 on ``value`` is an ordinary learned parameter. Evaluation uses ``value``
-    always. A batch whose statistic isn't finite is left out of the mean;
-    the switch warns of such batches (not under a compiler, where nothing can be said). Subclasses say what is collected and how it is stored.
+    always. A batch that holds NaN or infinity is left out of the mean; one warning, by ``left_out``, tells of the first one (after
+    compiled steps, the next call or change of mode in eager mode does). Subclasses say what is collected and how it is stored.
 
     State-dict keys, fixed: ``value``, ``running_stats``, ``collected_steps`` (0 to N while collecting, -1 after),
     ``used_batches`` (how many the mean is made of). A state dict that holds ``value`` alone is one of a finished collection.
@@ -75,8 +97,17 @@ class CollectThenLearn(CoreModule):
         self.value = nn.Parameter(start)
         for name in ("used_batches", "collected_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=start.device))
+        add_left_out(self, start.device)
 
     # ------------------------------------------------------------ for subclasses
+
+    def counts(self, x: Tensor, statistic: Tensor) -> Tensor:
+        """Whether a batch counts, a 0-dim bool tensor; see :func:`counts`."""
+        return counts(statistic, x, self.statistic_part())
+
+    def statistic_part(self) -> nn.Module:
+        """The module that computes the statistic; the collector itself where there is none."""
+        return self
 
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a batch, in the shape of ``value``."""
@@ -136,20 +167,11 @@ class CollectThenLearn(CoreModule):
     def finish_collection(self) -> bool:
         """Switch now, with what was collected so far; False when there was nothing.
 
-        Where every batch held NaN or infinity there is nothing: the collection starts again, with a warning.
+        Where every batch held NaN or infinity there is nothing: the collection starts again.
         """
         if self.is_learned:
             return True
-        steps = self._steps()
-        used = steps if self.used_batches.is_meta else int(self.used_batches)
-        if used < steps:
-            then = "they were left out" if used else "the collection starts again"
-            warnings.warn(
-                f"{steps - used} of the {steps} batches that statistics were collected from held NaN or infinity; "
-                f"{then}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        self.tell_left_out()
         if not self.has_data:
             self.restart_collection()
             return False
@@ -188,11 +210,18 @@ class CollectThenLearn(CoreModule):
         self.switched = False
 
     @torch.no_grad()
-    def record(self, statistic: Tensor) -> None:
-        """Count a statistic, and take it into the mean."""
-        used = self.used_batches
-        self.running_stats.copy_(running_update(self.running_stats, statistic, used, self.momentum))
-        used.add_(torch.isfinite(statistic).all())
+    def record(self, statistic: Tensor, finite: Tensor) -> None:
+        """Count a statistic, and take it into the mean, where the batch counts.
+
+        Args:
+            statistic: of the batch, in the shape of ``value``.
+            finite: 0-dim bool tensor, whether all elements of the batch are finite.
+        """
+        used, finite = self.used_batches, finite & torch.isfinite(statistic).all()
+        running = running_update(self.running_stats, statistic, used, self.momentum, finite)
+        self.running_stats.copy_(running)
+        used.add_(finite)
+        self.leave_out(finite)
         self.value.data.copy_(self.to_stored(self.running_stats))
         self.collected_steps.add_(1)
 
@@ -254,5 +283,6 @@ def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor)
         return collector.from_stored(collector.value, *context)
     statistic = collector.statistic(x, *context)
     if not is_recomputing():
-        collector.record(statistic.detach())
+        now = statistic.detach()
+        collector.record(now, collector.counts(x.detach(), now))
     return collector.from_statistic(statistic, *context)

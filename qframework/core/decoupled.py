@@ -23,6 +23,9 @@ from qframework.functional import compute_dtype, get_upper_bound_on_l1_norm, max
 #: Relative room below the bound on a norm, so that rounding in float32 can't lead above it.
 _ROUNDING_ROOM = 2.0**-20
 
+#: Stands for the norm of zeros: the norm that is learned starts at this minimum, too.
+_NORM_OF_ZEROS = 1e-10
+
 DecoupledOutput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -100,6 +103,20 @@ class DecoupledRescalingIntQuant(CoreModule):
         bit_width = self.msb_clamp_bit_width_impl()
         pre_scale = self.pre_scaling_impl(x, self.int_scaling_impl(bit_width), *of_input)
         return pre_scale, self.pre_zero_point_impl(x, pre_scale, bit_width)
+
+    def codes(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bit_width: Tensor,
+        pre_scale: Tensor,
+        pre_zero_point: Tensor,
+    ) -> Tensor:
+        """The integers of ``x`` by parameters that are known, in a float dtype."""
+        quantizer = self.decoupled_int_quant
+        viewed = quantizer.input_view_impl(upcast(x))
+        return quantizer.int_quant.to_int(pre_scale, pre_zero_point, bit_width, viewed)
 
     def forward(self, x: Tensor, *of_input: Any) -> DecoupledOutput:
         """Values, scale, zero point, bit width, pre-scale and pre-zero-point.
@@ -234,8 +251,10 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
         return self.restriction(self.value)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
-        """The pre-scale of the weight ``x``."""
-        return self.scaling_impl(x, threshold) * self.norm(x) / self.learned_norm()  # type: ignore[no-any-return]
+        """The pre-scale of the weight ``x``; that of a channel of zeros is positive, too."""
+        norm = self.norm(x)
+        norm = torch.where(norm == 0, _NORM_OF_ZEROS, norm)
+        return self.scaling_impl(x, threshold) * norm / self.learned_norm()  # type: ignore[no-any-return]
 
 
 class AccumulatorAwareParameterPreScaling(ParameterPreScalingWeightNorm):

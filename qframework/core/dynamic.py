@@ -9,6 +9,7 @@ from qframework.core.base import CoreModule
 from qframework.core.function_wrapper import OverOutputFeaturesView, OverTensorView
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.zero_point import shift_zero_point
+from qframework.functional import upcast
 
 
 def _view(per_row: bool) -> nn.Module:
@@ -16,7 +17,15 @@ def _view(per_row: bool) -> nn.Module:
 
 
 def _shape(x: Tensor, per_row: bool) -> tuple[int, ...]:
-    return (*x.shape[:-1], 1) if per_row else ()
+    return (*x.shape[:-1], 1) if per_row and x.dim() else ()
+
+
+def _statistic(statistic: nn.Module, view: nn.Module, x: Tensor, per_row: bool) -> Tensor:
+    """The statistic in the shape of the scale; 0 for no elements."""
+    shape = _shape(x, per_row)
+    if x.numel() == 0:
+        return upcast(x).new_zeros(shape)
+    return statistic(view(x)).reshape(shape)  # type: ignore[no-any-return]
 
 
 class RuntimeDynamicStatsScaling(CoreModule):
@@ -50,7 +59,7 @@ class RuntimeDynamicStatsScaling(CoreModule):
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for ``x``: 0-dim, or of the shape of ``x`` with a last axis of 1."""
-        statistic: Tensor = self.scaling_stats_impl(self.view(x)).reshape(_shape(x, self.per_row))
+        statistic = _statistic(self.scaling_stats_impl, self.view, x, self.per_row)
         return self.restriction.of_statistic(statistic, threshold)
 
 
@@ -79,5 +88,5 @@ class RuntimeDynamicStatsZeroPoint(CoreModule):
         self.view = _view(scaling_per_row)
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
-        offset = torch.neg(self.stats(self.view(x)).reshape(_shape(x, self.per_row)))
+        offset = torch.neg(_statistic(self.stats, self.view, x, self.per_row))
         return shift_zero_point(offset, scale, bit_width, self.int_quant, self.quantize_zero_point)

@@ -19,7 +19,7 @@ from qframework.core.minifloat import (
 from qframework.core.protocols import BitWidth, Scaling
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.search import beside
-from qframework.functional import MinifloatFormat, compute_dtype, round_to_minifloat
+from qframework.functional import MinifloatFormat, compute_dtype, floating, round_to_minifloat
 
 #: Exponents that float32 can hold, subnormal numbers included.
 _LOWEST, _HIGHEST = -149, 127
@@ -175,6 +175,7 @@ class FloatQuant(CoreModule):
         Args:
             x: floating-point values.
         """
+        x = floating(x)
         scale = self.scale_for(x)
         y = self.quantize(self.input_view_impl(x), None if self.scaling_impl is None else scale)
         return self.described(y, scale)

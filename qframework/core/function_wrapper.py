@@ -238,7 +238,7 @@ class OverBatchOverOutputChannelView(Stateless):
 
 
 class OverOutputFeaturesView(Stateless):
-    """One row per position of the leading axes: ``(n, F)``."""
+    """One row per position of the leading axes: ``(n, F)``; one number is a row."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(-1, x.shape[-1])
+        return x.reshape(-1, x.shape[-1] if x.dim() else 1)

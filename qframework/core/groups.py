@@ -130,7 +130,8 @@ class TwoLevelGroupScaling(CoreModule):
     def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
         """The scales for ``x``, of its grouped shape with 1 for the elements of a group."""
         needed = self.scaling_stats_impl(self.view(x)) / threshold
-        whole = needed.max().clamp_min(self.least) / _E4M3.largest
+        top = needed.max() if needed.numel() else needed.new_zeros(())
+        whole = top.clamp_min(self.least) / _E4M3.largest
         # The smallest number above 0 keeps a group of zeros from dividing by 0.
         group = minifloat_quantize(needed / whole, None, _E4M3)
         return group.clamp_min(_LEAST) * whole  # type: ignore[no-any-return]

@@ -19,8 +19,16 @@ from qframework.core.scaling import (
     ParameterFromRuntimeStatsScaling,
     ParameterFromStatsFromParameterScaling,
 )
-from qframework.core.stats import Statistic
-from qframework.functional import IntegerGrid, ScaleRule, max_int, min_int, round_ste, upcast
+from qframework.core.stats import Statistic, sees_all
+from qframework.functional import (
+    IntegerGrid,
+    ScaleRule,
+    floating,
+    max_int,
+    min_int,
+    round_ste,
+    upcast,
+)
 
 
 class _ScaleGradient(Function):
@@ -123,6 +131,7 @@ class _StepStart(Statistic):
         return self.top() - min_int(self.signed, self.narrow_range, bits)
 
 
+@sees_all
 class LearnedStepStart(_StepStart):
     """``2 mean|x| / sqrt(Q_P)``, the start of LSQ.
 
@@ -136,6 +145,7 @@ class LearnedStepStart(_StepStart):
         return 2 * self._mean(upcast(x).abs()) / self.top().sqrt()
 
 
+@sees_all
 class ThreeSigmaStepStart(_StepStart):
     """``max(|mu - 3 sigma|, |mu + 3 sigma|) / 2^(b-1)``, the start of LSQ+ for weights; arguments as in LSQ."""
 
@@ -147,6 +157,7 @@ class ThreeSigmaStepStart(_StepStart):
         return reach / (-min_int(True, False, self.bit_width_impl().detach()))
 
 
+@sees_all
 class RangeStepStart(_StepStart):
     """``(max x - min x) / (Q_P + Q_N)``, the start of LSQ+ for activations; arguments as in LSQ."""
 
@@ -316,6 +327,10 @@ class LearnedOffset(_Slowed, CollectThenLearn):
         self.signed, self.narrow_range = signed, narrow_range
         self.stats, self.view = zero_point_stats_impl, zero_point_stats_input_view_shape_impl
 
+    def statistic_part(self) -> nn.Module:
+        """The statistic."""
+        return self.stats
+
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The minimum of a batch, in the shape of the zero point."""
         return self.stats(self.view(x)).reshape(self.value.shape)  # type: ignore[no-any-return]
@@ -346,7 +361,7 @@ class CenterZeroPoint(CoreModule):
 
 
 class DoReFaWeightQuant(CoreModule):
-    """``2 round((2^b - 1) r) / (2^b - 1) - 1``, ``r = tanh(w) / (2 max|tanh(w)|) + 1/2``.
+    """``2 round((2^b - 1) r) / (2^b - 1) - 1``, ``r = tanh(w) / (2 max|tanh(w)|) + 1/2``; r is 1/2 where all of ``w`` is 0.
 
     Values from -1 to 1, rounding straight through (https://arxiv.org/abs/1606.06160, equation 9).
 
@@ -365,8 +380,15 @@ class DoReFaWeightQuant(CoreModule):
         scale = 2 / (2.0**bits - 1)
         return scale, self.zero_point_impl(x, scale, bits), bits
 
-    def forward(self, x: Tensor) -> QuantOutput:
-        scale, zero_point, bits = self.parameters_for(x)
+    def codes(self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> Tensor:
+        """The integers of ``x``, in a float dtype."""
         bent = torch.tanh(upcast(x))
-        q = round_ste((bent / bent.abs().max() / 2 + 0.5) * (2.0**bits - 1))
+        top = bent.abs().max()
+        r = bent / torch.where(top == 0, 1.0, top) / 2 + 0.5
+        return round_ste(r * (2.0**bit_width - 1))
+
+    def forward(self, x: Tensor) -> QuantOutput:
+        x = floating(x)
+        scale, zero_point, bits = self.parameters_for(x)
+        q = self.codes(x, scale, zero_point, bits)
         return ((q - zero_point) * scale).to(x.dtype), scale, zero_point, bits

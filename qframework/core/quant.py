@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from qframework.core.bit_width import BitWidthConst
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import Identity, RoundSte, TensorClamp
 from qframework.core.protocols import BitWidth, Scaling, ZeroPoint
-from qframework.functional import IntegerGrid, check_range, max_int, min_int, upcast
+from qframework.functional import IntegerGrid, check_range, floating, max_int, min_int, upcast
 
 #: Integers of more bits aren't all numbers of float32.
 _EXACT_BITS = 24
@@ -203,8 +204,13 @@ class RescalingIntQuant(CoreModule):
             return x
         return self.int_quant(scale, zero_point, bit_width, x)  # type: ignore[no-any-return]
 
+    def codes(self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> Tensor:
+        """The integers of ``x`` by parameters that are known, viewed as :attr:`int_quant` does, in a float dtype."""
+        return codes_by(self.int_quant, x, scale, zero_point, bit_width)
+
     def forward(self, x: Tensor) -> QuantOutput:
-        """Values, scale, zero point and bit width of ``x``, a floating-point tensor of any shape."""
+        """Values, scale, zero point and bit width of ``x``, of any shape; integers become torch's default dtype."""
+        x = floating(x)
         scale, zero_point, bit_width = self.parameters_for(x)
         return self.quantize(x, scale, zero_point, bit_width), scale, zero_point, bit_width
 
@@ -224,8 +230,29 @@ class PrescaledRestrictIntQuant(CoreModule):
     def rule(self, stated: Stated) -> None:
         """The composition of its parts, whose rules say the rest."""
 
+    def codes(self, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor) -> Tensor:
+        """The integers of ``x``, in a float dtype."""
+        return codes_by(self.int_quant, x, scale, zero_point, bit_width)
+
     def forward(self, x: Tensor, scale: Tensor) -> QuantOutput:
         """Quantize ``x`` by ``scale``, which broadcasts to it."""
+        x = floating(x)
         bit_width = self.msb_clamp_bit_width_impl()
         zero_point = torch.zeros((), dtype=scale.dtype, device=scale.device)
         return self.int_quant(scale, zero_point, bit_width, x), scale, zero_point, bit_width
+
+
+def codes_by(
+    int_quant: nn.Module, x: Tensor, scale: Tensor, zero_point: Tensor, bit_width: Tensor
+) -> Tensor:
+    """The integers that an integer quantizer makes of ``x``, in a float dtype.
+
+    Args:
+        int_quant: the quantizer.
+        x: before it is viewed.
+        scale: as its ``to_int`` takes it.
+        zero_point: likewise.
+        bit_width: likewise.
+    """
+    quantizer: Any = int_quant
+    return quantizer.to_int(scale, zero_point, bit_width, quantizer.input_view_impl(floating(x)))  # type: ignore[no-any-return]

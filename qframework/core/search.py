@@ -182,11 +182,45 @@ def grid(start: Tensor, iterations: int, bipolar: bool = False) -> Iterator[Tens
             yield left + (right - left) * fraction
 
 
+def narrowed(
+    error: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, steps: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Candidates of a Fibonacci search, and their errors: the interval becomes that around the lesser of two, again and again.
+
+    Args:
+        error: of a candidate, in its shape.
+        low: left ends of the intervals, of any shape.
+        high: right ends.
+        steps: how many candidates, at least 2.
+    """
+    numbers = [1, 1]
+    while len(numbers) <= steps:
+        numbers.append(numbers[-1] + numbers[-2])
+    share = numbers[-2] / numbers[-1]
+    left, right = high - (high - low) * share, low + (high - low) * share
+    of_left, of_right = error(left), error(right)
+    yield left, of_left
+    yield right, of_right
+    for at in range(steps - 2):
+        share = numbers[-3 - at] / numbers[-2 - at]
+        first = of_left < of_right
+        low, high = torch.where(first, low, left), torch.where(first, right, high)
+        tried = torch.where(first, high - (high - low) * share, low + (high - low) * share)
+        of_tried = error(tried)
+        left, right = torch.where(first, tried, right), torch.where(first, left, tried)
+        of_left, of_right = (
+            torch.where(first, of_tried, of_right),
+            torch.where(first, of_left, of_tried),
+        )
+        yield tried, of_tried
+
+
 class MSE(Statistic):
     """The candidate with the least sum of squared errors, row by row; the first of equals.
 
     Candidates lie equally spaced between ``m / iterations`` and ``m``, where ``m`` is a statistic such as the
-    largest magnitude. The choice is made without gradients; none flow to ``x``.
+    largest magnitude. With ``mse_search_method='fibonacci'`` the interval between the two, and then the one around the best so
+    far, are narrowed down as well, by as many candidates each. The choice is made without gradients; none flow to ``x``.
 
     Args:
         mse_trial: what a candidate gives.
@@ -195,6 +229,7 @@ class MSE(Statistic):
         mse_iters: number of candidates, at least 2.
         mse_bipolar_search: half of the candidates of the other sign.
         keepdim: keep that axis with length 1.
+        mse_search_method: ``'grid'`` or ``'fibonacci'``.
     """
 
     is_search = True
@@ -207,8 +242,14 @@ class MSE(Statistic):
         mse_iters: int = 20,
         mse_bipolar_search: bool = False,
         keepdim: bool = False,
+        mse_search_method: str = "grid",
     ) -> None:
         super().__init__(stats_reduce_dim, keepdim)
+        if mse_search_method not in ("grid", "fibonacci"):
+            raise ValueError(
+                f"mse_search_method={mse_search_method!r}; allowed: 'grid', 'fibonacci'"
+            )
+        self.narrows = mse_search_method == "fibonacci"
         if mse_iters < (4 if mse_bipolar_search else 2):
             least = "4 with mse_bipolar_search" if mse_bipolar_search else "2"
             raise ValueError(f"mse_iters={mse_iters!r} must be at least {least}: both ends")
@@ -226,14 +267,27 @@ class MSE(Statistic):
         x = upcast(x)
         quantized = self.mse_trial.of(x, *context)  # type: ignore[operator]
         start: Tensor = self.mse_init_op(x)
-        best, least = start, torch.full_like(start, torch.inf)
-        for candidate in grid(start, self.mse_iters, self.mse_bipolar_search):
-            error = (quantized(candidate) - x).square()
-            loss = (
-                error.sum()
-                if self.stats_reduce_dim is None
-                else error.sum(self.stats_reduce_dim, self.keepdim)
-            )
-            better = loss < least
-            best, least = torch.where(better, candidate, best), torch.where(better, loss, least)
+
+        def loss(candidate: Tensor) -> Tensor:
+            error: Tensor = (quantized(candidate) - x).square()
+            if self.stats_reduce_dim is None:
+                return error.sum()
+            return error.sum(self.stats_reduce_dim, self.keepdim)
+
+        tried = ((c, loss(c)) for c in grid(start, self.mse_iters, self.mse_bipolar_search))
+        best, least = _better(start, torch.full_like(start, torch.inf), tried)
+        if self.narrows:
+            step = (start / self.mse_iters).abs()
+            for low, high in ((step.copysign(start), start), (best - step, best + step)):
+                best, least = _better(best, least, narrowed(loss, low, high, self.mse_iters))
         return best
+
+
+def _better(
+    best: Tensor, least: Tensor, tried: Iterator[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The best candidate and its error, of one with its error and others with theirs; the first of equals."""
+    for candidate, error in tried:
+        better = error < least
+        best, least = torch.where(better, candidate, best), torch.where(better, error, least)
+    return best, least

@@ -7,6 +7,7 @@ Every class takes a tensor that a view has already shaped, and reduces it wholly
 from __future__ import annotations
 
 import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,18 @@ class Statistic(Stateless):
         return x.numel() if self.stats_reduce_dim is None else x.shape[self.stats_reduce_dim]
 
 
+#: Forwards of statistics that are finite only where all elements are.
+SEEING_ALL: set[Any] = set()
+
+_Kind = TypeVar("_Kind", bound=type[nn.Module])
+
+
+def sees_all(statistic: _Kind) -> _Kind:
+    """Mark a statistic whose result is finite only where all elements are; a decorator."""
+    SEEING_ALL.add(statistic.forward)
+    return statistic
+
+
 def _check_percentile(name: str, q: float) -> float:
     if not 0 <= q <= 100:
         raise ValueError(f"{name} is a percentage, 0 to 100; got {q!r}")
@@ -65,15 +78,16 @@ def _check_percentile(name: str, q: float) -> float:
 
 
 def at_most_zero(x: Tensor) -> Tensor:
-    """``x`` where it is 0 or below, else 0."""
-    return torch.where(x <= 0, x, torch.zeros_like(x))
+    """``x`` where it is 0 or below, else 0; NaN stays NaN."""
+    return torch.where(x > 0, torch.zeros_like(x), x)
 
 
 def at_least_zero(x: Tensor) -> Tensor:
-    """``x`` where it is 0 or above, else 0."""
-    return torch.where(x >= 0, x, torch.zeros_like(x))
+    """``x`` where it is 0 or above, else 0; NaN stays NaN."""
+    return torch.where(x < 0, torch.zeros_like(x), x)
 
 
+@sees_all
 class AbsMax(Statistic):
     """``max|x|``."""
 
@@ -85,6 +99,7 @@ class AbsMax(Statistic):
         return abs_max(x) if self.stats_reduce_dim is None else self._max(upcast(x).abs())
 
 
+@sees_all
 class SignedAbsMax(Statistic):
     """``-x*`` at the element ``x*`` of largest magnitude, so that it maps to the most negative integer."""
 
@@ -98,6 +113,7 @@ class SignedAbsMax(Statistic):
         return out if self.keepdim else out.squeeze(self.stats_reduce_dim)
 
 
+@sees_all
 class AbsMinMax(Statistic):
     """Width of the range, 0 included: ``max(max(x), 0) - min(min(x), 0)``."""
 
@@ -130,6 +146,7 @@ class NegativeMinOrZero(AbsMinMax):
         return at_most_zero(self._min(upcast(x)))
 
 
+@sees_all
 class AbsAve(Statistic):
     """``mean|x|``."""
 
@@ -137,6 +154,7 @@ class AbsAve(Statistic):
         return self._mean(upcast(x).abs())
 
 
+@sees_all
 class AbsMaxAve(Statistic):
     """Mean over rows of ``max|x|`` of each row."""
 
@@ -144,6 +162,7 @@ class AbsMaxAve(Statistic):
         return self._max(upcast(x).abs()).mean()
 
 
+@sees_all
 class AbsMaxL2(Statistic):
     """Quadratic mean over the ``C`` rows of ``max|x|`` of each: ``||max|x|||_2 / sqrt(C)``."""
 
@@ -231,6 +250,7 @@ class PercentileInterval(Statistic):
         return at_least_zero(high) - at_most_zero(low)
 
 
+@sees_all
 class L1Norm(Statistic):
     """``sum|x|`` of each row, the reduced axis kept."""
 
@@ -242,6 +262,7 @@ class L1Norm(Statistic):
         )
 
 
+@sees_all
 class L2Norm(Statistic):
     """``sqrt(sum x^2)`` of each row, the reduced axis kept."""
 
@@ -251,6 +272,7 @@ class L2Norm(Statistic):
         return norm
 
 
+@sees_all
 class MeanSigmaStd(Statistic):
     """``mean|x| + sigma * sqrt(var|x| + epsilon)``, with the unbiased variance.
 
@@ -284,6 +306,7 @@ def _mean_sigma(
     return stat._mean(magnitude) + sigma * torch.sqrt(variance + epsilon)
 
 
+@sees_all
 class MeanLearnedSigmaStd(nn.Module):
     """:class:`MeanSigmaStd` with a learned ``sigma``, one per scale; state-dict key ``value``.
 

@@ -262,6 +262,10 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
         self.int_quant, self.quantize_zero_point = int_quant, quantize_zero_point
         self.stats, self.view = zero_point_stats_impl, zero_point_stats_input_view_shape_impl
 
+    def statistic_part(self) -> nn.Module:
+        """The statistic."""
+        return self.stats
+
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a batch, in the shape of the zero point."""
         return self.shaped(self.stats(self.view(x), *context))

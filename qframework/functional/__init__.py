@@ -19,7 +19,7 @@ from qframework.functional.minifloat import (
     power_below,
     round_to_minifloat,
 )
-from qframework.functional.precision import compute_dtype, is_half, upcast
+from qframework.functional.precision import compute_dtype, floating, is_half, upcast
 from qframework.functional.products import convolution, linear, transposed_convolution
 from qframework.functional.quantize import (
     fake_quantize,
@@ -49,7 +49,13 @@ from qframework.functional.rules import (
     StatisticRule,
 )
 from qframework.functional.scales import learned_scale, over, statistic_scale
-from qframework.functional.statistics import abs_max, high_rank, kth_smallest, low_rank
+from qframework.functional.statistics import (
+    abs_max,
+    all_finite,
+    high_rank,
+    kth_smallest,
+    low_rank,
+)
 from qframework.functional.straight_through import (
     ROUNDINGS,
     abs_binary_sign_grad,
@@ -84,6 +90,7 @@ __all__ = [
     "abs_binary_sign_grad",
     "abs_max",
     "add_kernel",
+    "all_finite",
     "apply_step",
     "binary_sign_ste",
     "ceil_ste",
@@ -94,6 +101,7 @@ __all__ = [
     "defined",
     "dpu_round_ste",
     "fake_quantize",
+    "floating",
     "floor_ste",
     "get_upper_bound_on_l1_norm",
     "grouped_shape",

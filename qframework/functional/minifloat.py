@@ -147,6 +147,8 @@ def round_to_minifloat(
         bounded = torch.where(over, overflow, bounded)
         if signed:
             bounded = torch.where((q < -top) | (fixed == -math.inf), -overflow, bounded)
+        else:
+            bounded = torch.where(fixed == -math.inf, 0.0, bounded)
     return (bounded if scale is None else bounded * scale).to(x.dtype)
 
 

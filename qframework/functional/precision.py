@@ -24,6 +24,12 @@ def is_half(dtype: torch.dtype) -> bool:
     return dtype in _HALF
 
 
+def floating(x: Tensor) -> Tensor:
+    """``x`` itself where it is of a floating-point dtype, else in torch's default one, as the pixels of images are."""
+    return x if x.dtype.is_floating_point else x.to(torch.get_default_dtype())
+
+
 def upcast(x: Tensor) -> Tensor:
-    """``x`` in float32 where it is of half precision, else ``x`` itself."""
+    """``x`` in float32 where it is of half precision, in torch's default dtype where it holds integers, else ``x`` itself."""
+    x = floating(x)
     return x.float() if x.dtype in _HALF else x

@@ -12,7 +12,7 @@ from qframework.functional.precision import upcast
 from qframework.functional.registry import defined
 from qframework.functional.rules import IntegerGrid, ScaleRule
 from qframework.functional.scales import learned_scale, over, statistic_scale
-from qframework.functional.statistics import kth_smallest
+from qframework.functional.statistics import all_finite, kth_smallest
 from qframework.functional.straight_through import (
     apply_step,
     scalar_clamp_min_ste,
@@ -87,7 +87,7 @@ def quantize_by_learned_scale(
 @defined
 def quantize_by_percentile(
     x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Quantize by a percentile of the magnitudes of a batch, as quantizers do while they collect it.
 
     ``scale = max(magnitude, minimum) / threshold``, whatever the domain of the rule. The gradient also passes through the scale,
@@ -101,14 +101,15 @@ def quantize_by_percentile(
         relu: quantize ``relu(x)``, and take the percentile of that.
 
     Returns:
-        Dequantized values with the shape and dtype of ``x``, the scale, and the magnitude, kept above the minimum.
+        Dequantized values with the shape and dtype of ``x``, the scale, the magnitude, kept above the minimum, and whether all
+        elements are finite.
     """
     x = torch.relu(x) if relu else x
     magnitude = kth_smallest(x, rank, magnitude=True).reshape(rule.shape)
     if rule.minimum:
         magnitude = scalar_clamp_min_ste(magnitude, rule.minimum)
     scale = over(magnitude, rule.threshold)
-    return fake_quantize(x, scale, None, grid), scale, magnitude
+    return fake_quantize(x, scale, None, grid), scale, magnitude, all_finite(x)
 
 
 def rows_of(x: Tensor, channel_axis: int | None) -> Tensor:
@@ -165,8 +166,8 @@ def quantize_by_minmax(
     """
     rows = rows_of(upcast(w), rule.channel_axis)
     high, low = _largest(rows), _smallest(rows)
-    high = torch.where(high >= 0, high, torch.zeros_like(high)).reshape(rule.shape)
-    low = torch.where(low <= 0, low, torch.zeros_like(low)).reshape(rule.shape)
+    high = torch.where(high < 0, torch.zeros_like(high), high).reshape(rule.shape)
+    low = torch.where(low > 0, torch.zeros_like(low), low).reshape(rule.shape)
     scale = statistic_scale(high - low, rule)
     zero_point = to_integers(-low / scale + grid.minimum, grid)
     return fake_quantize(w, scale, zero_point, grid), scale, zero_point

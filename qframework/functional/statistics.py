@@ -1,9 +1,10 @@
-"""Statistics of tensors: the largest magnitude, elements by their rank."""
+"""Statistics of tensors: the largest magnitude, elements by their rank, whether all are finite."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from qframework.functional.precision import upcast
@@ -26,6 +27,8 @@ def kth_smallest(
 ) -> Tensor:
     """The ``rank``-th smallest element, exactly, in float32 at least; the gradient goes to one such element.
 
+    NaN where one of the elements is, as for a maximum.
+
     Args:
         x: floating-point tensor of any shape.
         rank: 1 for the smallest.
@@ -35,8 +38,22 @@ def kth_smallest(
     """
     x = upcast(x).abs() if magnitude else upcast(x)
     if dim is None:
-        return x.reshape(-1).kthvalue(rank).values
-    return x.kthvalue(rank, dim, keepdim).values
+        x, dim, keepdim = x.reshape(-1), 0, False
+    found = x.kthvalue(rank, dim, keepdim).values
+    return torch.where(x.isnan().any(dim, keepdim), torch.nan, found)
+
+
+def all_finite(x: Tensor) -> Tensor:
+    """Whether no element is NaN or infinite, a 0-dim bool tensor; True for no elements.
+
+    The largest magnitude tells: so values are read once.
+
+    Args:
+        x: floating-point tensor of any shape.
+    """
+    if x.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=x.device)
+    return torch.isfinite(abs_max(x.detach()))
 
 
 def high_rank(q: float, n: int) -> int:

@@ -26,7 +26,11 @@ def _dpu_round(x: Tensor) -> Tensor:
 
 
 def _binary_sign(x: Tensor) -> Tensor:
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    return torch.where(x >= 0, 1.0, torch.where(x < 0, -1.0, x)).to(x.dtype)
+
+
+def _ternary_sign(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), x, torch.sign(x))
 
 
 #: The rounding rules by name: plain functions without a gradient of their own.
@@ -38,7 +42,8 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "dpu": _dpu_round,
 }
 
-_STEPS = {**ROUNDINGS, "binary_sign": _binary_sign, "ternary_sign": torch.sign}
+#: The step functions of :func:`apply_step` by name.
+STEPS = {**ROUNDINGS, "binary_sign": _binary_sign, "ternary_sign": _ternary_sign}
 
 
 class StraightThroughStep(Function):
@@ -49,7 +54,7 @@ class StraightThroughStep(Function):
     @staticmethod
     def forward(x: Tensor, step: str) -> Tensor:
         """The step."""
-        return _STEPS[step](x)
+        return STEPS[step](x)
 
     @staticmethod
     def setup_context(ctx: object, inputs: tuple[Any, ...], output: object) -> None:
@@ -116,12 +121,12 @@ def dpu_round_ste(x: Tensor) -> Tensor:
 
 
 def binary_sign_ste(x: Tensor) -> Tensor:
-    """1 where ``x >= 0``, else -1; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
+    """1 where ``x >= 0``, else -1; NaN stays NaN; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
     return apply_step(x, "binary_sign")
 
 
 def ternary_sign_ste(x: Tensor) -> Tensor:
-    """-1, 0 or 1 as ``torch.sign``; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
+    """-1, 0 or 1; NaN stays NaN; the gradient passes unchanged. Shapes and dtype as :func:`round_ste`."""
     return apply_step(x, "ternary_sign")
 
 

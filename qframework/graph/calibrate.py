@@ -127,6 +127,7 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
 def _finish(collectors: dict[int, tuple[str, Any]], snapshots: list[_Snapshot]) -> None:
     without: list[str] = []
     for (name, collector), snapshot in zip(collectors.values(), snapshots, strict=True):
+        collector.tell_left_out()
         if not collector.has_data:
             snapshot.restore()
             without.append(name)

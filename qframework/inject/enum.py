@@ -113,6 +113,13 @@ class StatsOp(PolicyEnum):
     SIGNED_MAX = auto()
 
 
+class MSESearchMethod(PolicyEnum):
+    """Which candidates a search for the least squared error tries."""
+
+    GRID = auto()
+    FIBONACCI = auto()
+
+
 class TruncScalingImplType(PolicyEnum):
     """What the integers of an accumulator are divided by."""
 

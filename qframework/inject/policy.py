@@ -16,6 +16,7 @@ from qframework.inject.enum import (
     BitWidthImplType,
     FloatToIntImplType,
     LearnedRoundImplType,
+    MSESearchMethod,
     PolicyEnum,
     QuantType,
     RestrictValueType,
@@ -176,6 +177,10 @@ class Policy(BaseModel):
     )
     mse_iters: Annotated[int, Field(strict=True, ge=2)] = Field(
         20, description="Candidates of a search for the least squared error."
+    )
+    mse_search_method: Annotated[MSESearchMethod, _choice(MSESearchMethod)] = Field(
+        MSESearchMethod.GRID,
+        description="Try equally spaced candidates, or narrow the interval down beside them.",
     )
     mse_bipolar_search: Flag = Field(False, description="Half of the candidates of the other sign.")
     hqo_beta_scale: Positive = Field(

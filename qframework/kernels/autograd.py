@@ -16,19 +16,22 @@ is_compiling = torch.compiler.is_compiling
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_grad_enabled = torch.is_grad_enabled
 _functorch: Any = torch._C._functorch
+_tracing_state = torch._C._get_tracing_state
+_lazy_clone = torch._lazy_clone
 
 
 def may_fuse(*_: object) -> bool:
     """Whether fused functions may run in eager mode, whatever their arguments.
 
     They compute in place and have no forward-mode derivatives, so that definitions run under ``torch.func`` transforms and
-    for dual numbers.
+    for dual numbers; and under ``torch.jit.trace``, which records torch's own operations.
     """
     return not (
         settings.kernels == "reference"
         or is_compiling()
         or _functorch_active()
         or forward_ad._current_level >= 0
+        or _tracing_state() is not None
     )
 
 
@@ -94,6 +97,25 @@ def may_fuse_anywhere(*_: object) -> bool:
 def in_graph(*_: object) -> bool:
     """Whether a compiler or an export traces."""
     return is_compiling()
+
+
+def in_any_graph(*_: object) -> bool:
+    """Whether a compiler, an export or ``torch.jit.trace`` traces."""
+    return is_compiling() or _tracing_state() is not None
+
+
+def safe_from_writes(x: Tensor) -> Tensor:
+    """``x`` as something that later writes to ``x`` don't change, for functions that save it for the backward pass.
+
+    Both share their memory until one of them is written to, which is when torch copies it. So ``x += relu(x)`` works, as it does
+    behind a ReLU that saves its result.
+    """
+    if is_compiling() or not _is_grad_enabled() or x.is_leaf or not (x.is_cpu or x.is_cuda):
+        return x  # nobody may write to a leaf, and compilers look after writes themselves
+    try:
+        return _lazy_clone(x)
+    except RuntimeError:  # memory that isn't torch's own can't be shared so
+        return x
 
 
 class Fused(Function):

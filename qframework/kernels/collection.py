@@ -22,9 +22,14 @@ from qframework.functional import add_kernel, high_rank, low_rank, upcast
 from qframework.kernels.autograd import Context, in_graph
 from qframework.kernels.graphs import places_in
 from qframework.kernels.prepare import Reader
-from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
+from qframework.kernels.statistics import (
+    abs_max_values,
+    can_search_blocks,
+    from_end,
+    search_blocks,
+)
 
-_Found = tuple[Tensor, Tensor, Tensor]
+_Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 #: What decides on the phase; one who overrides it has the last word on it.
@@ -48,57 +53,70 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     collecting = steps >= 0
     # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
     value = collector.value.clone()
-    statistic = _statistic_if(collector, x, collecting)
-    if statistic is None:
-        result, statistic = _branch(collector, collecting, x, value, *context)
+    found = _statistic_if(collector, x, collecting)
+    if found is None:
+        result, statistic, finite = _branch(collector, collecting, x, value, *context)
     else:
+        statistic, finite = found
         batch = collector.from_statistic(statistic, *context)
         result = torch.where(collecting, batch, collector.from_stored(value, *context))
         statistic = statistic.detach()
     with torch.no_grad():
         before = collector.running_stats
-        after = running_update(before, statistic, used, collector.momentum)
+        finite = finite & torch.isfinite(statistic).all()
+        after = running_update(before, statistic, used, collector.momentum, finite)
         now = torch.where(collecting, after, before)
         stored = torch.where(collecting, collector.to_stored(now), value)
         before.copy_(now)
         collector.value.copy_(stored)
-        used.add_(collecting & torch.isfinite(statistic).all())
+        used.add_(collecting & finite)
+        collector.left_out.add_(collecting & ~finite)
         steps.add_(collecting.to(torch.int64))
     return result
 
 
 def _branch(
     collector: CollectThenLearn, collecting: Tensor, *operands: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Result and statistic, by a branch in the graph."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Result, statistic and whether all elements are finite, by a branch in the graph."""
 
-    def collect(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+    def collect(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         statistic = collector.statistic(x, *context)
-        return collector.from_statistic(statistic, *context), statistic.detach().clone()
+        result = collector.from_statistic(statistic, *context)
+        now = statistic.detach().clone()
+        return result, now, collector.counts(x.detach(), now).to(now.dtype)  # a branch gives floats
 
-    def use_learned(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        return collector.from_stored(value, *context).clone(), torch.zeros_like(value)
+    def use_learned(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        result = collector.from_stored(value, *context).clone()
+        return result, torch.zeros_like(value), value.new_ones(())
 
-    return torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type, no-any-return]
+    found: Any = torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type]
+    return found[0], found[1], found[2].detach() != 0
 
 
-def _statistic_if(collector: CollectThenLearn, x: Tensor, wanted: Tensor) -> Tensor | None:
-    """The statistic of a batch where it is ``wanted``, else any number; None where a branch is needed for that."""
+def _statistic_if(
+    collector: CollectThenLearn, x: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """The statistic of a batch and whether all elements are finite, where it is ``wanted``, else anything.
+
+    None where a branch is needed for that.
+    """
     try:
         rule = Reader().read(collector, "statistic_rule")
     except NotStated:
         return None
     if rule.kind == "percentile":
-        found = percentile_if(x, wanted, rule.high, magnitude=True)
+        found, finite = percentile_if(x, wanted, rule.high, magnitude=True)
     elif rule.kind == "negative_percentile":
-        found = at_most_zero(percentile_if(x, wanted, rule.low, low=True))
+        least, finite = percentile_if(x, wanted, rule.low, low=True)
+        found = at_most_zero(least)
     elif rule.kind == "percentile_interval":
-        high = percentile_if(x, wanted, rule.high)
-        low = percentile_if(x, wanted, rule.low, low=True)
+        high, finite = percentile_if(x, wanted, rule.high)
+        low, _ = percentile_if(x, wanted, rule.low, low=True)
         found = at_least_zero(high) - at_most_zero(low)
     else:
         return None
-    return collector.shaped(upcast(found))
+    return collector.shaped(upcast(found)), finite
 
 
 # ------------------------------------------------------------ percentiles that are needed in some calls only
@@ -110,29 +128,34 @@ def _statistic_if(collector: CollectThenLearn, x: Tensor, wanted: Tensor) -> Ten
     tags=(torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe),
 )
 def _percentile_if(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
-    """The element, its index in the flat tensor and the sign that ``magnitude`` took off; zeros when not wanted.
+    """The element, its index in the flat tensor, the sign that ``magnitude`` took off, and whether all elements are finite.
+
+    Zeros and True when not wanted.
 
     An operator of its own is skipped without a branch in the graph; it takes its input in whatever memory format the compiler
     has chosen, and finds the rank itself, so that graphs hold for any batch.
     """
     if not bool(wanted):
-        return x.new_zeros(()), x.new_zeros(1, dtype=torch.int64), x.new_ones(())
+        yes = x.new_ones((), dtype=torch.bool)
+        return x.new_zeros(()), x.new_zeros(1, dtype=torch.int64), x.new_ones(()), yes
     n = x.numel()
     rank = low_rank(q, n) if low else high_rank(q, n)
     near, largest = from_end(rank, n)
     flat = x.reshape(-1)
     if can_search_blocks(n, near):
-        value, where = search_blocks(x, near, largest, magnitude)
+        value, where, _ = search_blocks(x, near, largest, magnitude)
     else:
         value, at = (flat.abs() if magnitude else flat).kthvalue(rank)
-        where = at.reshape(1)
+        where, value = at.reshape(1), torch.where(flat.isnan().any(), torch.nan, value)
     slope = flat.gather(0, where).sign().reshape(())
-    return value.clone(), where, slope if magnitude else torch.ones_like(slope)
+    finite = torch.isfinite(abs_max_values(x))
+    return value.clone(), where, slope if magnitude else torch.ones_like(slope), finite
 
 
 @_percentile_if.register_fake
 def _(x: Tensor, wanted: Tensor, q: float, low: bool, magnitude: bool) -> _Found:
-    return x.new_empty(()), x.new_empty(1, dtype=torch.int64), x.new_empty(())
+    yes = x.new_empty((), dtype=torch.bool)
+    return x.new_empty(()), x.new_empty(1, dtype=torch.int64), x.new_empty(()), yes
 
 
 class _PercentileIf(Function):
@@ -143,8 +166,8 @@ class _PercentileIf(Function):
 
     @staticmethod
     def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
-        _, where, slope = output
-        ctx.mark_non_differentiable(where, slope)
+        _, where, slope, finite = output
+        ctx.mark_non_differentiable(where, slope, finite)
         ctx.save_for_backward(where, slope)
         ctx.how = (inputs[0].shape,)
 
@@ -159,8 +182,8 @@ class _PercentileIf(Function):
 
 def percentile_if(
     x: Tensor, wanted: Tensor, q: float, low: bool = False, magnitude: bool = False
-) -> Tensor:
-    """A percentile of all elements where ``wanted``, else 0; 0-dim.
+) -> tuple[Tensor, Tensor]:
+    """A percentile of all elements where ``wanted``, else 0, and whether all are finite; 0-dim.
 
     Args:
         x: tensor of any shape.
@@ -169,7 +192,8 @@ def percentile_if(
         low: round the rank as for a low percentile, see :func:`~qframework.functional.low_rank`.
         magnitude: of ``|x|`` rather than of ``x``.
     """
-    return _PercentileIf.apply(x, wanted, q, low, magnitude)[0]  # type: ignore[no-any-return, no-untyped-call]
+    found = _PercentileIf.apply(x, wanted, q, low, magnitude)  # type: ignore[no-untyped-call]
+    return found[0], found[3]
 
 
 # ------------------------------------------------------------ numbers that follow parameters

@@ -25,8 +25,18 @@ from qframework.functional import (
     repeat_while,
     tensor_clamp_ste,
 )
-from qframework.functional.straight_through import StraightThroughClamp, StraightThroughStep
-from qframework.kernels.autograd import Context, in_graph, may_fuse_in_graph
+from qframework.functional.straight_through import (
+    STEPS,
+    StraightThroughClamp,
+    StraightThroughStep,
+)
+from qframework.kernels.autograd import (
+    Context,
+    in_any_graph,
+    in_graph,
+    is_compiling,
+    may_fuse_in_graph,
+)
 from qframework.kernels.integer import can_fuse_relu, quantize, quantize_gradients, sum_to
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
@@ -60,14 +70,23 @@ class _Clamp(StraightThroughClamp):
     jvp = staticmethod(Function.jvp)  # type: ignore[assignment]
 
 
-@add_kernel(apply_step, "in a graph", in_graph)
+@add_kernel(apply_step, "in a graph", in_any_graph)
 def _apply_step(x: Tensor, step: str) -> Tensor:
+    if not is_compiling():
+        return _with_gradient_of(x, STEPS[step](x.detach()))
     return _Step.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@add_kernel(tensor_clamp_ste, "in a graph", in_graph)
+@add_kernel(tensor_clamp_ste, "in a graph", in_any_graph)
 def _tensor_clamp_ste(x: Tensor, *bounds: Tensor | float | None) -> Tensor:
+    if not is_compiling():
+        return _with_gradient_of(x, torch.clamp(x.detach(), *bounds))  # type: ignore[arg-type]
     return _Clamp.apply(x, *bounds)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _with_gradient_of(x: Tensor, y: Tensor) -> Tensor:
+    """``y``, with the gradient of ``x``, by torch's own operations, which ``torch.jit.trace`` records alike with gradients and without."""
+    return y + torch.nan_to_num(x - x.detach(), 0.0, 0.0, 0.0)
 
 
 # ------------------------------------------------------------ by a scale that is known

@@ -40,8 +40,8 @@ def _values(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Any, ...]:
     high, low, where = _extremes(x, rule)
     high, low = high.to(compute_dtype(x.dtype)), low.to(compute_dtype(x.dtype))
     zero = torch.zeros_like(low)
-    offset = -torch.where(low <= 0, low, zero)
-    scale = statistic_scale_values(torch.where(high >= 0, high, zero) + offset, rule)
+    offset = -torch.where(low > 0, zero, low)
+    scale = statistic_scale_values(torch.where(high < 0, zero, high) + offset, rule)
     shift = ROUNDINGS[grid.rounding](offset / scale + minimum).clamp(minimum, maximum)
     scale, shift = scale.reshape(rule.shape), shift.reshape(rule.shape)
     return quantize(x, scale, shift, grid), scale, shift, high, low, *where
@@ -84,14 +84,14 @@ class _QuantizeByMinmax(Fused):
         to_low, zero = torch.zeros_like(low), torch.zeros_like(low)
         if grad_shift is not None:
             by_offset = grad_shift / scale
-            offset = -torch.where(low <= 0, low, zero).reshape(scale.shape)
+            offset = -torch.where(low > 0, zero, low).reshape(scale.shape)
             whole = whole - by_offset * offset / scale
             to_low = -by_offset.reshape(low.shape)
-        span = torch.where(high >= 0, high, zero) - torch.where(low <= 0, low, zero)
+        span = torch.where(high < 0, zero, high) - torch.where(low > 0, zero, low)
         by_span = whole.reshape(span.shape) * statistic_scale_slope(span, rule)
         shares = (
-            torch.where(high >= 0, by_span, zero),
-            torch.where(low <= 0, to_low - by_span, zero),
+            torch.where(high < 0, zero, by_span),
+            torch.where(low > 0, zero, to_low - by_span),
         )
         if rule.channel_axis is not None:
             for share, at in zip(shares, where, strict=True):

@@ -11,6 +11,7 @@ from qframework.functional import (
     IntegerGrid,
     ScaleRule,
     add_kernel,
+    all_finite,
     compute_dtype,
     over,
     quantize_by_percentile,
@@ -24,24 +25,28 @@ class _QuantizeByPercentile(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Context, x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Ranks are the same before and after a ReLU.
-        found, where = search_blocks(x, *from_end(rank, x.numel()), not relu)
+        near, largest = from_end(rank, x.numel())
+        found, where, end = search_blocks(x, near, largest, not relu)
+        finite = torch.isfinite(end) if largest else all_finite(torch.relu(x) if relu else x)
         found = found.to(compute_dtype(x.dtype))
         magnitude = torch.relu(found).clamp_min(rule.minimum or 0.0).reshape(rule.shape)
         scale = over(magnitude, rule.threshold)
         ctx.save_for_backward(x, scale, where)
         ctx.how = (rank, grid, rule, relu)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(magnitude)
-        return quantize(x, scale, None, grid, relu), scale, magnitude
+        ctx.mark_non_differentiable(magnitude, finite)
+        return quantize(x, scale, None, grid, relu), scale, magnitude, finite
 
     @staticmethod
     def define(ctx: Context, x: Tensor) -> Any:  # type: ignore[override]
         return quantize_by_percentile.definition(x, *ctx.how)
 
     @staticmethod
-    def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None, _: Any) -> Any:  # type: ignore[override]
+    def gradients(
+        ctx: Context, grad: Tensor | None, grad_scale: Tensor | None, *others: Any
+    ) -> Any:  # type: ignore[override]
         x, scale, where = ctx.saved_tensors
         _, grid, rule, relu = ctx.how
         g = torch.zeros_like(x) if grad is None else grad
@@ -66,5 +71,5 @@ def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
 
 @add_kernel(quantize_by_percentile, "fused", _serves)
 def _fused(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Any:
-    y, scale, magnitude = apply(_QuantizeByPercentile, x, rank, grid, rule, relu)
-    return note_origin(y, x, scale, None, grid, relu), scale, magnitude
+    y, *rest = apply(_QuantizeByPercentile, x, rank, grid, rule, relu)
+    return note_origin(y, x, rest[0], None, grid, relu), *rest

@@ -33,7 +33,12 @@ from qframework.functional import (
     quantize_by_percentile,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import is_compiling, may_fuse, may_fuse_in_graph
+from qframework.kernels.autograd import (
+    is_compiling,
+    may_fuse,
+    may_fuse_in_graph,
+    safe_from_writes,
+)
 from qframework.kernels.trust import (
     Guards,
     distrust,
@@ -152,6 +157,8 @@ class Plan:
         if self.activation is not None and not (fast and self.fuses_relu):
             x = self.activation(x)
         if fast:
+            if self.fuses_relu and x.requires_grad:
+                x = safe_from_writes(x)
             return self.form(x, *scales)  # type: ignore[misc]
         return self.quantizer(x, *scales)
 
@@ -342,9 +349,10 @@ def _by_learned_scale(
                 return by_parts(x, relu)
             if scaling.value.shape != rule.shape:  # it was assigned
                 return by_parts(x, relu)
-            y, scale, found = quantize_by_percentile(x, ranks(x.numel()), grid, rule, relu)
+            rank = ranks(x.numel())
+            y, scale, found, finite = quantize_by_percentile(x, rank, grid, rule, relu)
             if not is_recomputing():
-                scaling.record(found.detach())
+                scaling.record(found.detach(), finite)
             return y, scale, _zero(scale), width()
         stored = scaling.stored()
         if not is_plain(stored):

@@ -7,7 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import abs_max, add_kernel, compute_dtype, kth_smallest, upcast
+from qframework.functional import (
+    abs_max,
+    add_kernel,
+    compute_dtype,
+    kth_smallest,
+    upcast,
+)
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 
 #: Length of the blocks among which extreme elements are looked for.
@@ -64,8 +70,12 @@ def can_search_blocks(n: int, near: int) -> bool:
     return near <= _FEW and n // _BLOCK >= 4 * near
 
 
-def search_blocks(x: Tensor, near: int, largest: bool, magnitude: bool) -> tuple[Tensor, Tensor]:
-    """The element ``near`` the end, and its index in the flat tensor, of shape ``(1,)``.
+def search_blocks(
+    x: Tensor, near: int, largest: bool, magnitude: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The element ``near`` the end, its index in the flat tensor, of shape ``(1,)``, and the end itself.
+
+    Both are NaN where one of the elements is.
 
     One pass finds the extreme of each block; only the blocks that can hold the element are looked at again.
 
@@ -88,13 +98,16 @@ def search_blocks(x: Tensor, near: int, largest: bool, magnitude: bool) -> tuple
     block = chosen.gather(0, (place // _BLOCK).clamp_max(near - 1))
     in_rest = place + (whole - near) * _BLOCK
     where = torch.where(place < near * _BLOCK, block * _BLOCK + place % _BLOCK, in_rest)
-    return top.values[-1], where
+    end = top.values[0]
+    if not largest:  # where NaN doesn't come first
+        end = torch.where(first.isnan().any() | rest.isnan().any(), torch.nan, end)
+    return torch.where(end.isnan(), torch.nan, top.values[-1]), where, end
 
 
 class _KthSmallest(Fused):
     @staticmethod
     def forward(ctx: Context, x: Tensor, rank: int, magnitude: bool) -> Tensor:  # type: ignore[override]
-        value, where = search_blocks(x, *from_end(rank, x.numel()), magnitude)
+        value, where, _ = search_blocks(x, *from_end(rank, x.numel()), magnitude)
         ctx.save_for_backward(x, where)
         ctx.how = (rank, magnitude)
         return value.to(compute_dtype(x.dtype))
@@ -136,6 +149,10 @@ def _by_selection(x: Tensor, rank: int, magnitude: bool, dim: int | None, keepdi
     if dim is None:
         x, dim, keepdim = x.reshape(-1), 0, False
     near, largest = from_end(rank, x.shape[dim])
+    if near > 1 and not largest:  # NaN is no smallest element
+        near_ones = x.topk(near, dim, largest=False, sorted=False).values
+        found = near_ones.max(dim, keepdim).values
+        return torch.where(x.detach().amin(dim, keepdim).isnan(), torch.nan, found)
     if near > 1:
-        x, largest = x.topk(near, dim, largest=largest, sorted=False).values, not largest
+        x, largest = x.topk(near, dim, sorted=False).values, False
     return x.max(dim, keepdim).values if largest else x.min(dim, keepdim).values

@@ -31,7 +31,7 @@ class DecoupledWeightQuantProxyFromInjector(WeightQuantProxyFromInjector):
         return self._quantized(x, *self._of_input(quant_input), source=self.source)
 
     def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
-        return super()._wrap(output[:4], source, parameter)
+        return super()._wrap(output, source, parameter)
 
     def _of_input(self, quant_input: object) -> tuple[Any, ...]:
         return ()

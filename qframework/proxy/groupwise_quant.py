@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qframework.functional import join_groups
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.codes import know_codes
 from qframework.proxy.dynamic_quant import DynamicActQuantProxyFromInjector
 from qframework.proxy.float_quant import FloatQuantProxy
 from qframework.proxy.parameter_quant import WeightQuantProxyFromInjector
@@ -38,7 +39,7 @@ class GroupwiseQuantProxy(QuantProxy):
         self, output: tuple[Any, ...], x: Tensor, source: object
     ) -> GroupwiseIntQuantTensor:
         value, scale, zero_point, bit_width = output
-        return GroupwiseIntQuantTensor.of_fields(
+        made = GroupwiseIntQuantTensor.of_fields(
             (
                 self._joined(value, x),
                 scale,
@@ -53,6 +54,7 @@ class GroupwiseQuantProxy(QuantProxy):
                 self.has_zero,
             )
         )
+        return know_codes(made, self.tensor_quant, x, output, lambda t: self._joined(t, x))
 
 
 class _FloatGroups(FloatQuantProxy, GroupwiseQuantProxy):

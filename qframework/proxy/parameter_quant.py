@@ -13,6 +13,7 @@ from qframework.inject.resolver import Resolver
 from qframework.kernels.autograd import transforms_active
 from qframework.kernels.trust import modes_active
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.codes import know_codes
 from qframework.proxy.freezing import Place
 from qframework.proxy.naming import qualified_name
 from qframework.proxy.resolution import Resolution, resolver_of
@@ -128,8 +129,8 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         """The quantized tensor for what the quantizer gave for a parameter."""
         if self._is_own:
             output = self._integers(output, parameter)
-        value, scale, zero_point, bit_width = output
-        return IntQuantTensor.unchecked(
+        value, scale, zero_point, bit_width = output[:4]
+        made = IntQuantTensor.unchecked(
             value,
             scale,
             zero_point,
@@ -140,6 +141,9 @@ class ParameterQuantProxyFromInjector(QuantProxy):
             self.is_symmetric,
             self.has_zero,
         )
+        if value.dtype is torch.float32:  # as nearly always
+            return made
+        return know_codes(made, self.tensor_quant, parameter, output)
 
 
 class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):

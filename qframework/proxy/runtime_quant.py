@@ -8,13 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.core.notice import LeftOut
+from qframework.functional import floating
 from qframework.kernels import Static, static
 from qframework.proxy.base import QuantProxy, has_hooks
-from qframework.proxy.naming import qualified_name
+from qframework.proxy.codes import know_codes
+from qframework.proxy.naming import LeftOutNotice, qualified_name
 from qframework.proxy.resolution import Resolution
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
 
 _is_compiling = torch.compiler.is_compiling
+_tracing = torch._C._get_tracing_state
 
 
 class ActQuantProxyFromInjector(QuantProxy):
@@ -32,6 +36,10 @@ class ActQuantProxyFromInjector(QuantProxy):
 
     def _read_settings(self, resolution: Resolution, built: nn.Module | None) -> None:
         super()._read_settings(resolution, built)
+        notice = LeftOutNotice(self.tracked_module_list, self.attribute)
+        for module in () if built is None else built.modules():
+            if isinstance(module, LeftOut):
+                module.notice = notice
         self.activation_impl = resolution.read("act_impl", None)
         self.is_passthrough_act = bool(resolution.read("passthrough_act", False))
         self.drops_activation = bool(resolution.read("drop_act_when_quantized", False))
@@ -68,7 +76,9 @@ class ActQuantProxyFromInjector(QuantProxy):
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
-        if not (self._eval_checked or self.training or _is_compiling()):
+        elif not x.dtype.is_floating_point:
+            x = floating(x)
+        if not (self._eval_checked or self.training or _is_compiling() or _tracing() is not None):
             self._check_statistics()
         if self._memory.frozen:
             kept: Static | None = self._memory.recall(self._modules.get("tensor_quant"))
@@ -106,7 +116,7 @@ class ActQuantProxyFromInjector(QuantProxy):
         if self._is_own:
             output = self._integers(output, x)
         value, scale, zero_point, bit_width = output
-        return IntQuantTensor.unchecked(
+        made = IntQuantTensor.unchecked(
             value,
             scale,
             zero_point,
@@ -117,6 +127,9 @@ class ActQuantProxyFromInjector(QuantProxy):
             self.is_symmetric,
             self.has_zero,
         )
+        if value.dtype is torch.float32:  # as nearly always
+            return made
+        return know_codes(made, self.tensor_quant, x, output, activation=self._activation())
 
     def collectors(self) -> list[Any]:
         """The modules that collect statistics."""
@@ -126,7 +139,22 @@ class ActQuantProxyFromInjector(QuantProxy):
             else [m for m in self.tensor_quant.modules() if hasattr(m, "has_statistics")]
         )
 
+    def _tell_left_out(self) -> None:
+        if self.tensor_quant is None:
+            return
+        for module in self.tensor_quant.modules():
+            if isinstance(module, LeftOut):
+                module.tell_left_out()
+
+    def train(self, mode: bool = True) -> ActQuantProxyFromInjector:
+        """Set the mode; at its end, what compiled steps left out of the statistics is told."""
+        super().train(mode)
+        if not mode:
+            self._tell_left_out()
+        return self
+
     def _check_statistics(self) -> None:
+        self._tell_left_out()
         if all(c.has_statistics for c in self.collectors()):
             self._eval_checked = True
             return

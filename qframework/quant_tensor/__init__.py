@@ -1,6 +1,7 @@
 """Quantized tensors: a dequantized value with what its number format needs: scale, zero point, widths, sign."""
 
 from qframework.quant_tensor import (  # noqa: F401
+    collate,
     rules_elementwise,
     rules_linear,
     rules_pool,

@@ -60,7 +60,7 @@ def dispatch(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     Raises:
         InPlaceError: the function changes a quantized tensor in place.
     """
-    if not args and "input" in kwargs:
+    if not args and "input" in kwargs and "condition" not in kwargs:
         kwargs = dict(kwargs)
         args = (kwargs.pop("input"),)
     found = _rules_for(args, kwargs).get(function)
@@ -281,6 +281,12 @@ class QuantTensor:
             f"a {type(self).__name__} doesn't change, and another value may not be on its grid; "
             "use torch.cat or torch.where, or assign to a clone of its .value"
         )
+
+    def __format__(self, specification: str) -> str:
+        """One number as that number, as torch does; others as text."""
+        if self.value.dim() == 0:
+            return format(self.value, specification)
+        return object.__format__(self, specification)
 
     def __array__(self, *args: object, **kwargs: object) -> Any:
         return self.value.__array__(*args, **kwargs)

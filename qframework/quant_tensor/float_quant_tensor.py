@@ -137,7 +137,8 @@ class FloatQuantTensor(MinifloatRecord):
 
     def int(self) -> Tensor:
         """The significands as whole numbers, ``minifloat / unit``, in a float dtype."""
-        return self._pre_round_float_value.round()
+        v = snapped(self._unscaled, self._unit(self._unscaled))  # which may be a power of two
+        return (v / self._unit(v)).round()
 
     def codes(self) -> Tensor:
         """The codes: sign, exponent and mantissa from the top bit down; that of 0 has no sign.

@@ -26,7 +26,7 @@ from qframework.quant_tensor.float_quant_tensor import (
     is_minifloat,
     snapped,
 )
-from qframework.quant_tensor.int_quant_tensor import TOLERANCE
+from qframework.quant_tensor.int_quant_tensor import TOLERANCE, near, nearest
 from qframework.quant_tensor.record import fill, register
 from qframework.quant_tensor.validation import as_tensor
 
@@ -179,16 +179,20 @@ class GroupwiseIntQuantTensor(GroupwiseQuantTensor):
     def _pre_round_int_value(self) -> Tensor:
         return self._grouped(lambda _: self._unscaled_ + self.zero_point_)
 
+    def _integers(self) -> Tensor:
+        known = self.known_codes()
+        return nearest(self, self.scale, self.zero_point) if known is None else known.round()
+
     @property
     def is_valid(self) -> bool:
         """Whether ``value / scale + zero_point`` are, up to rounding errors, integers of the declared range."""
         with torch.no_grad():
             exact = self._pre_round_int_value
-            rounded = exact.round()
+            rounded = self._integers()
             low = min_int(self.signed, False, self.bit_width)
             high = max_int(self.signed, False, self.bit_width)
-            near = (exact - rounded).abs() < self._tolerance
-            return bool((near & (rounded >= low) & (rounded <= high)).all())
+            close = near(self, exact, rounded, self.scale, self.zero_point)
+            return bool((close & (rounded >= low) & (rounded <= high)).all())
 
     def int(self, float_datatype: bool = False) -> Tensor:
         """The integers, in the ungrouped shape.
@@ -207,7 +211,7 @@ class GroupwiseIntQuantTensor(GroupwiseQuantTensor):
                 "this GroupwiseIntQuantTensor is not valid: value / scale + zero_point are not all integers of "
                 f"{float(self.bit_width):g} bits"
             )
-        rounded = self._pre_round_int_value.round()
+        rounded = self._integers()
         if float_datatype:
             return rounded
         if float(self.bit_width) > 8:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import max_int, min_int, upcast
+from qframework.functional import is_half, max_int, min_int, upcast
 from qframework.quant_tensor import algebra
 from qframework.quant_tensor.base import Operand
 from qframework.quant_tensor.record import Record, fill, register
@@ -119,6 +119,10 @@ class IntQuantTensor(Record):
     def _pre_round_int_value(self) -> Tensor:
         return upcast(self.value) / self.scale + self.zero_point
 
+    def _integers(self) -> Tensor:
+        known = self.known_codes()
+        return nearest(self, self.scale, self.zero_point) if known is None else known.round()
+
     @property
     def is_valid(self) -> bool:
         """Whether ``value / scale + zero_point`` are, up to rounding errors, integers of the declared range.
@@ -127,9 +131,8 @@ class IntQuantTensor(Record):
         """
         with torch.no_grad():
             exact = self._pre_round_int_value
-            rounded = exact.round()
-            tolerance = TOLERANCE.get(self.value.dtype, 0.2)
-            if not bool(((exact - rounded).abs() < tolerance).all()):
+            rounded = self._integers()
+            if not bool(near(self, exact, rounded, self.scale, self.zero_point).all()):
                 return False
             if float(self.bit_width) < 2:
                 few = rounded.unique().numel() <= 2
@@ -162,7 +165,7 @@ class IntQuantTensor(Record):
                 f"this IntQuantTensor is not valid: value / scale + zero_point spans {span} and is up to {off:.3g} "
                 f"away from an integer; allowed are {sign} integers of {float(self.bit_width):g} bits"
             )
-        rounded = self._pre_round_int_value.round()
+        rounded = self._integers()
         bits = float(self.bit_width)
         if float_datatype:
             dtype = self.scale.dtype if bits <= 8 else rounded.dtype
@@ -227,6 +230,47 @@ def _look_at(
         low, high = (f(signed, False, bit_width) for f in (min_int, max_int))
         whole = (zero_point == zero_point.round()) & (zero_point >= low) & (zero_point <= high)
         return not bool(zero_point.any()), bool(whole.all())
+
+
+def _steps_to(q: Record, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The value of integers, in the dtype of a record."""
+    return ((whole - zero_point) * scale).to(q.value.dtype)
+
+
+def nearest(q: Record, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """The integers of a record, in a float dtype: those that are its value, in its dtype, where there are such.
+
+    Args:
+        q: with the fields ``value``, ``bit_width`` and ``signed``.
+        scale: that broadcasts to the value.
+        zero_point: likewise.
+    """
+    rounded = (upcast(q.value) / scale + zero_point).round()
+    if not is_half(q.value.dtype):
+        return rounded
+    bits: Tensor = q.bit_width  # type: ignore[attr-defined]
+    low, high = min_int(q.signed, False, bits), max_int(q.signed, False, bits)
+    found = rounded
+    for step in (1, -1, 0):  # half precision has fewer digits than an integer may need
+        near_by = (rounded + step).clamp(low, high)
+        found = torch.where(_steps_to(q, near_by, scale, zero_point) == q.value, near_by, found)
+    return found
+
+
+def near(q: Record, exact: Tensor, whole: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Where integers are those of a record, up to rounding errors.
+
+    Args:
+        q: the record.
+        exact: ``value / scale + zero_point``.
+        whole: the integers.
+        scale: that broadcasts to the value.
+        zero_point: likewise.
+    """
+    close = (exact - whole).abs() < TOLERANCE.get(q.value.dtype, 0.2)
+    if is_half(q.value.dtype):
+        close |= _steps_to(q, whole, scale, zero_point) == q.value
+    return close
 
 
 register(IntQuantTensor)

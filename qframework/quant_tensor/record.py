@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from qframework.quant_tensor.base import QuantTensor
-from qframework.quant_tensor.source import Source
+from qframework.quant_tensor.source import Source, can_read
 from qframework.quant_tensor.validation import check_names
 
 Self = TypeVar("Self", bound="Record")
+#: See :meth:`Record.with_codes`.
+Codes = Tensor | Callable[[], Tensor | None] | None
 
 
 class Record(QuantTensor):
@@ -64,13 +66,48 @@ class Record(QuantTensor):
         return self.replace(**changes)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "source": None}  # known by identity, it means nothing elsewhere
+        # A source is known by identity, and means nothing elsewhere.
+        state = {**self.__dict__, "source": None}
+        if "_codes" in state:
+            state["_codes"] = self.known_codes()
+        return state
+
+    # ------------------------------------------------------------ integers of coarse values
+
+    def with_codes(self: Self, codes: Codes) -> Self:
+        """The same record, which knows its integers, for values whose dtype is too coarse to tell them.
+
+        In the 8 bits of a bfloat16 number, 254 and 255 steps may be the same.
+
+        Args:
+            codes: the integers in the shape of the value, in a float dtype; or what gives them when they are asked for, and None
+                where they are known no more.
+        """
+        object.__setattr__(self, "_codes", codes)
+        return self
+
+    def known_codes(self) -> Tensor | None:
+        """The integers where they are known beside the value, else None."""
+        found: Codes = self.__dict__.get("_codes")
+        return found() if callable(found) and not isinstance(found, Tensor) else found  # type: ignore[return-value]
+
+    def moved_codes(self: Self, made: Self, move: Callable[[Tensor], Any]) -> Self:
+        """Let a record whose value ``move`` made of this one's know its integers likewise."""
+        if self.__dict__.get("_codes") is None:
+            return made
+
+        def moved() -> Tensor | None:
+            found = self.known_codes()
+            return None if found is None else move(found)
+
+        return made.with_codes(moved)
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
         out = object.__new__(type(self))
         memo[id(self)] = out
         fill(out, tuple([copy.deepcopy(f, memo) for f in self.fields()]))
-        return out
+        known = self.known_codes()
+        return out if known is None else out.with_codes(known.clone())
 
     def detach_(self: Self) -> Self:
         """Cut value and metadata off the graph, in this record; tensors that others hold, such as parameters, stay."""
@@ -79,7 +116,8 @@ class Record(QuantTensor):
 
     def map_tensors(self: Self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same record with ``function`` applied to each of its tensors."""
-        return self.replace(**{n: function(getattr(self, n)) for n in self.tensor_names})
+        made = self.replace(**{n: function(getattr(self, n)) for n in self.tensor_names})
+        return self.moved_codes(made, function)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +137,15 @@ class Record(QuantTensor):
     def __repr__(self) -> str:
         hidden = ("source", "symmetric", "has_zero")
         names = [n for n in self.tensor_names + self.static_names if n not in hidden]
-        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
+        return f"{type(self).__name__}({', '.join(f'{n}={_shown(getattr(self, n), n)}' for n in names)})"
+
+
+def _shown(field: object, name: str) -> str:
+    """A field as it is printed; one number beside the value in full, where it can be read."""
+    if name != "value" and type(field) in (Tensor, torch.nn.Parameter) and field.dim() == 0:  # type: ignore[attr-defined]
+        if can_read(field):  # type: ignore[arg-type]
+            return repr(field.item())  # type: ignore[attr-defined]
+    return repr(field)
 
 
 def fill(record: Record, fields: tuple[Any, ...]) -> None:

@@ -19,8 +19,8 @@ from qframework.quant_tensor.source import can_read, same_grid, scale_only
 
 def _axes(q: IntQuantTensor, dim: Dims) -> tuple[int, ...]:
     ndim = q.value.dim()
-    if dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
-        return tuple(range(ndim))
+    if ndim == 0 or dim is None or (isinstance(dim, (tuple, list)) and len(dim) == 0):
+        return tuple(range(ndim))  # one number takes its axes as 0 or -1, which torch checks
     return tuple(d % ndim for d in ((dim,) if isinstance(dim, int) else dim))
 
 
@@ -91,7 +91,7 @@ def _extreme_rule(name: str) -> None:
             return NotImplemented
         _, scale, zero_point = found
         source = q.source if scale.numel() == 1 else None
-        value = function(q.value, _axes(q, dim), keepdim)
+        value = function(q.value, () if dim is None else dim, keepdim)
         return q.replace(value=value, scale=scale, zero_point=zero_point, source=source)
 
     rule(name)(apply)
@@ -134,8 +134,9 @@ def _masked_fill(q: IntQuantTensor, mask: Tensor, value: Operand) -> Any:
     return q.replace(value=filled) if filled.shape == q.value.shape else NotImplemented
 
 
-def _where(condition: Tensor, a: Operand | None = None, b: Operand | None = None) -> Any:
+def _where(condition: Tensor, input: Operand | None = None, other: Operand | None = None) -> Any:
     """Elements of two tensors on one grid, or of one and zeros."""
+    a, b = input, other
     if a is None or b is None:
         return NotImplemented
     first, second = (a, b) if isinstance(a, Record) else (b, a)

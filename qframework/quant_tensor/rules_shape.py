@@ -29,7 +29,11 @@ def _full_rank(t: Tensor, ndim: int) -> Tensor:
 
 
 def _moved(
-    q: Record, results: Tensor | Sequence[Tensor], move: Callable[[Tensor], Any], *how: object
+    q: Record,
+    results: Tensor | Sequence[Tensor],
+    move: Callable[[Tensor], Any],
+    *how: object,
+    of_value: Callable[[Tensor], Any] | None = None,
 ) -> Any:
     """Wrap the result of a movement.
 
@@ -38,6 +42,7 @@ def _moved(
         results: the moved value, or several.
         move: does to a scale or zero point what was done to the value.
         *how: name and arguments of the movement.
+        of_value: does it to a tensor of the shape of the value; None where that isn't known.
     """
 
     def metadata(t: Tensor) -> Any:
@@ -46,22 +51,25 @@ def _moved(
     scale, zero_point = metadata(q.scale), metadata(q.zero_point)
     one_scale, one_zero = _scalar(q.scale), _scalar(q.zero_point)
     if isinstance(results, Tensor):
-        return q.replace(
+        made = q.replace(
             value=results,
             scale=one_scale if scale is None else scale,
             zero_point=one_zero if zero_point is None else zero_point,
             source=moved_source(q, *how),
         )
+        return made if of_value is None else q.moved_codes(made, of_value)
     several: Callable[..., Any] = type(results)
-    return several(
-        q.replace(
+
+    def part(i: int, r: Tensor) -> Record:
+        made = q.replace(
             value=r,
             scale=one_scale if scale is None else scale[i],
             zero_point=one_zero if zero_point is None else zero_point[i],
             source=moved_source(q, *how, i) if how else moved_source(q),
         )
-        for i, r in enumerate(results)
-    )
+        return made if of_value is None else q.moved_codes(made, lambda t: of_value(t)[i])
+
+    return several(part(i, r) for i, r in enumerate(results))
 
 
 def _scalar(t: Tensor) -> Tensor:
@@ -83,8 +91,11 @@ def _axis_rule(*names: str) -> None:
             def move(t: Tensor) -> Any:
                 return _function(_full_rank(t, q.value.dim()), *args, **kwargs)
 
+            def of_value(t: Tensor) -> Any:
+                return _function(t, *args, **kwargs)
+
             how = (_name, args, list(kwargs.items()))
-            return _moved(q, _function(q.value, *args, **kwargs), move, *how)
+            return _moved(q, of_value(q.value), move, *how, of_value=of_value)
 
         rule(name)(apply)
 
@@ -112,8 +123,11 @@ def _element_rule(*names: str) -> None:
             def move(t: Tensor) -> Any:
                 return _function(t.expand(q.value.shape), *args, **kwargs)
 
+            def of_value(t: Tensor) -> Any:
+                return _function(t, *args, **kwargs)
+
             how = (_name, args, list(kwargs.items()))
-            return _moved(q, _function(q.value, *args, **kwargs), move, *how)
+            return _moved(q, of_value(q.value), move, *how, of_value=of_value)
 
         rule(name)(apply)
 
@@ -192,9 +206,13 @@ def _reshape(q: Record, result: Tensor) -> Any:
         spread = _full_rank(t, len(before)).expand((1,) * kept + tuple(before[kept:]))
         return spread.reshape((1,) * kept + tuple(after[kept:]))
 
+    def of_value(t: Tensor) -> Tensor:
+        return t.reshape(after)
+
     if not metadata:
-        return _moved(q, result, move)
-    return _moved(q, result, move, "reshape", kept, tuple(before[kept:]), tuple(after[kept:]))
+        return _moved(q, result, move, of_value=of_value)
+    how = ("reshape", kept, tuple(before[kept:]), tuple(after[kept:]))
+    return _moved(q, result, move, *how, of_value=of_value)
 
 
 @rule("reshape")
@@ -204,8 +222,8 @@ def _rule_reshape(q: Record, *shape: Any, **kwargs: Any) -> Any:
 
 @rule("view")
 def _rule_view(q: Record, *shape: Any, **kwargs: Any) -> Any:
-    if shape and isinstance(shape[0], torch.dtype):
-        return NotImplemented
+    if isinstance(kwargs.get("dtype", shape[0] if shape else None), torch.dtype):
+        return NotImplemented  # the same bits as other numbers are on no grid
     return _reshape(q, q.value.view(*shape, **kwargs))
 
 
@@ -230,7 +248,9 @@ def _rule_squeeze(q: Record, dim: Dims = None) -> Any:
 for _name, _function in (("T", lambda x: x.T), ("mT", lambda x: x.mT)):
 
     def _property(q: Record, _f: Callable[[Tensor], Tensor] = _function, _name: str = _name) -> Any:
-        return _moved(q, _f(q.value), lambda t: _f(_full_rank(t, q.value.dim())), _name)
+        return _moved(
+            q, _f(q.value), lambda t: _f(_full_rank(t, q.value.dim())), _name, of_value=_f
+        )
 
     RULES[getattr(torch.Tensor, _name).__get__] = _property
     setattr(QuantTensor, _name, property(_property))

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -61,13 +62,12 @@ def test_weight_decay_leaves_what_is_collected_alone() -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_a_poisoned_batch_is_left_out_and_reported(poison) -> None:
-    module = scaling(3)
-    feed(module, 4, poison, 4)
+    module = scaling(4)
+    with pytest.warns(RuntimeWarning, match="NaN or infinity is left out") as found:
+        feed(module, 4, poison, poison, 4)
+    assert len(found) == 1
     assert module.running_stats.item() == 4
-    with pytest.warns(
-        RuntimeWarning, match="1 of the 3 batches .* NaN or infinity; they were left out"
-    ):
-        feed(module, 1)
+    feed(module, 1)
     assert module.value.item() == 4
 
 
@@ -84,7 +84,8 @@ def test_the_mean_is_as_if_a_poisoned_batch_had_not_been(kind, where, bad, momen
     clean, poisoned = make(), make()
     numbers = [6.0, 3.0, 12.0]
     feed(clean, *numbers)
-    feed(poisoned, *numbers[:where], bad, *numbers[where:])
+    with pytest.warns(RuntimeWarning, match="left out"):
+        feed(poisoned, *numbers[:where], bad, *numbers[where:])
     assert poisoned.eval()(torch.ones(1, 1)).item() == clean.eval()(torch.ones(1, 1)).item()
 
 
@@ -93,16 +94,18 @@ def test_one_poisoned_channel_leaves_the_whole_batch_out() -> None:
         9, AbsMax(stats_reduce_dim=1), OverBatchOverTensorView(), (2,), scaling_stats_momentum=None
     )
     for batch in ([[1.0], [2.0]], [[float("nan")], [50.0]], [[3.0], [4.0]]):
-        module(torch.tensor(batch))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            module(torch.tensor(batch))
     assert module.running_stats.tolist() == [2, 3]
 
 
 def test_when_every_batch_is_poisoned_the_collection_starts_again() -> None:
     module = scaling(2)
-    feed(module, float("nan"), float("nan"))
+    with pytest.warns(RuntimeWarning, match="NaN or infinity is left out"):
+        feed(module, float("nan"), float("nan"))
     assert not module.has_statistics
-    with pytest.warns(RuntimeWarning, match="2 of the 2 batches .* starts again"):
-        assert feed(module, 5) == [5]
+    assert feed(module, 5) == [5]
     assert not module.is_learned
     assert module.running_stats.item() == 5
 

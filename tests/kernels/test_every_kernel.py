@@ -31,10 +31,6 @@ NOT_RECOMPUTED = "LIBRARY BUG: recompute='always' does nothing under kernels='fu
 SEQUENCES = [rnn_sequence, lstm_sequence, gru_sequence]
 OF_SEQUENCES = [case for case in CASES if case.function in SEQUENCES]
 OTHERS = [case for case in CASES if case.function not in SEQUENCES]
-TAKES_NAN_FOR_ANY = {
-    f"kth_smallest: {name}"
-    for name in ("smallest magnitude", "near the top", "in the rest behind the blocks", "of rows", "of columns")
-}  # fmt: skip
 #: Gradients are as exact as the dtype: half precision has 8 bits.
 TOLERANCES = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 1e-2}
 
@@ -117,15 +113,8 @@ def special_numbers() -> Iterator[object]:
     """Cases with a number that one of their values is replaced by."""
     for case in CASES:
         for number in (math.nan, math.inf, -math.inf, -0.0, 1e-40, 3e38, -3e38):
-            marks = []
-            if number != number and case.name in TAKES_NAN_FOR_ANY:
-                reason = "LIBRARY BUG: NaN isn't the largest number for kernels of kth_smallest"
-                marks = [pytest.mark.xfail(reason=reason, strict=True)]
-            if case.name == "minifloat_quantize: unsigned, infinities" and number < -1e38:
-                reason = "LIBRARY BUG: the definition gives NaN for -inf, the kernel 0"
-                marks = [pytest.mark.xfail(reason=reason, strict=True)]
             if case.values:
-                yield pytest.param(case, number, marks=marks, id=f"{case.name}: {number}")
+                yield pytest.param(case, number, id=f"{case.name}: {number}")
 
 
 @pytest.mark.parametrize(("case", "special"), list(special_numbers()))

@@ -386,3 +386,11 @@ def test_half_a_library_is_told_from_a_whole_one(tmp_path) -> None:
     for keep in (0, 32, 100, len(whole) - 1):
         path.write_bytes(whole[:keep])
         assert not build._is_whole(path)
+
+
+def test_values_that_begin_within_a_tensor_and_shared_ones_are_read_where_they_are() -> None:
+    whole = torch.randn(5, 4096)
+    for x in (whole, whole[2], whole[1:4]):
+        assert tensors.address_to_read(x) == x.data_ptr()
+    shared = torch._lazy_clone(whole)
+    assert tensors.address_to_read(shared[3]) == tensors.address_to_read(whole[3])

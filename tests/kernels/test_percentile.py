@@ -57,6 +57,18 @@ def test_a_percentile_quantizes_as_written_out(relu, clamp_gradient) -> None:
     assert quantize_by_percentile(x, rank, grid, RULE, relu)[2] == 16.0
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rank_from_top", [1, 3, 5000])
+def test_one_bad_element_of_many_is_told(bad, rank_from_top) -> None:
+    x = values(*LARGE)
+    x.view(-1)[777] = bad
+    wide = IntegerGrid(-128.0, 127.0)
+    assert not quantize_by_percentile(x, x.numel() + 1 - rank_from_top, wide, RULE)[3]
+    # what a ReLU takes away isn't seen
+    seen = quantize_by_percentile(x, x.numel() - 2, IntegerGrid(0.0, 255.0), RULE, True)[3]
+    assert bool(seen) == (bad == -float("inf"))
+
+
 def test_small_tensors_and_ranks_in_the_middle_are_left_to_the_definition() -> None:
     grid = IntegerGrid(-128.0, 127.0)
     large, small = values(*LARGE), values(30, 100)
@@ -64,8 +76,8 @@ def test_small_tensors_and_ranks_in_the_middle_are_left_to_the_definition() -> N
     assert not serves(large, large.numel() // 2, grid, False)
     assert not serves(small, small.numel(), grid, False)
     for x, rank in ((large, large.numel() // 2), (small, small.numel() - 1)):
-        y, scale, magnitude = quantize_by_percentile(x, rank, grid, RULE)
-        assert magnitude == x.abs().flatten().sort().values[rank - 1]
+        y, scale, magnitude, finite = quantize_by_percentile(x, rank, grid, RULE)
+        assert finite and magnitude == x.abs().flatten().sort().values[rank - 1]
         assert torch.equal(scale, magnitude / 128)
         assert torch.equal(y, fake_quantize(x, scale, None, grid))
 

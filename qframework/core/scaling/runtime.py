@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, Stated
-from qframework.core.collector import CollectThenLearn, running_update, whole_statistic
+from qframework.core.collector import CollectThenLearn, counts, running_update, whole_statistic
 from qframework.core.function_wrapper import OverBatchOverTensorView
+from qframework.core.notice import LeftOut, add_left_out
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
 from qframework.functional import ScaleRule, StatisticRule, compute_dtype, is_recomputing
 
 
-class RuntimeStats(CoreModule):
+class RuntimeStats(LeftOut):
     """A statistic of each batch, with a running mean for evaluation.
 
     State-dict keys ``running_stats`` and ``collected_steps`` (0-dim int64, how many batches it is made of; those that
@@ -47,6 +48,7 @@ class RuntimeStats(CoreModule):
             "running_stats", torch.ones(shape, dtype=compute_dtype(dtype), device=device)
         )
         self.register_buffer("collected_steps", torch.zeros((), dtype=torch.int64, device=device))
+        add_left_out(self, device)
 
     @property
     def has_data(self) -> bool:
@@ -67,8 +69,11 @@ class RuntimeStats(CoreModule):
             return statistic
         with torch.no_grad():
             now, steps = statistic.detach(), self.collected_steps
-            self.running_stats.copy_(running_update(self.running_stats, now, steps, self.momentum))
-            steps.add_(torch.isfinite(now).all())
+            finite = counts(now, x.detach(), self.stats)
+            running = running_update(self.running_stats, now, steps, self.momentum, finite)
+            self.running_stats.copy_(running)
+            steps.add_(finite)
+            self.leave_out(finite)
         return statistic
 
     @torch.no_grad()
@@ -204,6 +209,10 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
     def stored(self) -> Tensor:
         """The learned number in its domain."""
         return self.value
+
+    def statistic_part(self) -> nn.Module:
+        """The statistic."""
+        return self.scaling_stats_impl
 
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a batch, kept above the minimum, in the shape of the scale."""

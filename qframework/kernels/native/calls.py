@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qframework.functional import IntegerGrid, ScaleRule
 from qframework.kernels.native.build import Call, library
-from qframework.kernels.native.tensors import DTYPES, ROUNDINGS, Layout
+from qframework.kernels.native.tensors import DTYPES, ROUNDINGS, Layout, address_to_read
 
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
 
@@ -20,7 +20,7 @@ _QUANTIZE, _GRADIENTS, _ABSMAX, _ABSMAX_GRADIENTS = range(4)
 
 def _run(function: int, layout: Layout, x: Tensor, grid: IntegerGrid, **operands: Any) -> None:
     call = Call(
-        x=x.data_ptr(),
+        x=address_to_read(x),
         n=x.numel(),
         channels=layout[0],
         inner=layout[1],
@@ -108,7 +108,7 @@ def gradients(
         layout,
         x,
         grid,
-        g=g.data_ptr(),
+        g=address_to_read(g),
         out=grad_x.data_ptr() if grid.clamp_gradient else None,
         scale=scale.data_ptr(),
         zero=_at(zero_point),
@@ -175,7 +175,7 @@ def absmax_gradients(
         layout,
         x,
         grid,
-        g=g.data_ptr(),
+        g=address_to_read(g),
         out=grad_x.data_ptr(),
         scale=scale.data_ptr(),
         slope=_at(slope),
@@ -197,8 +197,8 @@ def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
     out = _empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],
-        g.data_ptr(),
-        x.data_ptr(),
+        address_to_read(g),
+        address_to_read(x),
         out.data_ptr(),
         x.numel(),
         values.data_ptr(),

@@ -11,7 +11,13 @@ from torch.autograd import forward_ad
 from qframework.functional import IntegerGrid
 from qframework.kernels.native import tensors
 from qframework.kernels.native.build import Call, library
-from qframework.kernels.native.tensors import DTYPES, ROUNDINGS, is_channels_last, serves
+from qframework.kernels.native.tensors import (
+    DTYPES,
+    ROUNDINGS,
+    address_to_read,
+    is_channels_last,
+    serves,
+)
 
 # Named here: see tensors.py.
 _tracing_state = torch._C._get_tracing_state
@@ -70,5 +76,5 @@ class StaticQuantizer:
         ):
             return None
         y = _empty_like(x)
-        self._run(*self._how, x.data_ptr(), y.data_ptr(), x.numel(), relu, _threads())
+        self._run(*self._how, address_to_read(x), y.data_ptr(), x.numel(), relu, _threads())
         return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_batchedtensor
+_storage_address: Any = torch._C._data_address  # type: ignore[attr-defined]
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 #: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
@@ -106,6 +108,11 @@ def serves(
     else:
         layout = _by_axis(x, shape)
     return layout if layout is not None and available() else None
+
+
+def address_to_read(t: Tensor) -> int:
+    """Where the first element is, for functions that only read: ``data_ptr()`` is for writers, and copies what tensors share."""
+    return int(_storage_address(t) + t.storage_offset() * t.element_size())
 
 
 def _is_one(g: Tensor) -> bool:
