@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -207,6 +208,22 @@ class CollectThenLearn(CoreModule):
 
     # ------------------------------------------------------------ state
 
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A counter of another kind, or a number that can't be learned or collected."""
+        if name in ("used_batches", "collected_steps"):
+            least = LEARNED if name == "collected_steps" else 0
+            return why_no_count(number, least)
+        return super().why_refused(name, number, entries)
+
+    def is_as_collected(self, value: Tensor, entries: Mapping[str, Any]) -> bool:
+        """Whether ``value`` is that of statistics, of zeros perhaps, which are still collected."""
+        steps, statistics = entries.get("collected_steps"), entries.get("running_stats")
+        if not isinstance(steps, Tensor) or not isinstance(statistics, Tensor) or steps.is_meta:
+            return False
+        if not bool((steps >= 0).all()) or statistics.shape != value.shape:
+            return False
+        return torch.equal(value, self.to_stored(statistics.detach()))
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -226,7 +243,20 @@ class CollectThenLearn(CoreModule):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         steps = self.collected_steps
+        if prefix + "collected_steps" not in state_dict:
+            return
         self.switched = not steps.is_meta and int(steps) < 0
+
+
+def why_no_count(number: Tensor, least: int) -> str | None:
+    """Why a number can't be a counter; None where it can.
+
+    Args:
+        number: of a state dict.
+        least: the smallest count.
+    """
+    whole = torch.isfinite(number) & (number == number.trunc()) & (number >= least)
+    return None if bool(whole.all()) else f"whole numbers from {least} on"
 
 
 def whole_statistic(stated: Stated, statistic: nn.Module, view: nn.Module) -> StatisticRule:

@@ -94,6 +94,7 @@ class FollowsParameters(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        errors = len(args[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "value" in state_dict:
+        if prefix + "value" in state_dict and len(args[-1]) == errors:
             self.follows = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +141,10 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
         """The learned scale for a threshold."""
         restriction = self.stats_scaling_impl.restriction
         return stated(restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A number that is none of a scale."""
+        return self.stats_scaling_impl.restriction.why_refused(number)
 
     def stored(self) -> Tensor:
         """The learned number in its domain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -126,6 +127,10 @@ class ParameterScaling(CoreModule):
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""
         return self.restriction(self.stored(), threshold)  # type: ignore[no-any-return]
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A number that is none of a scale."""
+        return self.restriction.why_refused(number)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the older key ``learned_value``."""
