@@ -9,6 +9,7 @@ from typing import Any
 
 _KERNELS = ("auto", "fused", "reference")
 _RECOMPUTE = ("auto", "always", "never")
+_ALLOWED = {"kernels": _KERNELS, "recompute": _RECOMPUTE, "reduce_statistics": _RECOMPUTE}
 
 
 class Settings:
@@ -24,21 +25,28 @@ class Settings:
         recompute: whether layers make their quantized input anew in the backward pass from the quantizer's input, which is
             saved anyway, instead of saving it, too. ``'auto'``, the default: where C++ functions do it in one pass over memory.
             ``'always'``: on other devices too. ``'never'``.
+        reduce_statistics: whether several processes (``torch.distributed``) average the statistics that they collect, by one
+            all-reduce at the end of each backward pass as long as there are scales to collect. ``'auto'``, the default: inside
+            the forward of ``DistributedDataParallel``, over its process group; for models under ``fully_shard``, over their mesh;
+            and when :func:`~qframework.graph.calibration_mode` ends. ``'always'``: elsewhere over all processes, too, so that
+            all have to train alike. ``'never'``.
         verbose: let the printed form of a layer say how each of its quantizers runs.
     """
 
     kernels: str
     recompute: str
+    reduce_statistics: str
     verbose: bool
 
     def __init__(self) -> None:
         self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "auto")
         self.recompute = "auto"
+        self.reduce_statistics = "auto"
         self.verbose = False
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("kernels", "recompute"):
-            allowed = _KERNELS if name == "kernels" else _RECOMPUTE
+        if name in _ALLOWED:
+            allowed = _ALLOWED[name]
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
         elif name == "verbose":
@@ -46,7 +54,7 @@ class Settings:
                 raise TypeError(f"verbose={value!r} must be True or False")
         else:
             raise AttributeError(
-                f"no setting {name!r}; there are 'kernels', 'recompute' and 'verbose'"
+                f"no setting {name!r}; there are 'kernels', 'recompute', 'reduce_statistics' and 'verbose'"
             )
         object.__setattr__(self, name, value)
 

@@ -194,8 +194,13 @@ class CollectThenLearn(CoreModule):
         used = self.used_batches
         self.running_stats.copy_(running_update(self.running_stats, statistic, used, self.momentum))
         used.add_(torch.isfinite(statistic).all())
-        self.value.data.copy_(self.to_stored(self.running_stats))
+        self.store_running()
         self.collected_steps.add_(1)
+
+    @torch.no_grad()
+    def store_running(self) -> None:
+        """Let ``value`` hold the running mean, as it is to be stored."""
+        self.value.data.copy_(self.to_stored(self.running_stats))
 
     def collect_or_learned(self, x: Tensor, *context: Tensor) -> Tensor:
         """The result for one batch: of its own statistic while collecting, else of the stored number.
@@ -272,6 +277,23 @@ def whole_statistic(stated: Stated, statistic: nn.Module, view: nn.Module) -> St
 
 
 @defined
+def is_shared() -> bool:
+    """Whether several processes collect together, see :mod:`qframework.processes`."""
+    return False
+
+
+@defined
+def share(collector: nn.Module, number: Tensor) -> Tensor:
+    """The number that a collecting call goes on with. Where several processes collect together, what follows is averaged.
+
+    Args:
+        collector: whose call it is, before it counts the batch.
+        number: of the batch.
+    """
+    return number
+
+
+@defined
 def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     """The result for one batch: of its own statistic while collecting, else of the stored number.
 
@@ -280,9 +302,11 @@ def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor)
         x: the batch.
         *context: for the methods of the collector.
     """
-    if not collector.is_collecting() or x.numel() == 0:
+    if not collector.is_collecting():
         return collector.from_stored(collector.value, *context)
-    statistic = collector.statistic(x, *context)
+    if x.numel() == 0:
+        return collector.from_stored(share(collector, collector.value), *context)
+    statistic = share(collector, collector.statistic(x, *context))
     if not is_recomputing():
         collector.record(statistic.detach())
     return collector.from_statistic(statistic, *context)

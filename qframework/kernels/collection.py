@@ -14,6 +14,7 @@ from qframework.core.collector import (
     LEARNED,
     CollectThenLearn,
     collect_or_learned,
+    is_shared,
     running_update,
 )
 from qframework.core.following import FollowsParameters, follow
@@ -32,7 +33,11 @@ _Found = tuple[Tensor, Tensor, Tensor]
 
 @add_kernel(collect_or_learned, "in a graph", in_graph)
 def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
-    if collector.switched or not collector.training or x.numel() == 0:
+    if collector.switched or not collector.training:
+        return collector.from_stored(collector.value, *context)
+    if is_shared():
+        return _outside_of_graphs(collector, x, *context)
+    if x.numel() == 0:
         return collector.from_stored(collector.value, *context)
     steps, used = collector.collected_steps, collector.used_batches
     with torch.no_grad():
@@ -57,6 +62,12 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
         used.add_(collecting & torch.isfinite(statistic).all())
         steps.add_(collecting.to(torch.int64))
     return result
+
+
+@torch._disable_dynamo  # as torch.compiler.disable, which would import the compiler
+def _outside_of_graphs(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
+    """While several processes collect together; once the number is learned, graphs are whole again."""
+    return collect_or_learned.definition(collector, x, *context)
 
 
 def _branch(

@@ -12,6 +12,7 @@ from qframework.core.base import CoreModule, Stated
 from qframework.core.collector import (
     CollectThenLearn,
     running_update,
+    share,
     whole_statistic,
     why_no_count,
 )
@@ -72,9 +73,12 @@ class RuntimeStats(CoreModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """In training the batch's own statistic, else the running mean."""
-        if not self.training or x.numel() == 0:
+        if not self.training:
             return self.running_stats
+        if x.numel() == 0:
+            return share(self, self.running_stats)
         statistic: Tensor = self.stats(self.view(x)).reshape(self.shape)
+        statistic = share(self, statistic)
         if is_recomputing():
             return statistic
         with torch.no_grad():
