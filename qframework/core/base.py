@@ -182,8 +182,11 @@ class CoreModule(CompactModule):
         entries = {n: state_dict[prefix + n] for n in own if prefix + n in state_dict}
         errors = []
         for name, given in entries.items():
+            held = own[name]
+            if isinstance(given, Tensor) and given.dim() + held.dim() == 1 and held.numel() == 1:
+                given = state_dict[prefix + name] = given.reshape(held.shape)
             number = local_part(given)
-            if number is None or given.shape != own[name].shape:
+            if number is None or given.shape != held.shape:
                 continue  # torch says so itself
             allowed = self.why_refused(name, number.detach(), entries)
             if allowed is not None:
@@ -258,6 +261,35 @@ class Constant(CoreModule):
     def number(self, value: float) -> Tensor:
         """A number as a 0-dim tensor, in the dtype and on the device of this part."""
         return self.place.new_full((), value)
+
+
+def parameter_of(number: Tensor) -> nn.Parameter:
+    """A parameter that holds a number; one without dimensions as one element, since sharding needs a dimension.
+
+    Args:
+        number: the start, of any shape.
+    """
+    return nn.Parameter(number.reshape(1) if number.dim() == 0 else number)
+
+
+def number_of(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The number that a parameter holds, float32 at least.
+
+    Args:
+        parameter: of :func:`parameter_of`, or of an engine that shards it; outside of a forward pass that puts it together,
+            for which all processes have to call this.
+        shape: of the number.
+
+    Returns:
+        The parameter itself where it has that shape.
+    """
+    if hasattr(parameter, "full_tensor"):
+        parameter = parameter.full_tensor()
+    if is_half(parameter.dtype):
+        parameter = parameter.float()
+    if parameter.dim() != len(shape) and parameter.numel() == 1:
+        return parameter.reshape(shape)
+    return parameter
 
 
 def local_part(tensor: Any) -> Tensor | None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qframework.core.base import Constant, CoreModule, Stated
+from qframework.core.base import Constant, CoreModule, Stated, number_of, parameter_of
 from qframework.core.function_wrapper import RoundSte
 from qframework.core.restrict_val import IntRestrictValue, RestrictValue
 from qframework.functional import abs_binary_sign_grad, compute_dtype, scalar_clamp_ste
@@ -127,14 +127,14 @@ class BitWidthParameter(CoreModule):
             raise ValueError(f"bit_width={bit_width} is below min_bit_width={min_bit_width}")
         self.base = float(min_bit_width)
         offset = torch.full((), bit_width - self.base, dtype=compute_dtype(dtype), device=device)
-        self.bit_width_offset = nn.Parameter(offset)
+        self.bit_width_offset = parameter_of(offset)
         self.restrict_bit_width_impl = restrict_bit_width_impl or IntRestrictValue(RoundSte())
         self.minimum, self.maximum = bit_width_offset_min_val, bit_width_offset_max_val
         self.override_pretrained_bit_width = override_pretrained_bit_width
 
     def forward(self) -> Tensor:
         """The width as a 0-dim tensor."""
-        offset = abs_binary_sign_grad(self.bit_width_offset)
+        offset = abs_binary_sign_grad(number_of(self.bit_width_offset, ()))
         width: Tensor = self.restrict_bit_width_impl(offset + self.base)
         if self.minimum is not None or self.maximum is not None:
             width = scalar_clamp_ste(width, self.minimum, self.maximum)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.base import CoreModule, NotStated, Stated, number_of, parameter_of
 from qframework.functional import StatisticRule, compute_dtype, defined, is_recomputing
 
 
@@ -73,7 +73,8 @@ class CollectThenLearn(CoreModule):
         self.switched = False
         start = torch.full(shape, neutral, dtype=compute_dtype(dtype), device=device)
         self.register_buffer("running_stats", start.clone())
-        self.value = nn.Parameter(start)
+        self.shape = tuple(shape)
+        self.value = parameter_of(start)
         for name in ("used_batches", "collected_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=start.device))
 
@@ -89,7 +90,11 @@ class CollectThenLearn(CoreModule):
 
     def shaped(self, statistic: Tensor) -> Tensor:
         """A statistic of all elements as :meth:`statistic` gives it."""
-        return statistic.reshape(self.value.shape)
+        return statistic.reshape(self.shape)
+
+    def stored(self) -> Tensor:
+        """What is stored, in the shape of the statistic."""
+        return number_of(self.value, self.shape)
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The content of ``value`` for a statistic."""
@@ -126,7 +131,7 @@ class CollectThenLearn(CoreModule):
             return True
         # A copy of a model may be given parameters, and no buffers, as averages of weights are.
         with torch.no_grad():
-            return not torch.equal(self.value, self.to_stored(self.running_stats))
+            return not torch.equal(self.stored(), self.to_stored(self.running_stats))
 
     @property
     def is_learned(self) -> bool:
@@ -154,7 +159,7 @@ class CollectThenLearn(CoreModule):
         if not self.has_data:
             self.restart_collection()
             return False
-        self.value.copy_(self.to_stored(self.running_stats))
+        self.store_running()
         self.collected_steps.fill_(LEARNED)
         self.switched = True
         return True
@@ -200,7 +205,15 @@ class CollectThenLearn(CoreModule):
     @torch.no_grad()
     def store_running(self) -> None:
         """Let ``value`` hold the running mean, as it is to be stored."""
-        self.value.data.copy_(self.to_stored(self.running_stats))
+        stored, value = self.to_stored(self.running_stats).reshape(self.value.shape), self.value
+        if not hasattr(value, "device_mesh"):
+            value.data.copy_(stored)
+            return
+        from torch.distributed.tensor import DTensor, Replicate
+
+        mesh: Any = value.device_mesh  # this process keeps its part
+        whole = DTensor.from_local(stored, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        value.to_local().copy_(whole.redistribute(placements=value.placements).to_local())  # type: ignore[operator, attr-defined]
 
     def collect_or_learned(self, x: Tensor, *context: Tensor) -> Tensor:
         """The result for one batch: of its own statistic while collecting, else of the stored number.
@@ -225,9 +238,9 @@ class CollectThenLearn(CoreModule):
         steps, statistics = entries.get("collected_steps"), entries.get("running_stats")
         if not isinstance(steps, Tensor) or not isinstance(statistics, Tensor) or steps.is_meta:
             return False
-        if not bool((steps >= 0).all()) or statistics.shape != value.shape:
+        if not bool((steps >= 0).all()) or statistics.numel() != value.numel():
             return False
-        return torch.equal(value, self.to_stored(statistics.detach()))
+        return torch.equal(value, self.to_stored(statistics.detach()).reshape(value.shape))
 
     def _load_from_state_dict(
         self,
@@ -303,9 +316,9 @@ def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor)
         *context: for the methods of the collector.
     """
     if not collector.is_collecting():
-        return collector.from_stored(collector.value, *context)
+        return collector.from_stored(collector.stored(), *context)
     if x.numel() == 0:
-        return collector.from_stored(share(collector, collector.value), *context)
+        return collector.from_stored(share(collector, collector.stored()), *context)
     statistic = share(collector, collector.statistic(x, *context))
     if not is_recomputing():
         collector.record(statistic.detach())

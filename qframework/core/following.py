@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.core.base import parameter_of
 from qframework.functional import defined
 
 #: What a tensor's elements are read as, by their size in bytes.
@@ -68,7 +69,7 @@ class FollowsParameters(nn.Module):
 
     def _start_following(self, shape: tuple[int, ...], dtype: Any, device: Any) -> None:
         """The last step of a constructor."""
-        self.value = nn.Parameter(torch.ones(shape, dtype=dtype, device=device))
+        self.value = parameter_of(torch.ones(shape, dtype=dtype, device=device))
         self.register_buffer("initial", torch.ones_like(self.value), persistent=False)
         self.init_from_parameters()
 

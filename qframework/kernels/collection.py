@@ -34,17 +34,17 @@ _Found = tuple[Tensor, Tensor, Tensor]
 @add_kernel(collect_or_learned, "in a graph", in_graph)
 def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     if collector.switched or not collector.training:
-        return collector.from_stored(collector.value, *context)
+        return collector.from_stored(collector.stored(), *context)
     if is_shared():
         return _outside_of_graphs(collector, x, *context)
     if x.numel() == 0:
-        return collector.from_stored(collector.value, *context)
+        return collector.from_stored(collector.stored(), *context)
     steps, used = collector.collected_steps, collector.used_batches
     with torch.no_grad():
         steps.masked_fill_(steps >= collector.collect_stats_steps, LEARNED)
     collecting = steps >= 0
     # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
-    value = collector.value.clone()
+    value = collector.stored().clone()
     statistic = _statistic_if(collector, x, collecting)
     if statistic is None:
         result, statistic = _branch(collector, collecting, x, value, *context)
@@ -58,7 +58,7 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
         now = torch.where(collecting, after, before)
         stored = torch.where(collecting, collector.to_stored(now), value)
         before.copy_(now)
-        collector.value.copy_(stored)
+        collector.value.copy_(stored.reshape(collector.value.shape))
         used.add_(collecting & torch.isfinite(statistic).all())
         steps.add_(collecting.to(torch.int64))
     return result
@@ -188,6 +188,6 @@ def _follow_in_graph(number: FollowsParameters) -> None:
         return
     with torch.no_grad():
         untouched = (value == number.initial).all()
-        start = torch.where(untouched, number.computed(), value)
+        start = torch.where(untouched, number.computed().reshape(value.shape), value)
         number.initial.copy_(torch.where(untouched, start, number.initial))
         value.copy_(start)

@@ -341,7 +341,7 @@ def _by_learned_scale(
         if collects and scaling.training and may_collect(scaling):
             if ranks is None or is_compiling() or x.numel() == 0 or is_shared():
                 return by_parts(x, relu)
-            if scaling.value.shape != rule.shape:  # it was assigned
+            if scaling.stored().shape != rule.shape:  # it was assigned
                 return by_parts(x, relu)
             y, scale, found = quantize_by_percentile(x, ranks(x.numel()), grid, rule, relu)
             if not is_recomputing():

@@ -221,7 +221,7 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def rule(self, stated: Stated, threshold: float) -> ScaleRule:
         """The scale for a threshold, once it is learned."""
-        return stated(self.restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+        return stated(self.restriction, "learned", threshold, tuple(self.stored().shape))  # type: ignore[no-any-return]
 
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A learned number that is none of a scale, a statistic below 0, or a counter of another kind."""
@@ -235,10 +235,6 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
             else super().why_refused(name, number, entries)
         )
 
-    def stored(self) -> Tensor:
-        """The learned number in its domain."""
-        return self.value
-
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a batch, kept above the minimum, in the shape of the scale."""
         return self.shaped(self.scaling_stats_impl(self.view(x)))
@@ -249,7 +245,7 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def shaped(self, statistic: Tensor) -> Tensor:
         """In the shape of the scale, above the minimum."""
-        return self.restriction.clamp_min(statistic.reshape(self.value.shape))  # type: ignore[no-any-return]
+        return self.restriction.clamp_min(statistic.reshape(self.shape))  # type: ignore[no-any-return]
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction."""
