@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from qframework.core.snapshot import unchanged_on_error
 from qframework.inject import UnknownNameError
 from qframework.inject.errors import nearest
 from qframework.inject.explanation import Explanation
@@ -114,6 +115,11 @@ class QuantLayer(nn.Module):
     def explain(self) -> Explanations:
         """For each tensor of the layer every name of its quantizer, the value and where it came from."""
         return Explanations({n: p.explain() for n, p in self._proxies().items()})
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; where a state dict is refused, everything is as it was."""
+        with unchanged_on_error(self):
+            return super().load_state_dict(*args, **kwargs)
 
     def extra_repr(self) -> str:
         """The torch layer's own text, with the flag."""

@@ -10,7 +10,12 @@ from typing import Any
 _KERNELS = ("auto", "fused", "reference")
 _RECOMPUTE = ("auto", "always", "never")
 _UNUSED = ("warn", "error", "ignore")
-_CHOICES = {"kernels": _KERNELS, "recompute": _RECOMPUTE, "unused_keywords": _UNUSED}
+_CHOICES = {
+    "kernels": _KERNELS,
+    "recompute": _RECOMPUTE,
+    "reduce_statistics": _RECOMPUTE,
+    "unused_keywords": _UNUSED,
+}
 
 
 class Settings:
@@ -26,6 +31,11 @@ class Settings:
         recompute: whether layers make their quantized input anew in the backward pass from the quantizer's input, which is
             saved anyway, instead of saving it, too. ``'auto'``, the default: where C++ functions do it in one pass over memory.
             ``'always'``: on other devices too. ``'never'``.
+        reduce_statistics: whether several processes (``torch.distributed``) average the statistics that they collect, by one
+            all-reduce at the end of each backward pass as long as there are scales to collect. ``'auto'``, the default: inside
+            the forward of ``DistributedDataParallel``, over its process group; for models under ``fully_shard``, over their mesh;
+            and when :func:`~qframework.graph.calibration_mode` ends. ``'always'``: elsewhere over all processes, too, so that
+            all have to train alike. ``'never'``.
         unused_keywords: what becomes of a keyword that quantizers know and the one that it is given to has no use for:
             ``'warn'``, the default: an ``UnusedKeywordWarning``; ``'error'``: an ``UnknownNameError``; ``'ignore'``: nothing.
         verbose: let the printed form of a layer say how each of its quantizers runs.
@@ -33,12 +43,14 @@ class Settings:
 
     kernels: str
     recompute: str
+    reduce_statistics: str
     unused_keywords: str
     verbose: bool
 
     def __init__(self) -> None:
         self.kernels = os.environ.get("QFRAMEWORK_KERNELS", "auto")
         self.recompute = "auto"
+        self.reduce_statistics = "auto"
         self.unused_keywords = "warn"
         self.verbose = False
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qframework.core.snapshot import unchanged_on_error
 from qframework.functional import compute_dtype, is_half
 
 
@@ -149,6 +150,81 @@ class CoreModule(CompactModule):
         place = torch.empty(0, device=device).device
         self.register_buffer(name, master.to(place), persistent=False)
 
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """Why a state dict's entry can't be; None where it can.
+
+        Args:
+            name: of the parameter or buffer.
+            number: what is to be loaded, of its shape.
+            entries: all entries of this part, by name.
+
+        Returns:
+            What is allowed, such as ``'a positive, finite number'``. By default floating-point numbers have to be finite.
+        """
+        if number.is_floating_point() and not bool(torch.isfinite(number).all()):
+            return "finite numbers"
+        return None
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Load what can be; nothing of this part where an entry can't."""
+        own = {
+            n: t for n, t in (*self._parameters.items(), *self._buffers.items()) if t is not None
+        }
+        entries = {n: state_dict[prefix + n] for n in own if prefix + n in state_dict}
+        errors = []
+        for name, given in entries.items():
+            held = own[name]
+            if isinstance(given, Tensor) and given.dim() + held.dim() == 1 and held.numel() == 1:
+                given = state_dict[prefix + name] = given.reshape(held.shape)
+            number = local_part(given)
+            if number is None or given.shape != held.shape:
+                continue  # torch says so itself
+            allowed = self.why_refused(name, number.detach(), entries)
+            if allowed is not None:
+                errors.append(f"{prefix}{name}: got {_in_short(number)}, allowed: {allowed}.")
+        error_msgs += errors
+        if not errors:
+            super()._load_from_state_dict(
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
+            )
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; where a state dict is refused, everything is as it was."""
+        with unchanged_on_error(self):
+            return super().load_state_dict(*args, **kwargs)
+
+    def leave_meta(self, device: torch.device | None) -> None:
+        """Put constants that are on the ``meta`` device onto another one.
+
+        Args:
+            device: torch's default when None.
+        """
+        place = torch.empty(0, device=device).device
+        for name in self._non_persistent_buffers_set:
+            buffer = self._buffers[name]
+            if buffer is not None and buffer.is_meta:
+                master = self._constants.get(name)
+                self._buffers[name] = (
+                    torch.ones_like(buffer, device=place)
+                    if master is None
+                    else master.to(device=place, dtype=buffer.dtype)
+                )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CoreModule:
         def keep_precise(tensor: Tensor) -> Tensor:
             out = fn(tensor)
@@ -185,6 +261,50 @@ class Constant(CoreModule):
     def number(self, value: float) -> Tensor:
         """A number as a 0-dim tensor, in the dtype and on the device of this part."""
         return self.place.new_full((), value)
+
+
+def parameter_of(number: Tensor) -> nn.Parameter:
+    """A parameter that holds a number; one without dimensions as one element, since sharding needs a dimension.
+
+    Args:
+        number: the start, of any shape.
+    """
+    return nn.Parameter(number.reshape(1) if number.dim() == 0 else number)
+
+
+def number_of(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The number that a parameter holds, float32 at least.
+
+    Args:
+        parameter: of :func:`parameter_of`, or of an engine that shards it; outside of a forward pass that puts it together,
+            for which all processes have to call this.
+        shape: of the number.
+
+    Returns:
+        The parameter itself where it has that shape.
+    """
+    if hasattr(parameter, "full_tensor"):
+        parameter = parameter.full_tensor()
+    if is_half(parameter.dtype):
+        parameter = parameter.float()
+    if parameter.dim() != len(shape) and parameter.numel() == 1:
+        return parameter.reshape(shape)
+    return parameter
+
+
+def local_part(tensor: Any) -> Tensor | None:
+    """The elements of a tensor that this process holds; None where there are none to look at."""
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        return None
+    if hasattr(tensor, "to_local"):  # of a model that is sharded over processes
+        tensor = tensor.to_local()
+    return tensor if tensor.numel() else None
+
+
+def _in_short(number: Tensor) -> str:
+    if number.numel() == 1:
+        return f"{number.item():g}"
+    return f"numbers from {number.min().item():g} to {number.max().item():g}"
 
 
 def parts(module: nn.Module) -> Iterator[nn.Module]:

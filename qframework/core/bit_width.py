@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from qframework.core.base import Constant, CoreModule, Stated
+from qframework.core.base import Constant, CoreModule, Stated, number_of, parameter_of
 from qframework.core.function_wrapper import RoundSte
 from qframework.core.restrict_val import IntRestrictValue, RestrictValue
 from qframework.functional import abs_binary_sign_grad, compute_dtype, scalar_clamp_ste
@@ -21,6 +22,16 @@ def _whole(bit_width: Any, least: int = 1) -> int:
     if not bit_width >= least:
         raise ValueError(f"bit_width must be at least {least}, got {bit_width}")
     return bit_width
+
+
+#: The widest integers that floating-point numbers are counted in.
+WIDEST = 64
+
+
+def why_no_width(width: Tensor) -> str | None:
+    """Why a number of a state dict can't be a width in bits; None where it can."""
+    allowed = bool((torch.isfinite(width) & (width >= 1) & (width <= WIDEST)).all())
+    return None if allowed else f"a width of 1 to {WIDEST} bits"
 
 
 class BitWidthConst(Constant):
@@ -73,6 +84,10 @@ class BitWidthStatefulConst(CoreModule):
         value = torch.full((), float(_whole(bit_width)), dtype=compute_dtype(dtype), device=device)
         self.register_buffer("bit_width", value)
 
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A width that can't be."""
+        return why_no_width(number)
+
     def forward(self) -> Tensor:
         """The width as a 0-dim tensor."""
         return self.bit_width
@@ -119,18 +134,22 @@ class BitWidthParameter(CoreModule):
         offset = torch.full(
             (), bit_width - self.bit_width_base, dtype=compute_dtype(dtype), device=device
         )
-        self.bit_width_offset = nn.Parameter(offset)
+        self.bit_width_offset = parameter_of(offset)
         self.restrict_bit_width_impl = restrict_bit_width_impl or IntRestrictValue(RoundSte())
         self.minimum, self.maximum = bit_width_offset_min_val, bit_width_offset_max_val
         self.override_pretrained = override_pretrained_bit_width
 
     def forward(self) -> Tensor:
         """The width as a 0-dim tensor."""
-        offset = abs_binary_sign_grad(self.bit_width_offset)
+        offset = abs_binary_sign_grad(number_of(self.bit_width_offset, ()))
         width: Tensor = self.restrict_bit_width_impl(offset + self.bit_width_base)
         if self.minimum is not None or self.maximum is not None:
             width = scalar_clamp_ste(width, self.minimum, self.maximum)
         return width
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """An offset of a width that can't be."""
+        return why_no_width(number.abs() + self.bit_width_base)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A width saved by a constant (key ``bit_width``) becomes the offset that gives it."""

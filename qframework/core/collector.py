@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.base import CoreModule, NotStated, Stated, number_of, parameter_of
 from qframework.core.notice import LeftOut, add_left_out
 from qframework.core.stats import SEEING_ALL
 from qframework.functional import (
@@ -94,7 +95,8 @@ class CollectThenLearn(LeftOut, CoreModule):
         self.switched = False
         start = torch.full(shape, neutral, dtype=compute_dtype(dtype), device=device)
         self.register_buffer("running_stats", start.clone())
-        self.value = nn.Parameter(start)
+        self.shape = tuple(shape)
+        self.value = parameter_of(start)
         for name in ("used_batches", "collected_steps"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64, device=start.device))
         add_left_out(self, start.device)
@@ -119,7 +121,11 @@ class CollectThenLearn(LeftOut, CoreModule):
 
     def shaped(self, statistic: Tensor) -> Tensor:
         """A statistic of all elements as :meth:`statistic` gives it."""
-        return statistic.reshape(self.value.shape)
+        return statistic.reshape(self.shape)
+
+    def stored(self) -> Tensor:
+        """What is stored, in the shape of the statistic."""
+        return number_of(self.value, self.shape)
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The content of ``value`` for a statistic."""
@@ -156,7 +162,7 @@ class CollectThenLearn(LeftOut, CoreModule):
             return True
         # A copy of a model may be given parameters, and no buffers, as averages of weights are.
         with torch.no_grad():
-            return not torch.equal(self.value, self.to_stored(self.running_stats))
+            return not torch.equal(self.stored(), self.to_stored(self.running_stats))
 
     @property
     def is_learned(self) -> bool:
@@ -175,7 +181,7 @@ class CollectThenLearn(LeftOut, CoreModule):
         if not self.has_data:
             self.restart_collection()
             return False
-        self.value.copy_(self.to_stored(self.running_stats))
+        self.store_running()
         self.collected_steps.fill_(LEARNED)
         self.switched = True
         return True
@@ -222,8 +228,21 @@ class CollectThenLearn(LeftOut, CoreModule):
         self.running_stats.copy_(running)
         used.add_(finite)
         self.leave_out(finite)
-        self.value.data.copy_(self.to_stored(self.running_stats))
+        self.store_running()
         self.collected_steps.add_(1)
+
+    @torch.no_grad()
+    def store_running(self) -> None:
+        """Let ``value`` hold the running mean, as it is to be stored."""
+        stored, value = self.to_stored(self.running_stats).reshape(self.value.shape), self.value
+        if not hasattr(value, "device_mesh"):
+            value.data.copy_(stored)
+            return
+        from torch.distributed.tensor import DTensor, Replicate
+
+        mesh: Any = value.device_mesh  # this process keeps its part
+        whole = DTensor.from_local(stored, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        value.to_local().copy_(whole.redistribute(placements=value.placements).to_local())  # type: ignore[operator, attr-defined]
 
     def collect_or_learned(self, x: Tensor, *context: Tensor) -> Tensor:
         """The result for one batch: of its own statistic while collecting, else of the stored number.
@@ -235,6 +254,22 @@ class CollectThenLearn(LeftOut, CoreModule):
         return collect_or_learned(self, x, *context)
 
     # ------------------------------------------------------------ state
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A counter of another kind, or a number that can't be learned or collected."""
+        if name in ("used_batches", "collected_steps"):
+            least = LEARNED if name == "collected_steps" else 0
+            return why_no_count(number, least)
+        return super().why_refused(name, number, entries)
+
+    def is_as_collected(self, value: Tensor, entries: Mapping[str, Any]) -> bool:
+        """Whether ``value`` is that of statistics, of zeros perhaps, which are still collected."""
+        steps, statistics = entries.get("collected_steps"), entries.get("running_stats")
+        if not isinstance(steps, Tensor) or not isinstance(statistics, Tensor) or steps.is_meta:
+            return False
+        if not bool((steps >= 0).all()) or statistics.numel() != value.numel():
+            return False
+        return torch.equal(value, self.to_stored(statistics.detach()).reshape(value.shape))
 
     def _load_from_state_dict(
         self,
@@ -255,7 +290,20 @@ class CollectThenLearn(LeftOut, CoreModule):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         steps = self.collected_steps
+        if prefix + "collected_steps" not in state_dict:
+            return
         self.switched = not steps.is_meta and int(steps) < 0
+
+
+def why_no_count(number: Tensor, least: int) -> str | None:
+    """Why a number can't be a counter; None where it can.
+
+    Args:
+        number: of a state dict.
+        least: the smallest count.
+    """
+    whole = torch.isfinite(number) & (number == number.trunc()) & (number >= least)
+    return None if bool(whole.all()) else f"whole numbers from {least} on"
 
 
 def whole_statistic(stated: Stated, statistic: nn.Module, view: nn.Module) -> StatisticRule:
@@ -271,6 +319,23 @@ def whole_statistic(stated: Stated, statistic: nn.Module, view: nn.Module) -> St
 
 
 @defined
+def is_shared() -> bool:
+    """Whether several processes collect together, see :mod:`qframework.processes`."""
+    return False
+
+
+@defined
+def share(collector: nn.Module, number: Tensor) -> Tensor:
+    """The number that a collecting call goes on with. Where several processes collect together, what follows is averaged.
+
+    Args:
+        collector: whose call it is, before it counts the batch.
+        number: of the batch.
+    """
+    return number
+
+
+@defined
 def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     """The result for one batch: of its own statistic while collecting, else of the stored number.
 
@@ -279,9 +344,11 @@ def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor)
         x: the batch.
         *context: for the methods of the collector.
     """
-    if not collector.is_collecting() or x.numel() == 0:
-        return collector.from_stored(collector.value, *context)
-    statistic = collector.statistic(x, *context)
+    if not collector.is_collecting():
+        return collector.from_stored(collector.stored(), *context)
+    if x.numel() == 0:
+        return collector.from_stored(share(collector, collector.stored()), *context)
+    statistic = share(collector, collector.statistic(x, *context))
     if not is_recomputing():
         now = statistic.detach()
         collector.record(now, collector.counts(x.detach(), now))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless
+from qframework.core.base import CoreModule, Stateless, number_of
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.function_wrapper import RoundToZeroSte
 from qframework.core.quant import DecoupledIntQuant
@@ -218,7 +218,8 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
             restrict_pre_scaling_impl or FloatRestrictValue(), None, None, pre_scaling_min_val
         )
         first = tracked_parameter_list[0]
-        self._start_following(pre_scaling_shape or (), compute_dtype(first.dtype), first.device)
+        self.pre_scaling_shape = tuple(pre_scaling_shape or ())
+        self._start_following(self.pre_scaling_shape, compute_dtype(first.dtype), first.device)
 
     is_costly = False
 
@@ -239,7 +240,7 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
         viewed = upcast(viewed)
         if centered:
             viewed = self.center(viewed)
-        return self.stats(viewed).reshape(self.value.shape)  # type: ignore[no-any-return]
+        return self.stats(viewed).reshape(self.pre_scaling_shape)  # type: ignore[no-any-return]
 
     def computed(self) -> Tensor:
         """The norms of the weights, in the domain of ``g``."""
@@ -248,7 +249,7 @@ class ParameterPreScalingWeightNorm(FollowsParameters, CoreModule):
     def learned_norm(self) -> Tensor:
         """``g``."""
         follow(self)
-        return self.restriction(self.value)  # type: ignore[no-any-return]
+        return self.restriction(number_of(self.value, self.pre_scaling_shape))  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor) -> Tensor:
         """The pre-scale of the weight ``x``; that of a channel of zeros is positive, too."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from qframework.core.base import CoreModule
+from qframework.core.collector import why_no_count
 from qframework.functional import is_recomputing
 
 
@@ -26,6 +30,10 @@ class DelayWrapper(CoreModule):
         if quant_delay_steps < 0:
             raise ValueError(f"quant_delay_steps must be at least 0, got {quant_delay_steps}")
         self.register_buffer("steps_left", torch.tensor(quant_delay_steps, dtype=torch.int64))
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A counter that can't be."""
+        return why_no_count(number, -1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``x`` while steps are left, then ``y``."""

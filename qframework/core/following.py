@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.core.base import parameter_of
 from qframework.functional import defined
 
 #: What a tensor's elements are read as, by their size in bytes.
@@ -68,7 +69,7 @@ class FollowsParameters(nn.Module):
 
     def _start_following(self, shape: tuple[int, ...], dtype: Any, device: Any) -> None:
         """The last step of a constructor."""
-        self.value = nn.Parameter(torch.ones(shape, dtype=dtype, device=device))
+        self.value = parameter_of(torch.ones(shape, dtype=dtype, device=device))
         self.register_buffer("initial", torch.ones_like(self.value), persistent=False)
         self.init_from_parameters()
 
@@ -94,6 +95,7 @@ class FollowsParameters(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        errors = len(args[-1])
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "value" in state_dict:
+        if prefix + "value" in state_dict and len(args[-1]) == errors:
             self.follows = False

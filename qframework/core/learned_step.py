@@ -333,7 +333,7 @@ class LearnedOffset(_Slowed, CollectThenLearn):
 
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The minimum of a batch, in the shape of the zero point."""
-        return self.stats(self.view(x)).reshape(self.value.shape)  # type: ignore[no-any-return]
+        return self.stats(self.view(x)).reshape(self.shape)  # type: ignore[no-any-return]
 
     def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
         """The statistic itself."""

@@ -27,6 +27,13 @@ class RestrictValue(Stateless):
         """The scale for the stored number ``x``."""
         return x
 
+    def why_refused(self, stored: Tensor) -> str | None:
+        """Why a stored number can't be that of a scale; None where it can."""
+        scale = self.forward(stored)
+        if bool((torch.isfinite(scale) & (scale > 0)).all()):
+            return None
+        return "numbers whose scale is positive and finite"
+
 
 class FloatRestrictValue(RestrictValue):
     """Any positive number: ``|x|``, with gradient +1 at 0."""
@@ -41,9 +48,18 @@ class FloatRestrictValue(RestrictValue):
     def forward(self, x: Tensor) -> Tensor:
         return abs_binary_sign_grad(x)
 
+    def why_refused(self, stored: Tensor) -> str | None:
+        """A number that isn't positive is none of a scale."""
+        allowed = bool((torch.isfinite(stored) & (stored > 0)).all())
+        return None if allowed else "positive, finite numbers"
+
 
 class SignedFloatRestrictValue(RestrictValue):
     """Any number."""
+
+    def why_refused(self, stored: Tensor) -> str | None:
+        """A number that isn't finite is none of a scale."""
+        return None if bool(torch.isfinite(stored).all()) else "finite numbers"
 
 
 class LogFloatRestrictValue(RestrictValue):
@@ -142,6 +158,11 @@ class ScaleRestriction(Stateless):
     def to_domain(self, scale: Tensor) -> Tensor:
         """The stored number for ``scale``, which is first kept above the minimum."""
         return self.restrict.to_domain(self.clamp_min(scale))
+
+    def why_refused(self, stored: Tensor) -> str | None:
+        """Why a number of a state dict can't be that of a scale; None where it can."""
+        check = getattr(self.restrict, "why_refused", None)
+        return None if check is None else check(stored)
 
     def threshold(self, threshold: Tensor) -> Tensor:
         """The threshold in its domain."""

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import Stated, Stateless
+from qframework.core.base import Stated, Stateless, number_of, parameter_of
 from qframework.functional import (
     StatisticRule,
     abs_max,
@@ -331,11 +331,15 @@ class MeanLearnedSigmaStd(nn.Module):
         start = torch.full(
             stats_output_shape, float(sigma), dtype=compute_dtype(dtype), device=device
         )
-        self.value = nn.Parameter(start)
+        self.shape = tuple(stats_output_shape)
+        self.value = parameter_of(start)
         self.std_dev_epsilon = std_dev_epsilon
         self._axes = (stats_reduce_dim, False)
 
     def forward(self, x: Tensor) -> Tensor:
         return _mean_sigma(
-            Statistic(*self._axes), upcast(x).abs(), self.value, self.std_dev_epsilon
+            Statistic(*self._axes),
+            upcast(x).abs(),
+            number_of(self.value, self.shape),
+            self.std_dev_epsilon,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.base import CoreModule, NotStated, Stated, number_of, parameter_of
 from qframework.core.collector import CollectThenLearn, whole_statistic
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.scaling.affine import affine_or_none
@@ -84,11 +84,12 @@ class ParameterZeroPoint(CoreModule):
         )
         if zero_point_shape is not None:
             init = init.expand(zero_point_shape).clone()
-        self.value = nn.Parameter(init)
+        self.shape = tuple(init.shape)
+        self.value = parameter_of(init)
         self.int_quant, self.quantize_zero_point = int_quant, quantize_zero_point
 
     def forward(self, x: Tensor, scale: Tensor, bit_width: Tensor) -> Tensor:
-        offset = abs_binary_sign_grad(self.value)
+        offset = abs_binary_sign_grad(number_of(self.value, self.shape))
         return shift_zero_point(offset, scale, bit_width, self.int_quant, self.quantize_zero_point)
 
 
@@ -217,7 +218,7 @@ class ParameterFromStatsFromParameterZeroPoint(FollowsParameters, StatsFromParam
     def offset(self, x: Tensor) -> Tensor:
         """The magnitude of the learned number."""
         follow(self)
-        return abs_binary_sign_grad(self.value)
+        return abs_binary_sign_grad(number_of(self.value, self.zero_point_shape))
 
 
 class ParameterFromRuntimeZeroPoint(CollectThenLearn):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from qframework.configuration import settings
 from qframework.core.collector import CollectThenLearn
 from qframework.core.scaling.runtime import RuntimeStats
+from qframework.processes import average_of_model
 from qframework.proxy import ActQuantProxyFromInjector, ParameterQuantProxyFromInjector, QuantProxy
 
 _NEVER = 2**62
@@ -68,6 +70,10 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
     collected; they can still be trained. Calibrating again starts anew. The modes of modules other than
     activation quantizers are left alone, so batch norms and dropout behave as ``model`` is set.
 
+    In several processes (``torch.distributed``) each may calibrate on its own part of the data: on leaving the context all scales
+    are those of one process over all of it. All processes have to enter it, also one without any data; where one calibrates alone,
+    set ``settings.reduce_statistics = 'never'`` there.
+
     A quantizer that saw no data keeps the state that it had, with a warning. If the body raises, everything is
     as it was before.
 
@@ -90,6 +96,7 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
     if not enabled:
         yield model
         return
+    reduce = settings.reduce_statistics != "never"
     proxies = {id(m): (n, m) for n, m in model.named_modules() if isinstance(m, QuantProxy)}
     acts = [(n, p) for n, p in proxies.values() if isinstance(p, ActQuantProxyFromInjector)]
     parameters = [p for _, p in proxies.values() if isinstance(p, ParameterQuantProxyFromInjector)]
@@ -116,15 +123,26 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
                 collector.restart_collection()
                 if isinstance(collector, CollectThenLearn):
                     stack.enter_context(_attribute(collector, "collect_stats_steps", _NEVER))
+            stack.enter_context(settings.use(reduce_statistics="never"))
             yield model
+        if reduce:
+            average_of_model([c for _, c in collectors.values()])
+        without = _finish(collectors, snapshots)
     except BaseException:
         for snapshot in snapshots:
             snapshot.restore()
         raise
-    _finish(collectors, snapshots)
+    if without:
+        warnings.warn(
+            f"calibration_mode: no data reached {', '.join(dict.fromkeys(without))}; they keep the scale that "
+            "they had. Run batches through the model inside the context",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
-def _finish(collectors: dict[int, tuple[str, Any]], snapshots: list[_Snapshot]) -> None:
+def _finish(collectors: dict[int, tuple[str, Any]], snapshots: list[_Snapshot]) -> list[str]:
+    """Fix the scales; the names of quantizers without data."""
     without: list[str] = []
     for (name, collector), snapshot in zip(collectors.values(), snapshots, strict=True):
         collector.tell_left_out()
@@ -133,10 +151,4 @@ def _finish(collectors: dict[int, tuple[str, Any]], snapshots: list[_Snapshot]) 
             without.append(name)
         elif isinstance(collector, CollectThenLearn):
             collector.finish_collection()
-    if without:
-        warnings.warn(
-            f"calibration_mode: no data reached {', '.join(dict.fromkeys(without))}; they keep the scale that "
-            "they had. Run batches through the model inside the context",
-            UserWarning,
-            stacklevel=4,
-        )
+    return without

@@ -1,5 +1,6 @@
 """How definitions run fast; see :func:`~qframework.kernels.prepare.prepare`. To import it adds the kernels to the definitions."""
 
+import qframework.processes  # noqa: F401 registers itself
 from qframework.kernels import (
     absmax,
     codebook,

@@ -14,6 +14,7 @@ from qframework.core.collector import (
     LEARNED,
     CollectThenLearn,
     collect_or_learned,
+    is_shared,
     running_update,
 )
 from qframework.core.following import FollowsParameters, follow
@@ -45,14 +46,18 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     for name in _PHASE:
         if name in own or getattr(kind, name) is not getattr(CollectThenLearn, name):
             return collect_or_learned.definition(collector, x, *context)
-    if collector.switched or not collector.training or x.numel() == 0:
-        return collector.from_stored(collector.value, *context)
+    if collector.switched or not collector.training:
+        return collector.from_stored(collector.stored(), *context)
+    if is_shared():
+        return _outside_of_graphs(collector, x, *context)
+    if x.numel() == 0:
+        return collector.from_stored(collector.stored(), *context)
     steps, used = collector.collected_steps, collector.used_batches
     with torch.no_grad():
         steps.masked_fill_(steps >= collector.collect_stats_steps, LEARNED)
     collecting = steps >= 0
     # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
-    value = collector.value.clone()
+    value = collector.stored().clone()
     found = _statistic_if(collector, x, collecting)
     if found is None:
         result, statistic, finite = _branch(collector, collecting, x, value, *context)
@@ -68,11 +73,17 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
         now = torch.where(collecting, after, before)
         stored = torch.where(collecting, collector.to_stored(now), value)
         before.copy_(now)
-        collector.value.copy_(stored)
+        collector.value.copy_(stored.reshape(collector.value.shape))
         used.add_(collecting & finite)
         collector.left_out.add_(collecting & ~finite)
         steps.add_(collecting.to(torch.int64))
     return result
+
+
+@torch._compile._disable_dynamo  # as torch.compiler.disable, which would import the compiler
+def _outside_of_graphs(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
+    """While several processes collect together; once the number is learned, graphs are whole again."""
+    return collect_or_learned.definition(collector, x, *context)
 
 
 def _branch(
@@ -209,6 +220,6 @@ def _follow_in_graph(number: FollowsParameters) -> None:
         return
     with torch.no_grad():
         untouched = (value == number.initial).all()
-        start = torch.where(untouched, number.computed(), value)
+        start = torch.where(untouched, number.computed().reshape(value.shape), value)
         number.initial.copy_(torch.where(untouched, start, number.initial))
         value.copy_(start)

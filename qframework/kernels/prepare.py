@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qframework.configuration import settings
 from qframework.core.base import Constant, NotStated
+from qframework.core.collector import is_shared
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
 from qframework.functional import (
@@ -345,9 +346,9 @@ def _by_learned_scale(
 
     def run(x: Tensor) -> Any:
         if collects and scaling.training and may_collect(scaling):
-            if ranks is None or is_compiling() or x.numel() == 0:
+            if ranks is None or is_compiling() or x.numel() == 0 or is_shared():
                 return by_parts(x, relu)
-            if scaling.value.shape != rule.shape:  # it was assigned
+            if scaling.stored().shape != rule.shape:  # it was assigned
                 return by_parts(x, relu)
             rank = ranks(x.numel())
             y, scale, found, finite = quantize_by_percentile(x, rank, grid, rule, relu)

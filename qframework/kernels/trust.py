@@ -59,6 +59,7 @@ _HARMLESS = frozenset(
         "_load_from_state_dict",
         "state_dict",
         "load_state_dict",
+        "why_refused",
         "get_extra_state",
         "set_extra_state",
     ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CompactModule, assign
+from qframework.core.snapshot import unchanged_on_error
 from qframework.inject.explanation import Explanation, Row
 from qframework.inject.injector import InjectorType
 from qframework.inject.names import is_ours, refuse_setting
@@ -18,7 +19,7 @@ from qframework.proxy.description import describe
 from qframework.proxy.freezing import Memory
 from qframework.proxy.own_quantizer import own_output
 from qframework.proxy.resolution import Resolution, keep_identity, resolve
-from qframework.proxy.state_dict import LOAD_HOOKS, take_older_keys
+from qframework.proxy.state_dict import LOAD_HOOKS, Loading, take_older_keys
 from qframework.quant_tensor.source import can_read
 
 _is_compiling = torch.compiler.is_compiling
@@ -94,7 +95,7 @@ class QuantProxy(CompactModule):
         self._plan: Plan | None = None
         self.source = ScaleSource()
         self.tensor_quant = None
-        self._absent_prefix: str | None = None
+        self._loading: Loading | None = None
         self._build(resolver)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -106,7 +107,7 @@ class QuantProxy(CompactModule):
         assign(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_plan": None}
+        return {**super().__getstate__(), "_plan": None, "_loading": None}
 
     # ------------------------------------------------------------ resolution
 
@@ -293,8 +294,13 @@ class QuantProxy(CompactModule):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.release()
         take_older_keys(state_dict, prefix)
-        self._absent_prefix = None if any(k.startswith(prefix) for k in state_dict) else prefix
+        self._loading = Loading(self, state_dict, prefix, *args)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's; where a state dict is refused, everything is as it was."""
+        with unchanged_on_error(self):
+            return super().load_state_dict(*args, **kwargs)
 
     # ------------------------------------------------------------ printing
 

@@ -87,7 +87,9 @@ def keep_identity(old: nn.Module, new: nn.Module) -> None:
     before = dict(old.named_parameters())
     for name, parameter in list(new.named_parameters()):
         kept = before.get(name)
-        if kept is not None and kept.shape == parameter.shape and kept.dtype == parameter.dtype:
+        if kept is None or kept.is_meta is not parameter.is_meta:
+            continue
+        if kept.shape == parameter.shape and kept.dtype == parameter.dtype:
             kept.data = kept.data.to(parameter.device)
             kept.copy_(parameter)
             path, _, leaf = name.rpartition(".")

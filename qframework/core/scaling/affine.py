@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.base import CoreModule, NotStated, Stated, number_of, parameter_of
 from qframework.core.restrict_val import ScaleRestriction
 from qframework.functional import ScaleRule, compute_dtype
 
@@ -34,15 +34,16 @@ class AffineRescaling(CoreModule):
     ) -> None:
         super().__init__()
         start = torch.ones(shape, dtype=compute_dtype(dtype), device=device)
-        self.affine_weight = nn.Parameter(start * rescaling_init)
+        self.shape = tuple(shape)
+        self.affine_weight = parameter_of(start * rescaling_init)
         self.affine_bias = None
         if shifting_init is not None:
-            self.affine_bias = nn.Parameter(start * shifting_init)
+            self.affine_bias = parameter_of(start * shifting_init)
 
     def forward(self, x: Tensor) -> Tensor:
         """The map of ``x``, of its shape."""
-        x = x * self.affine_weight
-        return x if self.affine_bias is None else x + self.affine_bias
+        x = x * number_of(self.affine_weight, self.shape)
+        return x if self.affine_bias is None else x + number_of(self.affine_bias, self.shape)
 
 
 def affine_or_none(

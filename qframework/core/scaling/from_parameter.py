@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, NotStated, Stated
+from qframework.core.base import CoreModule, NotStated, Stated, number_of
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
@@ -139,12 +140,21 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
     def rule(self, stated: Stated, threshold: float) -> ScaleRule:
         """The learned scale for a threshold."""
         restriction = self.stats_scaling_impl.restriction
-        return stated(restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+        return stated(  # type: ignore[no-any-return]
+            restriction,
+            "learned",
+            threshold,
+            tuple(number_of(self.value, self.scaling_shape).shape),
+        )  # type: ignore[no-any-return]
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A number that is none of a scale."""
+        return self.stats_scaling_impl.restriction.why_refused(number)
 
     def stored(self) -> Tensor:
         """The learned number in its domain."""
         follow(self)
-        return self.value
+        return number_of(self.value, self.scaling_shape)
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, Stated
-from qframework.core.collector import CollectThenLearn, counts, running_update, whole_statistic
+from qframework.core.collector import (
+    CollectThenLearn,
+    counts,
+    running_update,
+    share,
+    whole_statistic,
+    why_no_count,
+)
 from qframework.core.function_wrapper import OverBatchOverTensorView
 from qframework.core.notice import LeftOut, add_left_out
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
 from qframework.functional import ScaleRule, StatisticRule, compute_dtype, is_recomputing
+
+
+def why_no_magnitude(number: Tensor) -> str | None:
+    """Why a number of a state dict can't be a statistic that a scale is made of; None where it can."""
+    allowed = bool((torch.isfinite(number) & (number >= 0)).all())
+    return None if allowed else "finite numbers from 0 on"
 
 
 class RuntimeStats(LeftOut):
@@ -62,9 +76,12 @@ class RuntimeStats(LeftOut):
 
     def forward(self, x: Tensor) -> Tensor:
         """In training the batch's own statistic, else the running mean."""
-        if not self.training or x.numel() == 0:
+        if not self.training:
             return self.running_stats
+        if x.numel() == 0:
+            return share(self, self.running_stats)
         statistic: Tensor = self.stats(self.view(x)).reshape(self.shape)
+        statistic = share(self, statistic)
         if is_recomputing():
             return statistic
         with torch.no_grad():
@@ -80,6 +97,12 @@ class RuntimeStats(LeftOut):
     def restart_collection(self) -> None:
         """Forget what was collected."""
         self.collected_steps.zero_()
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A count below 0, or a statistic that isn't finite or is below 0."""
+        if name == "collected_steps":
+            return why_no_count(number, 0)
+        return why_no_magnitude(number)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A state dict without the number of batches is one whose mean is made of many."""
@@ -204,11 +227,19 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def rule(self, stated: Stated, threshold: float) -> ScaleRule:
         """The scale for a threshold, once it is learned."""
-        return stated(self.restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+        return stated(self.restriction, "learned", threshold, tuple(self.stored().shape))  # type: ignore[no-any-return]
 
-    def stored(self) -> Tensor:
-        """The learned number in its domain."""
-        return self.value
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A learned number that is none of a scale, a statistic below 0, or a counter of another kind."""
+        if name == "value":
+            if self.is_as_collected(number, entries):
+                return None
+            return self.restriction.why_refused(number)
+        return (
+            why_no_magnitude(number)
+            if name == "running_stats"
+            else super().why_refused(name, number, entries)
+        )
 
     def statistic_part(self) -> nn.Module:
         """The statistic."""
@@ -224,7 +255,7 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def shaped(self, statistic: Tensor) -> Tensor:
         """In the shape of the scale, above the minimum."""
-        return self.restriction.clamp_min(statistic.reshape(self.value.shape))  # type: ignore[no-any-return]
+        return self.restriction.clamp_min(statistic.reshape(self.shape))  # type: ignore[no-any-return]
 
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The statistic in the domain of the restriction."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stated
+from qframework.core.base import CoreModule, Stated, number_of, parameter_of
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.functional import ScaleRule, compute_dtype
 
@@ -113,19 +114,24 @@ class ParameterScaling(CoreModule):
                 if init.numel() > 1
                 else init.reshape(()).expand(scaling_shape)
             )
-        self.value = nn.Parameter(self.restriction.to_domain(init).clone())
+        self.shape = tuple(init.shape)
+        self.value = parameter_of(self.restriction.to_domain(init).clone())
 
     def rule(self, stated: Stated, threshold: float) -> ScaleRule:
         """The learned scale for a threshold."""
-        return stated(self.restriction, "learned", threshold, tuple(self.value.shape))  # type: ignore[no-any-return]
+        return stated(self.restriction, "learned", threshold, tuple(self.stored().shape))  # type: ignore[no-any-return]
 
     def stored(self) -> Tensor:
         """The learned number in its domain."""
-        return self.value
+        return number_of(self.value, self.shape)
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""
         return self.restriction(self.stored(), threshold)  # type: ignore[no-any-return]
+
+    def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
+        """A number that is none of a scale."""
+        return self.restriction.why_refused(number)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Accept the older key ``learned_value``."""
