@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from several import Processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,7 +15,6 @@ from qframework.quantizers import (
     ShiftedUint8ActPerTensorFloat,
     Uint8ActPerTensorLSQ,
 )
-from several import Processes
 
 
 def net() -> nn.Sequential:

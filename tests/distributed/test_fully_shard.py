@@ -2,6 +2,7 @@
 
 import tempfile
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -40,7 +41,10 @@ def train(model: nn.Module, rank: int, size: int, steps: int = 6, alike: bool = 
 
 
 def state(model: nn.Module) -> dict[str, list[float]]:
-    whole = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in model.state_dict().items()}
+    whole = {
+        n: t.full_tensor() if hasattr(t, "full_tensor") else t
+        for n, t in model.state_dict().items()
+    }
     return {n: t.detach().double().flatten().tolist() for n, t in whole.items()}
 
 
@@ -97,6 +101,7 @@ def _load(rank: int, size: int, folder: str):
     return state(model)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_sharded_checkpoint_is_loaded_by_other_numbers_of_processes(two, three) -> None:
     folder = tempfile.mkdtemp()
     saved, _ = two(_save, folder)
