@@ -31,8 +31,11 @@ class QuantWeightLayer(QuantLayer):
     weight: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
+        before = self.__dict__.get("_parameters", {}).get(name)
         super().__setattr__(name, value)
         if name in ("weight", "bias") and isinstance(value, nn.Parameter):
+            if hasattr(value, "device_mesh") or hasattr(before, "device_mesh"):
+                return  # an engine shards the parameter, or puts it together for a forward pass
             proxy = self._modules.get(f"{name}_quant")
             if isinstance(proxy, ParameterQuantProxyFromInjector):
                 proxy.reinitialize()

@@ -55,7 +55,9 @@ def test_weight_decay_leaves_what_is_collected_alone() -> None:
     optimizer = torch.optim.SGD(module.parameters(), lr=0.5, weight_decay=0.5)
     for _ in range(3):
         feed(module, 8)
-        module.value.grad = torch.zeros(())  # as zero_grad(set_to_none=False) leaves it
+        module.value.grad = torch.zeros_like(
+            module.value
+        )  # as zero_grad(set_to_none=False) leaves it
         optimizer.step()
     assert feed(module, 1) == [8]
 

@@ -46,7 +46,7 @@ def test_lsq_weights(bits) -> None:
     torch.testing.assert_close(out.value.flatten().double(), values, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(layer.weight.grad.flatten().double(), flat * dx)
     expected = (flat * ds).sum() / math.sqrt(48 * high)
-    torch.testing.assert_close(step.grad.double(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(step.grad.double().reshape(()), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_lsq_per_channel_counts_the_weights_of_a_channel() -> None:
