@@ -34,11 +34,11 @@ class Snapshot:
             for name, before in zip(_HELD, held, strict=True):
                 own[name].clear()
                 own[name].update(before)
-        for tensor, before in self._contents:
-            if tensor.dtype is not before.dtype or tensor.device != before.device:
-                tensor.data = before.clone()
+        for tensor, contents in self._contents:
+            if tensor.dtype is not contents.dtype or tensor.device != contents.device:
+                tensor.data = contents.clone()
             elif not tensor.is_meta:
-                tensor.copy_(before)
+                tensor.copy_(contents)
 
 
 @contextmanager
