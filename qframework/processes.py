@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd import Function
 
 from qframework.configuration import settings
@@ -100,7 +101,7 @@ def _take_part(collector: Collector, number: Tensor) -> Tensor:
 
 
 # As torch.compiler.disable, which would import the compiler.
-_share_outside_of_graphs = torch._compile._disable_dynamo(_take_part)
+_share_outside_of_graphs = _disable_dynamo(_take_part)
 
 
 def _exchange_at_the_end() -> None:

@@ -34,11 +34,11 @@ class Snapshot:
             for name, before in zip(_HELD, held, strict=True):
                 own[name].clear()
                 own[name].update(before)
-        for tensor, content in self._contents:
-            if tensor.dtype is not content.dtype or tensor.device != content.device:
-                tensor.data = content.clone()
+        for tensor, contents in self._contents:
+            if tensor.dtype is not contents.dtype or tensor.device != contents.device:
+                tensor.data = contents.clone()
             elif not tensor.is_meta:
-                tensor.copy_(content)
+                tensor.copy_(contents)
 
 
 @contextmanager

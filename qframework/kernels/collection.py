@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -80,7 +81,7 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     return result
 
 
-@torch._compile._disable_dynamo  # as torch.compiler.disable, which would import the compiler
+@_disable_dynamo  # as torch.compiler.disable, which would import the compiler
 def _outside_of_graphs(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
     """While several processes collect together; once the number is learned, graphs are whole again."""
     return collect_or_learned.definition(collector, x, *context)

@@ -59,7 +59,7 @@ def test_he_scaling_starts_from_the_fan_in() -> None:
     assert (layer.weight_quant.scale() * 127).item() == pytest.approx(math.sqrt(2 / 6))
 
 
-@pytest.mark.parametrize(("granularity", "shape"), [("tensor", ()), ("channel", (5,))])
+@pytest.mark.parametrize(("granularity", "shape"), [("tensor", (1,)), ("channel", (5,))])
 def test_a_learned_sigma_has_the_shape_of_its_scales(granularity, shape) -> None:
     layer = QuantLinear(
         6,

@@ -76,12 +76,16 @@ def data_assigned(layer: QuantLinear) -> None:
     layer.weight.data = torch.full((3, 4), 0.5)
 
 
+def _other_numbers(layer: QuantLinear) -> dict[str, torch.Tensor]:
+    return {k: v * 1.5 if v.is_floating_point() else v for k, v in layer.state_dict().items()}
+
+
 def loaded(layer: QuantLinear) -> None:
-    layer.load_state_dict({k: v * 1.5 for k, v in layer.state_dict().items()})
+    layer.load_state_dict(_other_numbers(layer))
 
 
 def loaded_by_assignment(layer: QuantLinear) -> None:
-    layer.load_state_dict({k: v * 1.5 for k, v in layer.state_dict().items()}, assign=True)
+    layer.load_state_dict(_other_numbers(layer), assign=True)
 
 
 def vector(layer: QuantLinear) -> None:

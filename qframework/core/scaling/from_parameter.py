@@ -140,12 +140,8 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
     def rule(self, stated: Stated, threshold: float) -> ScaleRule:
         """The learned scale for a threshold."""
         restriction = self.stats_scaling_impl.restriction
-        return stated(  # type: ignore[no-any-return]
-            restriction,
-            "learned",
-            threshold,
-            tuple(number_of(self.value, self.scaling_shape).shape),
-        )  # type: ignore[no-any-return]
+        shape = tuple(number_of(self.value, self.scaling_shape).shape)
+        return stated(restriction, "learned", threshold, shape)  # type: ignore[no-any-return]
 
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A number that is none of a scale."""
