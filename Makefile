@@ -31,9 +31,9 @@ test: lint
 	@$(BIN)/python examples/formats.py --output .venv/demo_output > .venv/formats.log || (cat .venv/formats.log; exit 1)
 	@$(BIN)/torchrun --nproc-per-node 2 examples/distributed.py > .venv/distributed.log 2>&1 || (cat .venv/distributed.log; exit 1)
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -n 2 -m "not exhaustive"
 	@echo "== pytest without the fused functions"
-	@QFRAMEWORK_KERNELS=reference $(BIN)/python -m pytest -q -n 2 -m "not slow"
+	@QFRAMEWORK_KERNELS=reference $(BIN)/python -m pytest -q -n 2 -m "not slow and not exhaustive"
 
 benchmark: $(STAMP)
 	@$(BIN)/python -m benchmarks

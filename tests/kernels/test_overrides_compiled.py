@@ -33,7 +33,7 @@ def _cases() -> Any:
     for kind in KINDS:
         for path, part in named_parts(proxy_of(kind, layer_of(kind)).tensor_quant):
             for name in public_methods(part):
-                marks = () if kind == QUICK else pytest.mark.slow
+                marks = pytest.mark.slow if kind == QUICK else pytest.mark.exhaustive
                 label = f"{kind}-{path or 'quantizer'}.{name}"
                 yield pytest.param(kind, path, name, id=label, marks=marks)
 
