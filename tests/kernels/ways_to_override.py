@@ -79,8 +79,9 @@ def derived_class(cls: type, name: str) -> type:
     is_property = isinstance(getattr(cls, name), property)
 
     def of_base(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = getattr(super(derived, self), name)
-        return found if is_property else found(*args, **kwargs)
+        if is_property:  # compilers can't read one off ``super()``
+            return getattr(cls, name).fget(self)
+        return getattr(super(derived, self), name)(*args, **kwargs)
 
     method = _replacement(name, of_base)
     derived = type(f"My{cls.__name__}", (cls,), {name: property(method) if is_property else method})
