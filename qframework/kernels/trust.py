@@ -269,6 +269,7 @@ class Guards:
 
     def _expect(self, namespace: Any, name: str, value: Any) -> None:
         if isinstance(value, nn.Module):  # by identity: one that is equal may hold other numbers
+            held: Any
             for held, what in zip(self.modules, (namespace, name, value), strict=True):
                 held.append(what)
             return
