@@ -203,6 +203,18 @@ class CoreModule(CompactModule):
                 error_msgs,
             )
 
+    def saved(self, name: str, number: Tensor) -> Tensor:
+        """For subclasses: what is saved for a parameter, where one number is written in several ways."""
+        return number
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in () if keep_vars else self._parameters:
+            if prefix + name in destination:
+                destination[prefix + name] = self.saved(name, destination[prefix + name])
+
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As torch's; where a state dict is refused, everything is as it was."""
         with unchanged_on_error(self):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import NotStated, Stated, Stateless
+from qframework.core.base import NotStated, Stated, Stateless, local_part
 from qframework.core.function_wrapper import Identity, RoundSte, ScalarSignedClampMinSte
 from qframework.functional import RestrictionRule, ScaleRule, abs_binary_sign_grad
 
@@ -26,6 +26,10 @@ class RestrictValue(Stateless):
     def forward(self, x: Tensor) -> Tensor:
         """The scale for the stored number ``x``."""
         return x
+
+    def saved(self, stored: Tensor) -> Tensor:
+        """The number itself."""
+        return stored
 
     def why_refused(self, stored: Tensor) -> str | None:
         """Why a stored number can't be that of a scale; None where it can."""
@@ -47,6 +51,11 @@ class FloatRestrictValue(RestrictValue):
 
     def forward(self, x: Tensor) -> Tensor:
         return abs_binary_sign_grad(x)
+
+    def saved(self, stored: Tensor) -> Tensor:
+        """The magnitude, which is what counts: training may have gone through 0."""
+        part = local_part(stored)
+        return stored.abs() if part is not None and bool((part < 0).any()) else stored
 
     def why_refused(self, stored: Tensor) -> str | None:
         """A number that isn't positive is none of a scale."""
@@ -158,6 +167,11 @@ class ScaleRestriction(Stateless):
     def to_domain(self, scale: Tensor) -> Tensor:
         """The stored number for ``scale``, which is first kept above the minimum."""
         return self.restrict.to_domain(self.clamp_min(scale))
+
+    def saved(self, stored: Tensor) -> Tensor:
+        """What a state dict holds for a stored number: the same scale."""
+        positive = getattr(self.restrict, "saved", None)
+        return stored if positive is None else positive(stored)
 
     def why_refused(self, stored: Tensor) -> str | None:
         """Why a number of a state dict can't be that of a scale; None where it can."""

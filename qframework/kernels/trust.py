@@ -60,6 +60,7 @@ _HARMLESS = frozenset(
         "state_dict",
         "load_state_dict",
         "why_refused",
+        "saved",
         "get_extra_state",
         "set_extra_state",
     ]

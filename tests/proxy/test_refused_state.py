@@ -108,3 +108,12 @@ def test_a_model_on_meta_runs_with_assigned_tensors(scaling) -> None:
     other.load_state_dict(model.state_dict(), assign=True)
     assert torch.equal(other.eval()(x), model.eval()(x))
     other.train()(x).sum().backward()
+
+
+def test_a_scale_that_training_took_through_zero_is_saved_by_its_magnitude() -> None:
+    model = trained()[0]
+    with torch.no_grad():
+        model.weight_quant.tensor_quant.scaling_impl.value.neg_()
+    other = net()[0]
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.quant_weight().value, model.quant_weight().value)

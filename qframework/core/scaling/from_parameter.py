@@ -143,6 +143,10 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
         shape = tuple(number_of(self.value, self.scaling_shape).shape)
         return stated(restriction, "learned", threshold, shape)  # type: ignore[no-any-return]
 
+    def saved(self, name: str, number: Tensor) -> Tensor:
+        """A positive number."""
+        return self.stats_scaling_impl.restriction.saved(number) if name == "value" else number
+
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A number that is none of a scale."""
         return self.stats_scaling_impl.restriction.why_refused(number)

@@ -229,6 +229,10 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
         """The scale for a threshold, once it is learned."""
         return stated(self.restriction, "learned", threshold, tuple(self.stored().shape))  # type: ignore[no-any-return]
 
+    def saved(self, name: str, number: Tensor) -> Tensor:
+        """A positive number."""
+        return self.restriction.saved(number)
+
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A learned number that is none of a scale, a statistic below 0, or a counter of another kind."""
         if name == "value":

@@ -129,6 +129,10 @@ class ParameterScaling(CoreModule):
         """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""
         return self.restriction(self.stored(), threshold)  # type: ignore[no-any-return]
 
+    def saved(self, name: str, number: Tensor) -> Tensor:
+        """A positive number."""
+        return self.restriction.saved(number)
+
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A number that is none of a scale."""
         return self.restriction.why_refused(number)
