@@ -31,14 +31,32 @@ class QuantWeightLayer(QuantLayer):
     weight: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
-        before = self.__dict__.get("_parameters", {}).get(name)
+        parameters = self.__dict__.get("_parameters", {})
+        before = parameters.get(name)
+        if before is not None and hasattr(value, "device_mesh"):  # an engine shards the parameter
+            parameters[name] = value
+            return
         super().__setattr__(name, value)
         if name in ("weight", "bias") and isinstance(value, nn.Parameter):
-            if hasattr(value, "device_mesh") or hasattr(before, "device_mesh"):
-                return  # an engine shards the parameter, or puts it together for a forward pass
+            if hasattr(before, "device_mesh"):  # it is put together for a forward pass
+                return
             proxy = self._modules.get(f"{name}_quant")
             if isinstance(proxy, ParameterQuantProxyFromInjector):
                 proxy.reinitialize()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch's.
+
+        Raises:
+            RuntimeError: a part of a parameter (a ``DTensor``), as styles of tensor parallelism register.
+        """
+        if hasattr(param, "device_mesh"):
+            raise RuntimeError(
+                f"{qualified_name(self)}: tensor parallelism (ColwiseParallel, RowwiseParallel, distribute_module) isn't supported "
+                "by quantized layers, since it knows of no scales. Shard them by torch.distributed.fsdp.fully_shard, or leave this "
+                "layer out of the plan of parallelize_module. The layer is as it was"
+            )
+        super().register_parameter(name, param)
 
     def _float_weight(self) -> Any:
         weight = self._parameters.get("weight")
