@@ -17,9 +17,14 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @torch.no_grad()
 def fingerprint(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Numbers that tell the contents of tensors apart: two sums of their bits, weighted by position, of 64 bits each."""
+    """Numbers that tell the contents of tensors apart: two sums of their bits, weighted by position, of 64 bits each.
+
+    Those on the meta device have no contents, and none.
+    """
     found: list[int] = []
     for t in tensors:
+        if t.is_meta:  # without contents
+            continue
         bits = t.detach().contiguous().view(-1).view(_INTEGERS[t.element_size()]).to(torch.int64)
         place = torch.arange(bits.numel(), device=bits.device)
         sums = (

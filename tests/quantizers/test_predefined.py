@@ -96,6 +96,27 @@ def test_it_trains_a_step_and_survives_a_state_dict(name) -> None:
     assert len(repr(layer).splitlines()) <= 4
 
 
+@pytest.mark.parametrize("how", ["assigned", "emptied", "emptied and written"])
+@pytest.mark.parametrize("name", ALL)
+def test_one_that_was_built_on_meta_gives_what_it_is_given(name, how) -> None:
+    model, x = build(name), sample(name)
+    model(x), model.eval()
+    state = model.state_dict()
+    with torch.device("meta"):
+        other = build(name)
+    if how != "assigned":
+        other.to_empty(device="cpu")
+    if how == "emptied and written":
+        with torch.no_grad():
+            for key, tensor in (*other.named_parameters(), *other.named_buffers()):
+                if key in state:
+                    tensor.copy_(state[key])
+    else:
+        other.load_state_dict(state, assign=how == "assigned")
+    first, second = model(x), other.eval()(x)
+    assert torch.equal(getattr(first, "value", first), getattr(second, "value", second))
+
+
 INTEGERS = ("ActQuantProxyFromInjector", "DynamicActQuantProxyFromInjector")
 
 
