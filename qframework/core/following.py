@@ -17,14 +17,9 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @torch.no_grad()
 def fingerprint(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Numbers that tell the contents of tensors apart: two sums of their bits, weighted by position, of 64 bits each.
-
-    Those on the meta device have no contents, and none.
-    """
+    """Numbers that tell the contents of tensors apart: two sums of their bits, weighted by position, of 64 bits each."""
     found: list[int] = []
     for t in tensors:
-        if t.is_meta:  # without contents
-            continue
         bits = t.detach().contiguous().view(-1).view(_INTEGERS[t.element_size()]).to(torch.int64)
         place = torch.arange(bits.numel(), device=bits.device)
         sums = (
@@ -89,10 +84,13 @@ class FollowsParameters(nn.Module):
     @torch.no_grad()
     def init_from_parameters(self) -> None:
         """Start anew from the parameters. Version counters stay, so that graphs and frozen results that hold them stay valid."""
+        self.follows = True
+        if self.value.is_meta:  # there is nothing to compute
+            self.seen = ()
+            return
         self.value.data.copy_(self.computed())
         self.initial.data.copy_(self.value)
         self.seen = fingerprint(self.origins()) if self.is_costly else ()
-        self.follows = True
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """What is saved belongs to the parameters as they are now."""
