@@ -17,6 +17,7 @@ from qframework.proxy import (
     Quantizer,
     WeightQuantProxyFromInjector,
     build_proxy,
+    sharing,
 )
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike, dequantize
@@ -136,22 +137,23 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         """The last step of a layer's constructor; see the layers for the arguments."""
         self.return_quant_tensor = return_quant_tensor
         routed = route_keywords(self, keywords, ("weight_", "bias_", "input_", "output_"))
-        for name, quantizer, none, kind in (
-            ("weight", weight_quant, NoneWeightQuant, WeightQuantProxyFromInjector),
-            ("bias", bias_quant, NoneBiasQuant, BiasQuantProxyFromInjector),
-            ("input", input_quant, NoneActQuant, ActQuantProxyFromInjector),
-            ("output", output_quant, NoneActQuant, ActQuantProxyFromInjector),
-        ):
-            prefix = f"{name}_"
-            provided: dict[str, Any] = {}
-            if kind is ActQuantProxyFromInjector:
-                like = self.weight
-                if like is not None:
-                    provided = {"device": like.device, "dtype": like.dtype}
-            proxy = build_proxy(
-                self, f"{name}_quant", quantizer, none, routed[prefix], prefix, kind, provided
-            )
-            self.add_module(f"{name}_quant", proxy)
+        with sharing((weight_quant, bias_quant, input_quant, output_quant)):
+            for name, quantizer, none, kind in (
+                ("weight", weight_quant, NoneWeightQuant, WeightQuantProxyFromInjector),
+                ("bias", bias_quant, NoneBiasQuant, BiasQuantProxyFromInjector),
+                ("input", input_quant, NoneActQuant, ActQuantProxyFromInjector),
+                ("output", output_quant, NoneActQuant, ActQuantProxyFromInjector),
+            ):
+                prefix = f"{name}_"
+                provided: dict[str, Any] = {}
+                if kind is ActQuantProxyFromInjector:
+                    like = self.weight
+                    if like is not None:
+                        provided = {"device": like.device, "dtype": like.dtype}
+                proxy = build_proxy(
+                    self, f"{name}_quant", quantizer, none, routed[prefix], prefix, kind, provided
+                )
+                self.add_module(f"{name}_quant", proxy)
 
     def _compute(
         self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object
