@@ -63,6 +63,13 @@ def test_threads_that_train_and_evaluate_copies_get_what_one_gets_alone() -> Non
             torch.testing.assert_close(found[number], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_same_seed_gives_the_same_bits() -> None:
+    first, second = train(net(), 6), train(net(), 6)
+    for (name, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert torch.equal(result(first), result(second))
+
+
 def test_threads_share_one_model_in_evaluation() -> None:
     model, found = train(net()).eval(), []
     expected = result(model)
