@@ -87,7 +87,7 @@ class LogarithmicQuant(CoreModule):
         top = torch.ceil(x.detach().abs().amax().log2() * self.steps)
         code = round_ste(x.abs().clamp_min(1e-30).log2() * self.steps)
         code = torch.maximum(code, top - self.octaves * self.steps)
-        return (torch.exp2(code / self.steps) * torch.where(x < 0, -1.0, 1.0),)
+        return (torch.exp2(code / self.steps).copysign(x),)
 
 
 class LogarithmicWeightProxy(WeightQuantProxyFromInjector):

@@ -1,13 +1,15 @@
 """Every Python block of README and docs runs, one after the other in each file."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -44,3 +46,15 @@ def test_every_promise_is_held_by_the_test_that_it_names() -> None:
     assert len(links) == len(promises) > 20
     for name, path in links:
         assert f"def {name}(" in (page.parent / path).read_text(), (name, path)
+
+
+def _recipes() -> dict[str, type]:
+    module = sys.modules["recipes"] = ModuleType("recipes")  # pickles look for it
+    space = vars(module)
+    for match in BLOCK.finditer((ROOT / "CONTRIBUTING.md").read_text()):
+        exec(match[2], space)
+    return {n: v for n, v in space.items() if n.startswith("Test") and isinstance(v, type)}
+
+
+#: Each recipe keeps the contract that it shows.
+globals().update(_recipes())

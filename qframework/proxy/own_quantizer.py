@@ -31,17 +31,17 @@ def own_output(proxy: QuantProxy, output: object, x: Tensor, check: bool) -> tup
         TypeError: it isn't a tuple of these four, or one of them is neither a number nor a tensor.
         ValueError: one of them is out of range, or its shape doesn't broadcast.
     """
-    where = f"{qualified_name(proxy.tracked_module_list[0])}.{proxy.attribute}"
-    kind = f"{where}: {type(proxy.tensor_quant).__name__}"
     if not isinstance(output, (tuple, list)) or len(output) != len(_NAMES):
         got = (
             f"{len(output)} values" if isinstance(output, (tuple, list)) else type(output).__name__
         )
-        raise TypeError(f"{kind} must return ({', '.join(_NAMES)}), got {got}")
+        raise TypeError(f"{_whose(proxy)} must return ({', '.join(_NAMES)}), got {got}")
     value, *others = output
     if not isinstance(value, Tensor) or value.shape != x.shape:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"{kind} must return values of shape {tuple(x.shape)} first, got {got}")
+        raise TypeError(
+            f"{_whose(proxy)} must return values of shape {tuple(x.shape)} first, got {got}"
+        )
     try:
         pairs = zip(_NAMES[1:], others, strict=True)
         scale, zero_point, bit_width = (as_tensor(name, given, value) for name, given in pairs)
@@ -51,10 +51,15 @@ def own_output(proxy: QuantProxy, output: object, x: Tensor, check: bool) -> tup
                     value, scale, zero_point, bit_width, bool(proxy.is_signed), proxy.training
                 )
                 if not made.is_valid:
-                    _tell_of_values(kind, made)
+                    _tell_of_values(_whose(proxy), made)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{kind} returned what can't be: {error}") from error
+        raise type(error)(f"{_whose(proxy)} returned what can't be: {error}") from error
     return value, scale, zero_point, bit_width
+
+
+def _whose(proxy: QuantProxy) -> str:
+    where = f"{qualified_name(proxy.tracked_module_list[0])}.{proxy.attribute}"
+    return f"{where}: {type(proxy.tensor_quant).__name__}"
 
 
 def _tell_of_values(kind: str, made: IntQuantTensor) -> None:
