@@ -323,7 +323,8 @@ SLOTS = {
 #: How keywords of layers begin, of which a quantizer's own names have none.
 KEYWORD_PREFIXES = ("weight_", "bias_", "act_", "input_", "output_", "io_", "trunc_")
 
-#: Switches of caches that other libraries have, which have no meaning here: what is kept is asked for by ``qframework.frozen``.
+#: Switches that other libraries have or had, which have no meaning here: of caches (what is kept is asked for by
+#: ``qframework.frozen``), and of scales and widths of results, which quantized tensors always know.
 IGNORED_KEYWORDS = frozenset(
     {
         "cache_inference_quant_act",
@@ -334,6 +335,8 @@ IGNORED_KEYWORDS = frozenset(
         "cache_inference_quant_weight",
         "cache_inference_quant_weight_metadata_only",
         "cache_quant_io_metadata_only",
+        "compute_output_bit_width",
+        "compute_output_scale",
     }
 )
 

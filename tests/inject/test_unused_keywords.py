@@ -136,6 +136,7 @@ def test_a_message_names_no_keyword_that_was_not_given() -> None:
         lambda: QuantLSTM(4, 6, io_quant=None, io_bit_width=4),
         lambda: QuantLSTM(4, 6, weight_quant_type="int", dropout=0.0),
         lambda: linear(cache_inference_quant_bias=True),
+        lambda: linear(compute_output_scale=True, compute_output_bit_width=True),
         lambda: QuantReLU(cache_inference_quant_act=True),
         lambda: QuantLSTM(4, 6, cache_inference_quant_bias=True),
     ],
