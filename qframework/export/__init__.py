@@ -18,7 +18,7 @@ _PLACES = {
     "save_quantized": "qframework.export.save",
 }
 
-__all__ = ["CheckpointError", "export_compressed_tensors", "load_quantized", "save_quantized"]  # noqa: F822
+__all__ = ["CheckpointError", "export_compressed_tensors", "load_quantized", "save_quantized"]
 
 
 def __getattr__(name: str) -> Any:

@@ -61,7 +61,9 @@ def codes_of(q: Any) -> Codes:
         low, high = (int(t) for t in integers.aminmax())
         # a sign alone: -1 and 1
         step = 2 if (low, high) == (-1, 1) and not bool((integers == 0).any()) else 1
-        return Codes("integer", (integers - low) // step, _bits((high - low) // step), low, step, None)
+        return Codes(
+            "integer", (integers - low) // step, _bits((high - low) // step), low, step, None
+        )
     if isinstance(q, CodebookQuantTensor):
         if not q.is_valid:
             raise NoCodes("values that aren't entries of the codebook")
@@ -124,7 +126,10 @@ def weight_for(proxy: Any, wanted: Codes, like: Tensor) -> Tensor:
     else:
         levels = wanted.levels.to(scale)[wanted.codes]
         half = levels.abs() / 64
-    weight, missing = like.detach().clone(), torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    weight, missing = (
+        like.detach().clone(),
+        torch.ones(like.shape, dtype=torch.bool, device=like.device),
+    )
     for moved in (levels, levels + half, levels - half):
         candidate = torch.where(missing, (moved * steps).to(like.dtype), weight)
         try:

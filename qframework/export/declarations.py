@@ -20,7 +20,10 @@ from qframework.inject.names import is_ours
 #: From the name of a quantizer to the class; None where there is none.
 Find = Callable[[str], InjectorType | None]
 
-_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)}
+_DTYPES = {
+    str(d).removeprefix("torch."): d
+    for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+}
 #: Modules whose classes may stand in a recipe.
 _CLASSES = ("qframework.core.", "qframework.proxy.", "torch.nn.modules.activation")
 #: Whole numbers beyond it, but for a seed, are no setting of a quantizer.
@@ -124,8 +127,10 @@ def encode(value: Any) -> Any:
         if "own" in found:
             raise NotData(value.__name__)
         return {"quantizer": found}
-    if isinstance(value, type) and _class_of(value.__module__, value.__qualname__) is value:
-        return {"class": f"{value.__module__}:{value.__qualname__}"}
+    if isinstance(value, type):
+        module, name = value.__module__, value.__qualname__
+        if _class_of(module, name) is value:
+            return {"class": f"{module}:{name}"}
     raise NotData(f"{value!r} of type {type(value).__name__}")
 
 
@@ -173,7 +178,11 @@ def _decoded(data: dict[str, Any], find: Find, depth: int) -> Any:
         return made.reshape([int(n) for n in _items(data["shape"])])
     if kinds == {"this"}:
         levels, *path = _items(data["this"])
-        if type(levels) is not int or not 0 <= levels <= _DEEPEST or not all(isinstance(p, str) for p in path):
+        if (
+            type(levels) is not int
+            or not 0 <= levels <= _DEEPEST
+            or not all(isinstance(p, str) for p in path)
+        ):
             raise CheckpointError(f"no path: {_short(data)}")
         return This(levels, tuple(path))
     if kinds == {"quantizer"}:

@@ -41,7 +41,9 @@ def arguments_of_layer(layer: nn.Module) -> dict[str, Any]:
     """
     found = {}
     for name in inspect.signature(type(layer).__init__).parameters:
-        if name in ("self", "args", "kwargs", "device", "dtype", *_TENSORS) or name.endswith("_quant"):
+        if name in ("self", "args", "kwargs", "device", "dtype", *_TENSORS) or name.endswith(
+            "_quant"
+        ):
             continue
         value = _attribute(layer, _ELSEWHERE.get(name, name))
         if name == "bias" and not isinstance(value, bool):

@@ -125,4 +125,6 @@ def read_recipe(text: bytes) -> Recipe:
         problems = error.errors() if isinstance(error, ValidationError) else []
         first = problems[0] if problems else {"loc": (), "msg": "nested too deeply"}
         where = ".".join(str(part)[:40] for part in first["loc"])
-        raise CheckpointError(f"the recipe is wrong at {where or 'its top'}: {first['msg']}") from None
+        raise CheckpointError(
+            f"the recipe is wrong at {where or 'its top'}: {first['msg']}"
+        ) from None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from qframework.export.checkpoint_files import write_checkpoint
 from qframework.export.codes import Codes, NoCodes, codes_of, weight_for
 from qframework.export.declarations import NotData, encode, encode_names, encode_quantizer
 from qframework.export.errors import CheckpointError
+from qframework.export.evaluating import evaluating
 from qframework.export.layer_arguments import arguments_of_layer, is_layer
 from qframework.export.recipe import VERSION
 from qframework.inject.names import is_ours
@@ -41,22 +41,9 @@ def save_quantized(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         CheckpointError: nothing in the model is quantized, or it holds state that is no tensor, or tensors on the ``meta`` device.
         ImportError: safetensors isn't installed.
     """
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         tensors, recipe = _Written(model).result()
     write_checkpoint(folder, tensors, recipe)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, set without telling the modules: nothing is collected, switched or thawed."""
-    before = [(m, m.training) for m in model.modules()]
-    try:
-        for module, _ in before:
-            module.__dict__["training"] = False
-        yield
-    finally:
-        for module, training in before:
-            module.__dict__["training"] = training
 
 
 class _Written:
@@ -122,7 +109,7 @@ class _Written:
         self, proxy: QuantProxy, owners: Mapping[Tensor, list[nn.Module]]
     ) -> dict[str, Tensor] | None:
         """The weights of a quantizer by name; None where one of them is computed, or belongs to others too."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for layer in proxy.tracked_module_list:
             weight = layer._parameters.get("weight")
             if weight is None or layer not in self.names or not weight.numel():
@@ -184,7 +171,8 @@ class _Written:
             less = tensor.to(dtype)
             if torch.equal(less.to(tensor.dtype), tensor):
                 self.widened[name] = str(tensor.dtype).removeprefix("torch.")
-                tensor = less
+                # files know powers of two by the bytes of their exponents
+                tensor = less.view(torch.uint8) if dtype is torch.float8_e8m0fnu else less
                 break
         # a file of tensors holds none that shares memory with another
         self.tensors[name] = tensor.contiguous().clone()
@@ -202,7 +190,10 @@ class _Written:
                     f"save_quantized: {prefix or 'the model'} ({type(module).__name__}) has extra state, which is no tensor"
                 )
             saved = module._non_persistent_buffers_set
-            held = {**module._parameters, **{n: b for n, b in module._buffers.items() if n not in saved}}
+            held = {
+                **module._parameters,
+                **{n: b for n, b in module._buffers.items() if n not in saved},
+            }
             for key, tensor in held.items():
                 name = f"{prefix}.{key}".lstrip(".")
                 if tensor is None or name in self.weights:
@@ -212,7 +203,7 @@ class _Written:
                 self.plain[name] = seen[tensor]
 
     def _layers(self) -> dict[str, dict[str, Any]]:
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for module, names in self.names.items():
             if is_layer(module):
                 ours = is_ours(type(module).__module__)

@@ -40,9 +40,7 @@ _KINDS = (
 )
 
 
-def load_quantized(
-    folder: str | os.PathLike[str], model: M, *, own: Iterable[type] = ()
-) -> M:
+def load_quantized(folder: str | os.PathLike[str], model: M, *, own: Iterable[type] = ()) -> M:
     """Give a model the weights, quantizers and scales of a checkpoint; its outputs are those of the model that was saved.
 
     The model has the architecture of the one that was saved: floats or quantized layers, ``nn.Identity`` where a
@@ -127,7 +125,11 @@ class _Loading:
         self.used.add(name)
         found = self.tensors[name]
         wide = self.recipe.widened.get(name)
-        return found if wide is None else found.to(getattr(torch, wide))
+        if wide is None:
+            return found
+        if found.dtype is torch.uint8:
+            found = found.view(torch.float8_e8m0fnu)
+        return found.to(getattr(torch, wide))
 
     # ------------------------------------------------------------ layers
 
@@ -165,7 +167,11 @@ class _Loading:
                 + ("" if held.dtype is value.dtype else f"; call model.to({value.dtype}) first")
             )
         if held.is_meta:
-            made = nn.Parameter(value.clone(), held.requires_grad) if key in module._parameters else value.clone()
+            made = (
+                nn.Parameter(value.clone(), held.requires_grad)
+                if key in module._parameters
+                else value.clone()
+            )
             setattr(module, key, made)
             return made
         held.copy_(value)
@@ -211,8 +217,14 @@ class _Loading:
             raise CheckpointError(f"{name}: a table needs levels, and only a table has some")
         if entry.levels is not None:
             levels = self._tensor(entry.levels)
-            if levels.dtype is not torch.float32 or levels.dim() != 1 or not bool(torch.isfinite(levels).all()):
-                raise CheckpointError(f"{entry.levels}: levels are a row of finite float32, got {_kind(levels)}")
+            if (
+                levels.dtype is not torch.float32
+                or levels.dim() != 1
+                or not bool(torch.isfinite(levels).all())
+            ):
+                raise CheckpointError(
+                    f"{entry.levels}: levels are a row of finite float32, got {_kind(levels)}"
+                )
             if codes.numel() and int(codes.max()) >= levels.numel():
                 raise CheckpointError(f"{name}: a code beyond its {levels.numel()} levels")
         device = "cpu" if held.is_meta else held.device
@@ -226,7 +238,9 @@ class _Loading:
         number = self.recipe.weights[name].quantizer
         if number >= len(proxies):
             raise CheckpointError(f"{name}: there is no quantizer {number}")
-        proxy, weight = proxies[number], self.model.get_parameter(name)
+        path, _, key = name.rpartition(".")
+        proxy, weight = proxies[number], self.model.get_submodule(path)._parameters[key]
+        assert weight is not None
         training = [(m, m.training) for m in proxy.modules()]
         try:
             for module, _ in training:
@@ -265,7 +279,9 @@ class _Loading:
         for place in entry.places:
             parent, _, key = place.rpartition(".")
             if not isinstance(self._proxy_at(place), kind):
-                raise CheckpointError(f"{place}: {quantizer.__name__} quantizes another kind of tensor")
+                raise CheckpointError(
+                    f"{place}: {quantizer.__name__} quantizes another kind of tensor"
+                )
             setattr(self._module(parent, place), key, made)
         self._load_state(where, made, entry)
         for owner in owners[1:]:
@@ -299,12 +315,16 @@ class _Loading:
             part: Any = getattr(proxy.tensor_quant, slot)
             allowed = part.why_refused("kept", number, {})
             if not number.is_floating_point() or allowed is not None:
-                raise CheckpointError(f"{where}.{slot}: {_kind(number)}; allowed: {allowed or 'floats'}")
+                raise CheckpointError(
+                    f"{where}.{slot}: {_kind(number)}; allowed: {allowed or 'floats'}"
+                )
 
     def _proxy_at(self, name: str) -> QuantProxy:
         found = self._module(name, name)
         if not isinstance(found, QuantProxy):
-            raise CheckpointError(f"{name} is a {type(found).__name__}, where the checkpoint has a quantizer")
+            raise CheckpointError(
+                f"{name} is a {type(found).__name__}, where the checkpoint has a quantizer"
+            )
         return found
 
     def _check_places(self, proxies: list[QuantProxy]) -> None:

@@ -109,7 +109,7 @@ class Layers:
         if is_layer(present):
             raise CheckpointError(where)
         if entry.kind == "FoldedBatchNorm" and isinstance(present, nn.modules.batchnorm._BatchNorm):
-            return self._folded(present)
+            return self._folded(present, name, arguments)
         kind = self.own.get(entry.kind) if entry.own else library_layer(entry.kind)
         conversion = self.forms.conversion(present)
         own_forward = self.forms.own_forward(present)
@@ -132,13 +132,14 @@ class Layers:
             raise CheckpointError(f"{where}: {why}") from None
         raise CheckpointError(f"{where}, which it can't stand for")
 
-    def _folded(self, present: nn.Module) -> nn.Module:
-        then = tuple(n for n, m in present._modules.items() if m is not None)
-        made = FoldedBatchNorm(isinstance(present, nn.BatchNorm1d), then)
+    def _folded(self, present: nn.Module, name: str, arguments: dict[str, Any]) -> nn.Module:
+        made: Any = self._built(FoldedBatchNorm, name, arguments, {})
+        if not all(present._modules.get(n) is not None for n in made.then):
+            raise CheckpointError(f"{name}: the norm in the checkpoint goes on with {made.then}")
         made.train(present.training)
         for child, held in present._modules.items():
             made._modules[child] = held
-        return made
+        return made  # type: ignore[no-any-return]
 
     def _converted(
         self,
@@ -152,7 +153,9 @@ class Layers:
         form = self.forms.of(present)
         base = form.base if isinstance(form, SameComputation) else None
         if base is not None and isinstance(form, SameComputation) and form.weight is not None:
-            raise NoQuantizedForm("its weight is computed; quantize the model in the same way before it is loaded")
+            raise NoQuantizedForm(
+                "its weight is computed; quantize the model in the same way before it is loaded"
+            )
         theirs = arguments_of(present, conversion.layer, conversion.special, base)
         device = {n: theirs.pop(n) for n in ("device", "dtype") if n in theirs}
         self._check(name, entry, arguments, theirs)
