@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qframework.export.errors import CheckpointError
-from qframework.export.recipe import Recipe, read_recipe
+from qframework.export.recipe import Recipe, checksum_of, read_recipe
 
 TENSORS, RECIPE = "model.safetensors", "recipe.json"
 #: Bytes of a recipe, beyond which it isn't read.
@@ -50,7 +50,8 @@ def write_checkpoint(
     place.mkdir(parents=True, exist_ok=True)
     written = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
     content: bytes = to_bytes.save(written)
-    made = Recipe.model_validate({**recipe, "sha256": hashlib.sha256(content).hexdigest()})
+    said = {**recipe, "sha256": hashlib.sha256(content).hexdigest()}
+    made = Recipe.model_validate({**said, "checksum": checksum_of(said)})
     replace_file(place / TENSORS, lambda file: file.write(content))
     text = made.model_dump_json(indent=1).encode()
     replace_file(place / RECIPE, lambda file: file.write(text))

@@ -133,7 +133,10 @@ def weight_for(proxy: Any, wanted: Codes, like: Tensor) -> Tensor:
     for moved in (levels, levels + half, levels - half):
         candidate = torch.where(missing, (moved * steps).to(like.dtype), weight)
         try:
-            right = same_codes(proxy(candidate), wanted)
+            made = proxy(candidate)
+            if made.value.shape != like.shape:
+                raise NoCodes(f"its scale makes {tuple(made.value.shape)} of {tuple(like.shape)}")
+            right = same_codes(made, wanted)
         except RuntimeError as error:
             raise NoCodes(str(error)) from None
         weight, missing = candidate, ~right

@@ -46,8 +46,8 @@ def arguments_of_layer(layer: nn.Module) -> dict[str, Any]:
         ):
             continue
         value = _attribute(layer, _ELSEWHERE.get(name, name))
-        if name == "bias" and not isinstance(value, bool):
-            value = "bias" in layer._parameters and layer._parameters["bias"] is not None
+        if name == "bias" and "bias" in layer._parameters:
+            value = layer._parameters["bias"] is not None
         if _is_plain(value):
             found[name] = value
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -85,6 +87,7 @@ class Recipe(_Data):
         version: of the recipe.
         library: version of the library that wrote it.
         sha256: of the file of tensors.
+        checksum: of everything else that the recipe says, see :func:`checksum_of`.
         layers: by their names in the model.
         quantizers: all of the model.
         weights: packed ones, by their names in the model.
@@ -96,11 +99,19 @@ class Recipe(_Data):
     version: Literal[1]
     library: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    checksum: str
     layers: dict[str, LayerRecipe]
     quantizers: list[QuantizerRecipe]
     weights: dict[str, WeightRecipe]
     tensors: dict[str, str]
     widened: dict[str, Literal["float32", "float64"]]
+
+
+def checksum_of(data: Mapping[str, Any]) -> str:
+    """SHA-256 of a recipe as data, in one way of writing it, without its own checksum."""
+    rest = {name: value for name, value in data.items() if name != "checksum"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_recipe(text: bytes) -> Recipe:
@@ -119,6 +130,8 @@ def read_recipe(text: bytes) -> Recipe:
         raise CheckpointError(
             f"the recipe has version {str(data.get('version'))[:20]!r}; this release reads version {VERSION}"
         )
+    if data.get("checksum") != checksum_of(data):
+        raise CheckpointError("the recipe was changed after it was written")
     try:
         return Recipe.model_validate(data)
     except (ValidationError, RecursionError) as error:

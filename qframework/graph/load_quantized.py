@@ -18,7 +18,6 @@ from qframework.export.declarations import Find, decode_names, decode_quantizer
 from qframework.export.errors import CheckpointError
 from qframework.export.recipe import QuantizerRecipe, Recipe, WeightRecipe
 from qframework.graph.restored_layers import Layers
-from qframework.inject import QuantizerError
 from qframework.inject.injector import InjectorType
 from qframework.inject.names import is_ours
 from qframework.inject.resolver import Resolver
@@ -67,7 +66,7 @@ def load_quantized(folder: str | os.PathLike[str], model: M, *, own: Iterable[ty
             return _Loading(recipe, tensors, model, own).result()  # type: ignore[return-value]
         except CheckpointError as error:
             raise CheckpointError(f"{os.fspath(folder)}: {error}") from error.__cause__
-        except (QuantizerError, NoCodes, ValueError, TypeError, RuntimeError, LookupError) as error:
+        except Exception as error:  # whatever the classes raise that the recipe names
             raise CheckpointError(f"{os.fspath(folder)}: {error}") from error
 
 
@@ -159,6 +158,9 @@ class _Loading:
         if held is None:
             if module._parameters.get(key, self) is not None:
                 raise CheckpointError(f"the model has no {name!r}")
+            channels = getattr(module, "out_features", getattr(module, "out_channels", None))
+            if value.shape != (channels,) or not value.is_floating_point():
+                raise CheckpointError(f"{name}: {_kind(value)} for {channels} channels")
             module.register_parameter(key, nn.Parameter(value.clone()))
             return module._parameters[key]  # type: ignore[return-value]
         if held.shape != value.shape or held.dtype is not value.dtype:
@@ -186,11 +188,10 @@ class _Loading:
     def _check_names(self) -> None:
         """All parameters and saved buffers of the model outside of quantizers have to be in the checkpoint."""
         known = self.recipe.tensors.keys() | self.recipe.weights.keys()
+        proxies = (m for m in self.model.modules() if isinstance(m, QuantProxy))
+        inside = {m for p in proxies for m in p.modules()}
         for prefix, module in self.model.named_modules():
-            if isinstance(module, QuantProxy) or any(
-                isinstance(self.model.get_submodule(prefix.rsplit(".", n)[0]), QuantProxy)
-                for n in range(1, prefix.count(".") + 1)
-            ):
+            if module in inside:
                 continue
             saved = [n for n in module._buffers if n not in module._non_persistent_buffers_set]
             for key in (*module._parameters, *saved):
