@@ -38,6 +38,10 @@ def compress_input(proxy: Any, features: int) -> CompressedInput:
     Raises:
         Unsupported: no scheme is the same.
     """
+    if not all(c.has_statistics for c in proxy.collectors()):
+        raise Unsupported(
+            "its input_quant has seen no data; run batches in training mode, or calibration_mode"
+        )
     place = next((t.device for t in (*proxy.parameters(), *proxy.buffers())), None)
     probe = torch.linspace(-1, 1, 2 * features, device=place).reshape(2, features)
     q = proxy(probe)

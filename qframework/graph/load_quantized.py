@@ -126,6 +126,8 @@ class _Loading:
         wide = self.recipe.widened.get(name)
         if wide is None:
             return found
+        if found.dtype not in (torch.uint8, torch.bfloat16, torch.float16):
+            raise CheckpointError(f"the tensor {name!r} is {_kind(found)}, not a narrower {wide}")
         if found.dtype is torch.uint8:
             found = found.view(torch.float8_e8m0fnu)
         return found.to(getattr(torch, wide))

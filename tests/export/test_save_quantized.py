@@ -16,8 +16,8 @@ from qframework.inject import QuantizerError, value
 from qframework.inject.injector import InjectorType
 from qframework.layers import (
     QuantConv2d,
-    QuantELU,
     QuantEltwiseAdd,
+    QuantELU,
     QuantEmbedding,
     QuantGELU,
     QuantGRU,
@@ -38,11 +38,11 @@ from qframework.layers import (
 from qframework.proxy import WeightQuantProxyFromInjector
 from qframework.quant_tensor import QuantTensor
 from qframework.quantizers import (
-    Fp8e4m3OCPWeightPerChannelFloat,
     Int8ActPerTensorFloat,
     Int8WeightPerChannelFloat,
     Int8WeightPerTensorFloat,
     Int16Bias,
+    ShiftedUint8WeightPerChannelFloat,
     Uint8ActPerTensorFloat,
 )
 
@@ -410,7 +410,7 @@ def test_weights_take_the_bits_that_they_have(bits, bytes_of_weights, tmp_path) 
 
 def test_scales_are_kept_to_the_last_bit(tmp_path) -> None:
     torch.manual_seed(0)
-    layer = QuantLinear(64, 500, weight_quant=Fp8e4m3OCPWeightPerChannelFloat)
+    layer = QuantLinear(64, 500, weight_quant=ShiftedUint8WeightPerChannelFloat)
     expected = layer.weight_quant.scale()
     save_quantized(layer, tmp_path)
     loaded = load_quantized(tmp_path, nn.Linear(64, 500))
