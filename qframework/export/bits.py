@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     flat = codes.reshape(-1).to(torch.int64)
     if bits == 8:
         return flat.to(torch.uint8)
+    if bits < 8 and sys.byteorder == "little":
+        return _pack_words(flat, bits)
     places = torch.arange(bits, device=flat.device)
     weights = 1 << torch.arange(8, device=flat.device)
     pieces = []
@@ -60,6 +64,8 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         )
     if bits == 8:
         return packed.to(torch.int64)
+    if bits < 8 and sys.byteorder == "little":
+        return _unpack_words(packed, bits, count)
     places = torch.arange(bits, device=packed.device)
     pieces = []
     for start in range(0, count, _PIECE):
@@ -70,3 +76,25 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
             raise CheckpointError("bits behind the last code aren't 0")
         pieces.append((single[: number * bits].reshape(number, bits) << places).sum(1))
     return torch.cat(pieces) if pieces else packed.to(torch.int64)
+
+
+def _pack_words(codes: Tensor, bits: int) -> Tensor:
+    """:func:`pack` for fewer than 8 bits: 8 codes at once, which fill as many bytes of a 64-bit word as a code has bits."""
+    size = packed_size(codes.numel(), bits)
+    rows = torch.nn.functional.pad(codes, (0, -codes.numel() % 8)).reshape(-1, 8)
+    words = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
+    for i in range(8):
+        words |= rows[:, i] << (i * bits)
+    return words.view(torch.uint8).reshape(-1, 8)[:, :bits].reshape(-1)[:size]
+
+
+def _unpack_words(packed: Tensor, bits: int, count: int) -> Tensor:
+    """:func:`unpack` for fewer than 8 bits."""
+    rows = torch.nn.functional.pad(packed, (0, -packed.numel() % bits)).reshape(-1, bits)
+    filled = torch.zeros((rows.shape[0], 8), dtype=torch.uint8, device=rows.device)
+    filled[:, :bits] = rows
+    words = filled.view(torch.int64)
+    codes = torch.cat([(words >> (i * bits)) & ((1 << bits) - 1) for i in range(8)], 1).reshape(-1)
+    if bool(codes[count:].any()):
+        raise CheckpointError("bits behind the last code aren't 0")
+    return codes[:count]

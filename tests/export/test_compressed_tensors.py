@@ -371,3 +371,38 @@ def test_exporting_changes_nothing(tmp_path) -> None:
     export_compressed_tensors(model, tmp_path)
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["packed", "fp8"])
+def test_a_language_model_is_read_by_transformers(name, tmp_path) -> None:
+    pytest.importorskip("compressed_tensors")
+    transformers = pytest.importorskip("transformers")
+    from qframework.graph import Rule, quantize_model
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    keywords = {
+        "packed": {
+            "weight_quant": Int8WeightPerGroupFloat,
+            "weight_bit_width": 4,
+            "weight_group_size": 32,
+        },
+        "fp8": {"weight_quant": Fp8e4m3OCPWeightPerChannelFloat},
+    }[name]
+    rules = [Rule(n, keep_float=True) for n in ("*embed_tokens", "lm_head", "*act_fn")]
+    quantized, _ = quantize_model(model, rules=rules, **keywords)
+    said = export_compressed_tensors(quantized.eval(), tmp_path)
+    assert said["ignore"] == ["lm_head"]
+    tokens = torch.randint(128, (1, 9))
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(read(tokens).logits, quantized(tokens).logits)
