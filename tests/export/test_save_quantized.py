@@ -504,3 +504,29 @@ def test_state_that_is_no_tensor_is_refused(tmp_path) -> None:
 
     with pytest.raises(CheckpointError, match=r"1 \(Counting\) has extra state"):
         save_quantized(nn.Sequential(QuantLinear(4, 4), Counting()), tmp_path)
+
+
+def test_a_loaded_model_can_be_frozen_and_converted(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(ROWS)
+    save_quantized(QuantLinear(16, 200, weight_quant=Int8WeightPerChannelFloat), tmp_path)
+    loaded = load_quantized(tmp_path, nn.Linear(16, 200)).eval()
+    with torch.no_grad():
+        expected = loaded(x)
+        with qframework.frozen(loaded):
+            assert torch.equal(loaded(x), expected)
+    kept = loaded.weight_quant.tensor_quant.scaling_impl.kept.clone()
+    loaded.bfloat16()
+    assert torch.equal(loaded.weight_quant.tensor_quant.scaling_impl.kept, kept)
+
+
+@pytest.mark.slow
+def test_a_loaded_model_compiles_in_one_graph(tmp_path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(ROWS)
+    model = trained(nn.Sequential(QuantLinear(16, 8), QuantReLU()), x)
+    save_quantized(model, tmp_path)
+    loaded = load_quantized(tmp_path, nn.Sequential(nn.Linear(16, 8), nn.ReLU()).eval())
+    with torch.no_grad():
+        compiled = torch.compile(loaded, fullgraph=True)
+        assert torch.allclose(compiled(x), model(x))
