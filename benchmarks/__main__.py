@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import nn
 
 import qframework
-from benchmarks import recurrent
+from benchmarks import growth, recurrent
 from benchmarks.measure import compare, evaluator, ratio, seconds, trainer
 from benchmarks.network import Network, float_network
 from qframework import quantizers as q
@@ -55,6 +55,12 @@ ROWS = {
     "compiled_lstm_step_train": ("  a further step", "x compiled loop", 1.3),
     "compiled_lstm_eval": ("LSTM, evaluation, 40 steps, torch.compile", "x compiled loop", None),
     "compiled_lstm_step_eval": ("  a further step", "x compiled loop", 1.3),
+    "long_objects": ("2,000 training steps: the second half adds", "objects", 200),
+    "long_megabytes": ("the same", "MB", 5),
+    "long_time": ("the same, time", "x first half", 1.2),
+    "constructions_objects": ("10,000 layers built: the second half adds", "objects", 200),
+    "constructions_megabytes": ("the same", "MB", 5),
+    "constructions_time": ("the same, time", "x first half", 1.2),
 }
 
 
@@ -161,6 +167,9 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile too, with the first setting (minutes)"
     )
+    parser.add_argument(
+        "--long", action="store_true", help="whether anything grows in long work (half a minute)"
+    )
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
@@ -170,6 +179,8 @@ def main() -> None:
             columns[f"kernels {kernels!r}"] = measure(
                 options.rounds, options.compile and kernels == options.kernels.split(",")[0]
             )
+    if options.long:
+        next(iter(columns.values())).update(growth.measure())
     if options.peer:
         found = _peer(options.peer, options.rounds)
         columns[found["name"]] = found["measures"]

@@ -11,7 +11,7 @@ from torch import nn
 from qframework.inject import PolicyTypeError
 from qframework.layers.base import QuantLayer, route_keywords
 from qframework.layers.keywords import ActLayerKeywords
-from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy
+from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy, sharing
 from qframework.quant_tensor import TensorLike
 from qframework.quantizers.none import NoneActQuant
 from qframework.quantizers.scaled_int import (
@@ -51,12 +51,13 @@ def build_act_proxies(
     """
     routed = route_keywords(layer, keywords, ("input_", "act_"), default="act_")
     kind = ActQuantProxyFromInjector
-    first = build_proxy(
-        layer, "input_quant", input_quant, NoneActQuant, routed["input_"], "input_", kind
-    )
-    second = build_proxy(
-        layer, "act_quant", act_quant, NoneActQuant, routed["act_"], "", kind, provided
-    )
+    with sharing((act_quant, input_quant)):
+        first = build_proxy(
+            layer, "input_quant", input_quant, NoneActQuant, routed["input_"], "input_", kind
+        )
+        second = build_proxy(
+            layer, "act_quant", act_quant, NoneActQuant, routed["act_"], "", kind, provided
+        )
     return first, second
 
 

@@ -9,7 +9,7 @@ import torch
 
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer, route_keywords
-from qframework.proxy import ActQuantProxyFromInjector, Quantizer, build_proxy
+from qframework.proxy import ActQuantProxyFromInjector, Quantizer, build_proxy, sharing
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike, dequantize
 from qframework.quantizers.none import NoneActQuant
@@ -28,17 +28,18 @@ class _QuantOperation(QuantLayer):
         """The last step of a constructor: a proxy ``{name}_quant`` for each quantizer."""
         self.return_quant_tensor = return_quant_tensor
         routed = route_keywords(self, keywords, [f"{n}_" for n in quantizers])
-        for name, quantizer in quantizers.items():
-            proxy = build_proxy(
-                self,
-                f"{name}_quant",
-                quantizer,
-                NoneActQuant,
-                routed[f"{name}_"],
-                f"{name}_",
-                ActQuantProxyFromInjector,
-            )
-            self.add_module(f"{name}_quant", proxy)
+        with sharing(quantizers.values()):
+            for name, quantizer in quantizers.items():
+                proxy = build_proxy(
+                    self,
+                    f"{name}_quant",
+                    quantizer,
+                    NoneActQuant,
+                    routed[f"{name}_"],
+                    f"{name}_",
+                    ActQuantProxyFromInjector,
+                )
+                self.add_module(f"{name}_quant", proxy)
 
     def _finish(self, operation: Any, operands: Sequence[Any]) -> Any:
         """Operate on quantized tensors where they are asked for and nothing quantizes the result, else on values."""

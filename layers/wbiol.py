@@ -17,6 +17,7 @@ from qframework.proxy import (
     Quantizer,
     WeightQuantProxyFromInjector,
     build_proxy,
+    sharing,
 )
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike, dequantize
@@ -31,14 +32,32 @@ class QuantWeightLayer(QuantLayer):
     weight: Any
 
     def __setattr__(self, name: str, value: Any) -> None:
-        before = self.__dict__.get("_parameters", {}).get(name)
+        parameters = self.__dict__.get("_parameters", {})
+        before = parameters.get(name)
+        if before is not None and hasattr(value, "device_mesh"):  # an engine shards the parameter
+            parameters[name] = value
+            return
         super().__setattr__(name, value)
         if name in ("weight", "bias") and isinstance(value, nn.Parameter):
-            if hasattr(value, "device_mesh") or hasattr(before, "device_mesh"):
-                return  # an engine shards the parameter, or puts it together for a forward pass
+            if hasattr(before, "device_mesh"):  # it is put together for a forward pass
+                return
             proxy = self._modules.get(f"{name}_quant")
             if isinstance(proxy, ParameterQuantProxyFromInjector):
                 proxy.reinitialize()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As torch's.
+
+        Raises:
+            RuntimeError: a part of a parameter (a ``DTensor``), as styles of tensor parallelism register.
+        """
+        if hasattr(param, "device_mesh"):
+            raise RuntimeError(
+                f"{qualified_name(self)}: tensor parallelism (ColwiseParallel, RowwiseParallel, distribute_module) isn't supported "
+                "by quantized layers, since it knows of no scales. Shard them by torch.distributed.fsdp.fully_shard, or leave this "
+                "layer out of the plan of parallelize_module. The layer is as it was"
+            )
+        super().register_parameter(name, param)
 
     def _float_weight(self) -> Any:
         weight = self._parameters.get("weight")
@@ -118,22 +137,23 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         """The last step of a layer's constructor; see the layers for the arguments."""
         self.return_quant_tensor = return_quant_tensor
         routed = route_keywords(self, keywords, ("weight_", "bias_", "input_", "output_"))
-        for name, quantizer, none, kind in (
-            ("weight", weight_quant, NoneWeightQuant, WeightQuantProxyFromInjector),
-            ("bias", bias_quant, NoneBiasQuant, BiasQuantProxyFromInjector),
-            ("input", input_quant, NoneActQuant, ActQuantProxyFromInjector),
-            ("output", output_quant, NoneActQuant, ActQuantProxyFromInjector),
-        ):
-            prefix = f"{name}_"
-            provided: dict[str, Any] = {}
-            if kind is ActQuantProxyFromInjector:
-                like = self.weight
-                if like is not None:
-                    provided = {"device": like.device, "dtype": like.dtype}
-            proxy = build_proxy(
-                self, f"{name}_quant", quantizer, none, routed[prefix], prefix, kind, provided
-            )
-            self.add_module(f"{name}_quant", proxy)
+        with sharing((weight_quant, bias_quant, input_quant, output_quant)):
+            for name, quantizer, none, kind in (
+                ("weight", weight_quant, NoneWeightQuant, WeightQuantProxyFromInjector),
+                ("bias", bias_quant, NoneBiasQuant, BiasQuantProxyFromInjector),
+                ("input", input_quant, NoneActQuant, ActQuantProxyFromInjector),
+                ("output", output_quant, NoneActQuant, ActQuantProxyFromInjector),
+            ):
+                prefix = f"{name}_"
+                provided: dict[str, Any] = {}
+                if kind is ActQuantProxyFromInjector:
+                    like = self.weight
+                    if like is not None:
+                        provided = {"device": like.device, "dtype": like.dtype}
+                proxy = build_proxy(
+                    self, f"{name}_quant", quantizer, none, routed[prefix], prefix, kind, provided
+                )
+                self.add_module(f"{name}_quant", proxy)
 
     def _compute(
         self, x: TensorLike, weight: TensorLike, bias: TensorLike | None, *how: object

@@ -35,3 +35,12 @@ def test_generated_pages_are_those_of_the_classes(page, writer) -> None:
     }
     exec((ROOT / "docs" / "generate.py").read_text(), space)
     assert space[page].read_text() == space[writer](), "run python docs/generate.py"
+
+
+def test_every_promise_is_held_by_the_test_that_it_names() -> None:
+    page = ROOT / "docs" / "guarantees.md"
+    promises = [line for line in page.read_text().splitlines() if line.startswith("- ")]
+    links = re.findall(r"\[`(\w+)`\]\(([^)]+)\)$", "\n".join(promises), re.MULTILINE)
+    assert len(links) == len(promises) > 20
+    for name, path in links:
+        assert f"def {name}(" in (page.parent / path).read_text(), (name, path)

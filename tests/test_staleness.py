@@ -147,9 +147,8 @@ def data_assigned_after_edits(layer: QuantLinear) -> None:
 
 def data_sliced(layer: QuantLinear) -> None:
     """As structured pruning does: the same address, the same version."""
-    if layer.weight_quant.scale().numel() == 1:  # a scale a channel is for so many channels
-        layer.weight.data = layer.weight.data[:-1]
-        layer.bias.data = layer.bias.data[:-1]
+    layer.weight.data = layer.weight.data[:-1]
+    layer.bias.data = layer.bias.data[:-1]
     layer.weight.data = layer.weight.data[:, :-1]
     layer.weight.grad = layer.bias.grad = None
     if layer.bias_quant.is_quant_enabled or layer.weight_quant.scale().numel() > 1:
@@ -326,12 +325,17 @@ def test_a_change_is_seen_by_the_next_call(way, kind, size, training) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("kind", ["per channel", "learned scales", "searched scales"])
-def test_fewer_channels_than_scales_are_an_error_and_no_stale_number(kind, training) -> None:
+@pytest.mark.parametrize("kind", ["learned scales", "searched scales"])
+def test_fewer_channels_than_learned_scales_are_an_error_that_says_what_to_do(
+    kind, training
+) -> None:
     layer = used(build(kind, 4), training)
+    layer.weight_quant.tensor_quant.scaling_impl.value.data.mul_(2)
     layer.weight.data, layer.bias.data = layer.weight.data[:-1], layer.bias.data[:-1]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"weight_quant: weight was given the shape.*Assign"):
         layer(inputs(4))
+    layer.weight = torch.nn.Parameter(layer.weight.data)
+    layer(inputs(4))
 
 
 @pytest.mark.parametrize("training", [True, False])

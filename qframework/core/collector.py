@@ -57,18 +57,26 @@ def counts(statistic: Tensor, x: Tensor, part: nn.Module) -> Tensor:
 
 #: What ``collected_steps`` holds once the number is learned.
 LEARNED = -1
+#: What ``used_batches`` holds then: so many that an average of both counters over models tells it, too.
+MANY = 1 << 40
+
+
+def is_many(used: Tensor) -> Tensor:
+    """Whether ``used_batches`` tells that the number is learned, in an average as well."""
+    return used >= 1 << 16
 
 
 class CollectThenLearn(LeftOut, CoreModule):
     """Collects a statistic over the first training steps, then switches to a learned parameter.
 
     Training calls 1 to N use the statistic of the batch (with its gradient) and update a running mean, which ``value``
-    holds too, as it is to be stored. From call N+1 on ``value`` is an ordinary learned parameter. Evaluation uses ``value``
-    always. A batch that holds NaN or infinity is left out of the mean; one warning, by ``left_out``, tells of the first one (after
+    holds too, as it is to be stored. From call N+1 on ``value`` is an ordinary learned parameter. Evaluation uses ``value``;
+    a copy that is given the buffers of the model that it was made of, or averages of them, goes by its statistics as long as that
+    model collects, since ``value`` is an average then. A batch that holds NaN or infinity is left out of the mean; one warning, by ``left_out``, tells of the first one (after
     compiled steps, the next call or change of mode in eager mode does). Subclasses say what is collected and how it is stored.
 
     State-dict keys, fixed: ``value``, ``running_stats``, ``collected_steps`` (0 to N while collecting, -1 after),
-    ``used_batches`` (how many the mean is made of). A state dict that holds ``value`` alone is one of a finished collection.
+    ``used_batches`` (how many the mean is made of; 2^40 after). A state dict that holds ``value`` alone is one of a finished collection.
     """
 
     running_stats: Tensor
@@ -93,6 +101,8 @@ class CollectThenLearn(LeftOut, CoreModule):
         #: that the switch has taken place, for those that can't look at ``collected_steps`` without waiting: a compiler, which
         #: then leaves the collection out of graphs, and devices other than the CPU
         self.switched = False
+        #: of how many batches the mean was made when this copy was; None for what isn't a copy
+        self.used_when_copied: int | None = None
         start = torch.full(shape, neutral, dtype=compute_dtype(dtype), device=device)
         self.register_buffer("running_stats", start.clone())
         self.shape = tuple(shape)
@@ -127,6 +137,15 @@ class CollectThenLearn(LeftOut, CoreModule):
         """What is stored, in the shape of the statistic."""
         return number_of(self.value, self.shape)
 
+    def to_evaluate(self) -> Tensor:
+        """What evaluation goes by: what is stored, or what the statistics say, see the class."""
+        stored = self.stored()
+        if self.used_when_copied is None or self.training:
+            return stored
+        used = self.used_batches
+        follows = (self.collected_steps >= 0) & (used != self.used_when_copied) & ~is_many(used)
+        return torch.where(follows & (used > 0), self.to_stored(self.running_stats), stored)
+
     def to_stored(self, statistic: Tensor) -> Tensor:
         """The content of ``value`` for a statistic."""
         return statistic
@@ -143,7 +162,10 @@ class CollectThenLearn(LeftOut, CoreModule):
 
     def _steps(self) -> int:
         """The counter; 0 on the meta device, where nobody knows."""
-        return 0 if self.collected_steps.is_meta else int(self.collected_steps)
+        if self.collected_steps.is_meta:
+            return 0
+        steps = int(self.collected_steps)
+        return LEARNED if steps >= 0 and bool(is_many(self.used_batches)) else steps
 
     @property
     def depends_on_input(self) -> bool:
@@ -183,6 +205,7 @@ class CollectThenLearn(LeftOut, CoreModule):
             return False
         self.store_running()
         self.collected_steps.fill_(LEARNED)
+        self.used_batches.fill_(MANY)
         self.switched = True
         return True
 
@@ -255,6 +278,11 @@ class CollectThenLearn(LeftOut, CoreModule):
 
     # ------------------------------------------------------------ state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        used = self.used_batches
+        self.used_when_copied = 0 if used.is_meta else int(used)
+
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A counter of another kind, or a number that can't be learned or collected."""
         if name in ("used_batches", "collected_steps"):
@@ -293,6 +321,10 @@ class CollectThenLearn(LeftOut, CoreModule):
         if prefix + "collected_steps" not in state_dict:
             return
         self.switched = not steps.is_meta and int(steps) < 0
+        if self.switched and local_metadata.get("assign_to_params_buffers", False):
+            self.used_batches = torch.full_like(self.used_batches, MANY)
+        elif self.switched:
+            self.used_batches.fill_(MANY)
 
 
 def why_no_count(number: Tensor, least: int) -> str | None:
@@ -345,7 +377,7 @@ def collect_or_learned(collector: CollectThenLearn, x: Tensor, *context: Tensor)
         *context: for the methods of the collector.
     """
     if not collector.is_collecting():
-        return collector.from_stored(collector.stored(), *context)
+        return collector.from_stored(collector.to_evaluate(), *context)
     if x.numel() == 0:
         return collector.from_stored(share(collector, collector.stored()), *context)
     statistic = share(collector, collector.statistic(x, *context))

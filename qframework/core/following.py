@@ -84,10 +84,13 @@ class FollowsParameters(nn.Module):
     @torch.no_grad()
     def init_from_parameters(self) -> None:
         """Start anew from the parameters. Version counters stay, so that graphs and frozen results that hold them stay valid."""
+        self.follows = True
+        if self.value.is_meta:  # there is nothing to compute
+            self.seen = ()
+            return
         self.value.data.copy_(self.computed())
         self.initial.data.copy_(self.value)
         self.seen = fingerprint(self.origins()) if self.is_costly else ()
-        self.follows = True
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """What is saved belongs to the parameters as they are now."""

@@ -38,6 +38,8 @@ def repeat_while(
     """
     for count in range(limit):
         state = advance(*state)
-        if count % look_every == 0 and not state[0].is_meta and not bool(going(*state)):
+        if state[0].is_meta:  # shapes and dtypes stay
+            break
+        if count % look_every == 0 and not bool(going(*state)):
             break
     return state

@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from qframework.core.base import NotStated
 from qframework.core.collector import (
     LEARNED,
+    MANY,
     CollectThenLearn,
     collect_or_learned,
+    is_many,
     is_shared,
     running_update,
 )
@@ -48,14 +50,15 @@ def _traced(collector: CollectThenLearn, x: Tensor, *context: Tensor) -> Tensor:
         if name in own or getattr(kind, name) is not getattr(CollectThenLearn, name):
             return collect_or_learned.definition(collector, x, *context)
     if collector.switched or not collector.training:
-        return collector.from_stored(collector.stored(), *context)
+        return collector.from_stored(collector.to_evaluate(), *context)
     if is_shared():
         return _outside_of_graphs(collector, x, *context)
     if x.numel() == 0:
         return collector.from_stored(collector.stored(), *context)
     steps, used = collector.collected_steps, collector.used_batches
     with torch.no_grad():
-        steps.masked_fill_(steps >= collector.collect_stats_steps, LEARNED)
+        steps.masked_fill_((steps >= collector.collect_stats_steps) | is_many(used), LEARNED)
+        used.masked_fill_(steps < 0, MANY)
     collecting = steps >= 0
     # A copy, because a shared quantizer writes to ``value`` again before the backward pass.
     value = collector.stored().clone()

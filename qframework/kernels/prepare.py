@@ -355,7 +355,7 @@ def _by_learned_scale(
             if not is_recomputing():
                 scaling.record(found.detach(), finite)
             return y, scale, _zero(scale), width()
-        stored = scaling.stored()
+        stored = scaling.to_evaluate() if collects else scaling.stored()
         if not is_plain(stored):
             return by_parts(x, relu)
         y, scale = quantize(x, stored, grid, rule, relu)

@@ -8,6 +8,7 @@ from qframework.proxy.build import (
     TruncQuantType,
     WeightQuantType,
     build_proxy,
+    sharing,
 )
 from qframework.proxy.codebook_quant import (
     ActCodebookQuantProxyFromInjector,
@@ -62,4 +63,5 @@ __all__ = [
     "WeightQuantProxyFromInjector",
     "WeightQuantType",
     "build_proxy",
+    "sharing",
 ]

@@ -139,12 +139,12 @@ class QuantProxy(CompactModule):
         self._build(None)
 
     def _build(self, resolver: Resolver | None) -> None:
-        self.release()
         resolution = resolve(self, resolver)
         built = resolution.read("tensor_quant")
         self._read_settings(resolution, built)
         rows = resolution.finish()
         old = self.tensor_quant
+        self.release()
         if built is not None:
             built.train(self.training)
             if old is not None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 
+from qframework.core.snapshot import unchanged_on_error
 from qframework.inject.errors import PolicyTypeError, UnknownNameError
 from qframework.inject.injector import InjectorType
 from qframework.inject.names import report_unused
@@ -22,6 +24,22 @@ WeightQuantType = BiasQuantType = ActQuantType = TruncQuantType = Quantizer
 
 #: Tensors that layers don't quantize unless they are told to.
 _OFF_BY_DEFAULT = ("input_", "output_", "bias_")
+
+
+@contextmanager
+def sharing(quantizers: Iterable[object]) -> Iterator[None]:
+    """Let the quantizers among these that other layers have be as they were, where a layer that is to share them isn't built."""
+    shared = [q for q in quantizers if isinstance(q, QuantProxy)]
+    layers = [list(q.tracked_module_list) for q in shared]
+    try:
+        with ExitStack() as stack:
+            for quantizer in shared:
+                stack.enter_context(unchanged_on_error(quantizer))
+            yield
+    except BaseException:
+        for quantizer, before in zip(shared, layers, strict=True):
+            quantizer.tracked_module_list[:] = before
+        raise
 
 
 def build_proxy(

@@ -190,10 +190,17 @@ def freeze(model: nn.Module) -> None:
             f"a model is frozen for evaluation, and {training[0] or type(model).__name__} is in training mode: call "
             "model.eval() first"
         )
-    with torch.inference_mode(False), torch.no_grad():
-        for proxy in proxies:
-            if proxy.is_quant_enabled and not proxy.is_frozen:
-                proxy.freeze()
+    begun = []
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            for proxy in proxies:
+                if proxy.is_quant_enabled and not proxy.is_frozen:
+                    begun.append(proxy)
+                    proxy.freeze()
+    except BaseException:
+        for proxy in begun:
+            proxy.release()
+        raise
 
 
 def unfreeze(model: nn.Module) -> None:

@@ -68,9 +68,9 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         if self.tensor_quant is None:
             self.tracked_module_list.append(layer)
             return
-        shape = getattr(getattr(self.tensor_quant, "scaling_impl", None), "scaling_shape", ())
+        shape = self._scale_shape()
         mine = getattr(layer, self.parameter_name)
-        if shape and tuple(shape) != ():
+        if shape:
             axis = next((i for i, n in enumerate(shape) if n > 1), None)
             if axis is not None and (mine.dim() != len(shape) or mine.shape[axis] != shape[axis]):
                 raise ValueError(
@@ -123,7 +123,33 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         return found
 
     def _quantized(self, parameter: Tensor, *scales: Tensor, source: object) -> Any:
-        return self._wrap(self._planned().run(parameter, *scales), source, parameter)
+        try:
+            output = self._planned().run(parameter, *scales)
+        except RuntimeError as error:
+            self._resize(parameter, error)
+            output = self._planned().run(parameter, *scales)
+        return self._wrap(output, source, parameter)
+
+    def _scale_shape(self) -> tuple[int, ...]:
+        scaling = getattr(self.tensor_quant, "scaling_impl", None)
+        return tuple(getattr(scaling, "scaling_shape", None) or ())
+
+    def _resize(self, parameter: Tensor, error: RuntimeError) -> None:
+        """Build the quantizer for a parameter of another shape, where that is why it failed and nothing is lost by it."""
+        shape, now = self._scale_shape(), parameter.shape
+        fits = len(shape) != len(now) or all(n in (1, m) for n, m in zip(shape, now, strict=True))
+        if fits or _is_compiling():
+            raise error
+        learned, layers = list(self.learned_parameters()), self.tracked_module_list
+        if learned or len(layers) > 1 or getattr(layers[0], self.parameter_name) is not parameter:
+            what = f"holds {learned[0]}" if learned else "serves several layers"
+            raise RuntimeError(
+                f"{qualified_name(layers[0])}.{self.attribute}: {self.parameter_name} was given the shape {tuple(now)}, "
+                f"and the quantizer has scales of shape {shape} and {what}. Assign layer.{self.parameter_name} = "
+                "torch.nn.Parameter(...) in every layer that it serves, so that it starts anew, or keep the number of "
+                "channels"
+            ) from error
+        self.init_tensor_quant()
 
     def _wrap(self, output: tuple[Any, ...], source: object, parameter: Tensor) -> Any:
         """The quantized tensor for what the quantizer gave for a parameter."""
@@ -173,9 +199,17 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if self.tensor_quant is None or self.disable_quant:
             return None, None, None
         weight = self.tracked_parameter_list[0]
-        if hasattr(self.tensor_quant, "parameters_for"):
-            return self.tensor_quant.parameters_for(weight)  # type: ignore[operator]
-        output = self.tensor_quant(weight)
+        try:
+            return self._parameters_for(weight)
+        except RuntimeError as error:
+            self._resize(weight, error)
+            return self._parameters_for(weight)
+
+    def _parameters_for(self, weight: Tensor) -> Any:
+        quantizer: Any = self.tensor_quant
+        if hasattr(quantizer, "parameters_for"):
+            return quantizer.parameters_for(weight)
+        output = quantizer(weight)
         if self._is_own and len(output) == 4:
             output = self._integers(output, weight)
         return output[1:]

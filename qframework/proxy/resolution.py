@@ -94,6 +94,3 @@ def keep_identity(old: nn.Module, new: nn.Module) -> None:
             kept.copy_(parameter)
             path, _, leaf = name.rpartition(".")
             setattr(new.get_submodule(path), leaf, kept)
-    for module in new.modules():
-        if hasattr(module, "init_from_parameters"):
-            module.init_from_parameters()  # type: ignore[operator]

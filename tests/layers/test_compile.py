@@ -136,6 +136,7 @@ def test_large_batches_are_collected_under_a_compiler_too() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*NaN or infinity is left out")
 def test_a_poisoned_batch_is_left_out_under_a_compiler_too() -> None:
     eager = QuantIdentity(collect_stats_steps=4)
     traced = copy.deepcopy(eager)

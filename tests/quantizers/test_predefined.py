@@ -96,6 +96,30 @@ def test_it_trains_a_step_and_survives_a_state_dict(name) -> None:
     assert len(repr(layer).splitlines()) <= 4
 
 
+@torch.no_grad()
+def write(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if key in state:
+            tensor.copy_(state[key])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_that_was_built_on_meta_gives_what_it_is_given(name) -> None:
+    model, x = build(name), sample(name)
+    model(x), model.eval()
+    state, expected = model.state_dict(), model(x)
+    with torch.device("meta"):
+        models = [build(name) for _ in range(3)]
+    models[0].load_state_dict(state, assign=True)
+    for other in models[1:]:
+        other.to_empty(device="cpu")
+    models[1].load_state_dict(state)
+    write(models[2], state)
+    for other in models:
+        found = other.eval()(x)
+        assert torch.equal(getattr(expected, "value", expected), getattr(found, "value", found))
+
+
 INTEGERS = ("ActQuantProxyFromInjector", "DynamicActQuantProxyFromInjector")
 
 

@@ -35,6 +35,11 @@ class Kept(CoreModule):
 class KeptScale(Kept):
     """A scale that stays as it is."""
 
+    @property
+    def scaling_shape(self) -> tuple[int, ...]:
+        """The shape of the scale."""
+        return tuple(self.kept.shape)
+
     def why_refused(self, name: str, number: Tensor, entries: Mapping[str, Any]) -> str | None:
         """A number that is none of a scale; those of a search may be negative."""
         allowed = bool((torch.isfinite(number) & (number != 0)).all())
