@@ -17,6 +17,7 @@ from qframework.export.codes import Codes, NoCodes, weight_for
 from qframework.export.declarations import Find, decode_names, decode_quantizer
 from qframework.export.errors import CheckpointError
 from qframework.export.recipe import QuantizerRecipe, Recipe, WeightRecipe
+from qframework.functional import compute_dtype
 from qframework.graph.restored_layers import Layers
 from qframework.inject.injector import InjectorType
 from qframework.inject.names import is_ours
@@ -317,9 +318,10 @@ class _Loading:
         for slot, number in numbers.items():
             part: Any = getattr(proxy.tensor_quant, slot)
             allowed = part.why_refused("kept", number, {})
-            if not number.is_floating_point() or allowed is not None:
+            right = compute_dtype(proxy.tracked_module_list[0].weight.dtype)  # type: ignore[arg-type, union-attr]
+            if number.dtype is not right or allowed is not None:
                 raise CheckpointError(
-                    f"{where}.{slot}: {_kind(number)}; allowed: {allowed or 'floats'}"
+                    f"{where}.{slot}: {_kind(number)}; allowed: {allowed or right}"
                 )
 
     def _proxy_at(self, name: str) -> QuantProxy:
