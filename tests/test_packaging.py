@@ -1,5 +1,6 @@
 """What is installed: all folders, with and without the links that tools use."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -59,3 +60,46 @@ def test_a_checkout_without_links_builds_the_same_wheel(tmp_path) -> None:
     assert {p for p in built["links"] if p.endswith(".py")} == sources
     data = {"py.typed", "kernels/native/kernels.cpp", "migrate/names.toml"}
     assert {f"qframework/{name}" for name in data} <= set(built["links"])
+
+
+@pytest.mark.slow
+def test_a_wheel_can_bring_the_libraries_along(tmp_path, monkeypatch) -> None:
+    from qframework.kernels.native import compilation
+
+    if compilation.find_compiler() is None:
+        pytest.skip("there is no C++ compiler")
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    monkeypatch.setenv("QFRAMEWORK_PREBUILT", "DEFAULT AVX2")
+    (tmp_path / "wheel").mkdir()
+    names = wheel(source, tmp_path / "wheel")
+    (made,) = (tmp_path / "wheel").glob("*.whl")
+    assert "-py3-none-linux" in made.name
+    prebuilt = "qframework/kernels/native/prebuilt/"
+    expected = {prebuilt + compilation.library_name(c) for c in ("DEFAULT", "AVX2")}
+    assert {n for n in names if n.startswith(prebuilt)} == expected
+    zipfile.ZipFile(made).extractall(tmp_path / "installed")
+    assert all(compilation.is_whole(tmp_path / "installed" / n) for n in expected)
+    # without a compiler and without a cache
+    script = "from qframework.kernels.native import available as a; print(a())"
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        cwd=tmp_path / "installed",
+        env=os.environ
+        | {"CXX": "none", "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout == "True\n", found.stderr
+
+
+@pytest.mark.slow
+def test_an_unknown_capability_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("QFRAMEWORK_PREBUILT", "AVX3")
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        wheel(source, tmp_path)
+    assert b"allowed are AVX2, AVX512, DEFAULT" in caught.value.stderr

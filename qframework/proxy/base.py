@@ -17,6 +17,7 @@ from qframework.inject.resolver import Resolver
 from qframework.kernels import Plan, prepare
 from qframework.proxy.description import describe
 from qframework.proxy.freezing import Memory
+from qframework.proxy.kept import make_room
 from qframework.proxy.own_quantizer import own_output
 from qframework.proxy.resolution import Resolution, keep_identity, resolve
 from qframework.proxy.state_dict import LOAD_HOOKS, Loading, take_older_keys
@@ -295,6 +296,7 @@ class QuantProxy(CompactModule):
         self.release()
         take_older_keys(state_dict, prefix)
         self._loading = Loading(self, state_dict, prefix, *args)
+        make_room(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:

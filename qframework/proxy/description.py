@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qframework.configuration import settings
+from qframework.proxy.kept import is_kept
 
 if TYPE_CHECKING:
     from qframework.proxy.base import QuantProxy
@@ -37,6 +38,8 @@ def describe(proxy: QuantProxy) -> str:
             + (f" {statistic}" if statistic else "")
             + (f" {domain}" if domain not in (None, "fp") else "")
         )
+    if is_kept(proxy):
+        parts.append("kept")
     if proxy.disable_quant:
         parts.append("disabled")
     elif settings.verbose:

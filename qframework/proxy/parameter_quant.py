@@ -15,6 +15,7 @@ from qframework.kernels.trust import modes_active
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.codes import know_codes
 from qframework.proxy.freezing import Place
+from qframework.proxy.kept import is_kept
 from qframework.proxy.naming import qualified_name
 from qframework.proxy.resolution import Resolution, resolver_of
 from qframework.quant_tensor import IntQuantTensor, product_source
@@ -91,10 +92,9 @@ class ParameterQuantProxyFromInjector(QuantProxy):
 
         Where neither a learned number nor a user's function depends on them, there is nothing to do.
         """
-        if self.tensor_quant is None:
-            depends = self._reads_layer
-        else:
-            depends = self._reads_layer or any(True for _ in self.tensor_quant.parameters())
+        depends = self._reads_layer or is_kept(self)
+        if self.tensor_quant is not None and not depends:
+            depends = any(True for _ in self.tensor_quant.parameters())
         if depends:
             self.init_tensor_quant()
 

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import qframework
 from qframework.functional import ROUNDINGS, IntegerGrid, fake_quantize
 from qframework.kernels import native
-from qframework.kernels.native import build, calls, tensors
+from qframework.kernels.native import build, calls, compilation, tensors
 from qframework.layers import QuantConv2d, QuantConvTranspose2d, QuantIdentity, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
@@ -321,6 +321,7 @@ with warnings.catch_warnings(record=True) as caught:
 print([type(w.message).__name__ for w in caught])
 """
 LIBRARY = "from qframework.kernels.native.build import library; library()"
+AVAILABLE = "from qframework.kernels.native import available as a; print(a(), a())"
 LARGE, SMALL = 1 << 14, (1 << 12) - 1
 
 
@@ -355,10 +356,22 @@ def test_they_are_built_once_when_a_large_tensor_comes(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_compiler_the_ordinary_functions_compute(tmp_path) -> None:
-    assert warnings_of(tmp_path, LARGE, CXX="no-such-compiler") == "[]"
+def test_without_a_compiler_the_ordinary_functions_compute_and_it_is_said_once(tmp_path) -> None:
+    assert warnings_of(tmp_path, LARGE, CXX="no-such-compiler") == "['RuntimeWarning']"
     failed = run(tmp_path, LIBRARY, CXX="no-such-compiler")
     assert "RuntimeError: no C++ compiler was found" in failed.stderr
+    said = run(tmp_path, AVAILABLE, CXX="no-such-compiler").stderr
+    assert said.count("instead of 1.12") == 1 and "kernels = 'fused'" in said
+
+
+@pytest.mark.slow
+def test_a_compiler_of_several_words_works(tmp_path) -> None:
+    cached = tmp_path / "ccache"
+    cached.write_text('#!/bin/sh\necho used >> "$0.log"\nexec "$@"\n')
+    cached.chmod(0o755)
+    assert warnings_of(tmp_path, LARGE, CXX=f"'{cached}' g++ -DWORDS=2") == "[]"
+    assert len(libraries(tmp_path)) == 1
+    assert (tmp_path / "ccache.log").read_text() == "used\n"
 
 
 @pytest.mark.slow
@@ -369,23 +382,116 @@ def test_a_compiler_that_fails_is_told(tmp_path) -> None:
     assert not libraries(tmp_path)
 
 
-def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch) -> None:
-    place = tmp_path / "file"
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_said_once_and_leaves_nothing(tmp_path) -> None:
+    place, temporary = tmp_path / "file", tmp_path / "temporary"
     place.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
-    assert build._folder().is_dir()
+    temporary.mkdir()
+    out = run(place, AVAILABLE, TMPDIR=str(temporary))
+    assert out.stdout == "True True\n"
+    assert out.stderr.count("RuntimeWarning") == 1
+    assert "can't be made (" in out.stderr and "XDG_CACHE_HOME" in out.stderr
+    assert not list(temporary.iterdir())
 
 
-def test_half_a_library_is_told_from_a_whole_one(tmp_path) -> None:
+@pytest.mark.slow
+def test_two_processes_that_build_at_once_both_succeed(tmp_path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", AVAILABLE],
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [p.communicate()[0] for p in started] == ["True True\n"] * 2
+    (built,) = libraries(tmp_path)
+    assert compilation.is_whole(built)
+
+
+@pytest.mark.slow
+def test_a_library_that_is_not_the_one_that_was_built_is_built_anew(tmp_path) -> None:
+    assert run(tmp_path, LIBRARY).returncode == 0
+    (built,) = libraries(tmp_path)
+    whole = built.read_bytes()
+    other = tmp_path / "kernels-0123456789abcdef.so"
+    compilation.compile_library(build.compiler(), "DEFAULT", other)
+    foreign = tmp_path / "foreign.so"
+    foreign.write_bytes(whole)
+    for wrong in (b"", whole[:4096], whole[:-1], b"\0" + whole[1:], other.read_bytes()):
+        built.write_bytes(wrong)
+        assert run(tmp_path, AVAILABLE).stdout == "True True\n"
+        assert compilation.is_whole(built)
+    built.unlink()
+    built.symlink_to(foreign)  # whole, and elsewhere
+    assert run(tmp_path, LIBRARY).returncode == 0
+    assert not built.is_symlink() and compilation.is_whole(built)
+
+
+def test_half_a_library_and_one_of_another_name_are_told_from_a_whole_one(tmp_path) -> None:
     path = tmp_path / "kernels.so"
-    assert not build._is_whole(path)
+    assert not compilation.is_whole(path)
     content = b"library" * 100
-    path.write_bytes(content + hashlib.sha256(content).digest())
-    assert build._is_whole(path)
+    path.write_bytes(content + hashlib.sha256(b"kernels.so" + content).digest())
+    assert compilation.is_whole(path)
     whole = path.read_bytes()
     for keep in (0, 32, 100, len(whole) - 1):
         path.write_bytes(whole[:keep])
-        assert not build._is_whole(path)
+        assert not compilation.is_whole(path)
+    other = tmp_path / "other.so"
+    other.write_bytes(whole)
+    assert not compilation.is_whole(other)
+
+
+def test_the_cache_is_the_users_own(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    folder = build.cache_folder()
+    assert build._make_own(folder) == ""
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)  # of an older release
+    assert build._make_own(folder) == ""
+    assert folder.stat().st_mode & 0o777 == 0o700 and build._is_trusted(folder)
+
+
+def test_what_others_can_write_or_own_is_not_loaded(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "kernels.so"
+    path.write_bytes(b"")
+    path.chmod(0o644)
+    assert build._is_trusted(path)
+    for mode in (0o664, 0o646):
+        path.chmod(mode)
+        assert not build._is_trusted(path)
+    path.chmod(0o600)
+    link = tmp_path / "link.so"
+    link.symlink_to(path)
+    assert not build._is_trusted(link) and not build._is_trusted(tmp_path / "absent")
+    real = os.geteuid()
+    if real == 0:
+        os.chown(path, 12345, 12345)
+        os.chown(tmp_path, 12345, 12345)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: real + 1)
+    assert not build._is_trusted(path) and not build._is_trusted(tmp_path)
+    assert build._make_own(tmp_path) == "belongs to another user"
+
+
+def test_a_library_that_came_with_the_package_is_used(tmp_path, monkeypatch) -> None:
+    own = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr(build, "PREBUILT", tmp_path)
+    find = build.prebuilt.__wrapped__
+    assert find() is None
+    less = tmp_path / compilation.library_name("DEFAULT")
+    compilation.compile_library(build.compiler(), "DEFAULT", less)
+    assert find() == (less if own == "DEFAULT" else None)  # a better one can be built
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    assert find() == less
+    mine = tmp_path / compilation.library_name(own)
+    compilation.compile_library(["g++"], own, mine)
+    assert find() == mine
+    assert build._loaded(mine).qframework_run
+    mine.write_bytes(mine.read_bytes()[:-1])
+    assert find() == (less if own != "DEFAULT" else None)
 
 
 def test_values_that_begin_within_a_tensor_and_shared_ones_are_read_where_they_are() -> None:

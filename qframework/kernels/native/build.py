@@ -1,33 +1,30 @@
-"""Builds the C++ functions once per machine, and loads them.
+"""Builds the C++ functions once for a user, and loads them.
 
 They are compiled by the compiler of the machine, in some seconds, into a library that stays in a cache: the folder ``qframework``
-in ``$XDG_CACHE_HOME`` or ``~/.cache``. Its name tells source, compiler and instruction set apart; a digest at its end, which
-loaders don't read, tells whether it is whole.
+in ``$XDG_CACHE_HOME`` or ``~/.cache``, which is the user's own. A wheel may bring them along instead.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import sys
+import stat
 import tempfile
+import warnings
 from ctypes import POINTER, Structure, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 import torch
 
-_FLAGS = ["-O2", "-ftree-vectorize", "-std=c++17", "-shared", "-fPIC", "-fopenmp"]
-#: Values as torch has them: no contraction to fused multiply-adds; loops that become vectors.
-_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-_VECTORS = {
-    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mprefer-vector-width=512"],
-    "AVX2": ["-mavx2"],
-}
+from qframework.kernels.native.compilation import (
+    CAPABILITIES,
+    PREBUILT,
+    compile_library,
+    find_compiler,
+    is_whole,
+    library_name,
+)
 
 
 class Call(Structure):
@@ -44,40 +41,71 @@ class Call(Structure):
 
 
 @cache
-def compiler() -> str | None:
-    """The compiler: ``$CXX``, ``g++`` or ``c++``; None where there is none, or where it isn't tried: outside of Linux."""
-    if sys.platform != "linux":
+def compiler() -> tuple[str, ...] | None:
+    """The command of the compiler: ``$CXX``, ``g++`` or ``c++``; None where there is none, or where it isn't tried: outside of Linux."""
+    found = find_compiler()
+    return None if found is None else tuple(found)
+
+
+@cache
+def prebuilt() -> Path | None:
+    """The library of this source that came with the package; None where there is none, or a better one can be built.
+
+    That for this CPU, or without a compiler one for less of it.
+    """
+    own = torch.backends.cpu.get_cpu_capability()
+    if own not in CAPABILITIES:
         return None
-    named = os.environ.get("CXX")
-    candidates = [named] if named else ["g++", "c++"]
-    return next((found for name in candidates if (found := shutil.which(name))), None)
+    less = CAPABILITIES[CAPABILITIES.index(own) :]
+    for capability in less if compiler() is None else less[:1]:
+        path = PREBUILT / library_name(capability)
+        if is_whole(path):
+            return path
+    return None
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The functions, built if they aren't in the cache.
+    """The functions: those of the package, those in the cache, or else built.
 
     Raises:
         RuntimeError: there is no compiler, or it fails.
+        OSError: the library can't be written or loaded.
+
+    Warns:
+        RuntimeWarning: the cache can't be used, so that each process builds its own.
     """
+    found = prebuilt()
+    if found is not None:
+        return _loaded(found)
     command = compiler()
     if command is None:
         raise RuntimeError(
             "no C++ compiler was found (looked for $CXX, g++ and c++, on Linux): install one, or set "
             "qframework.settings.kernels = 'fused'"
         )
-    source = Path(__file__).with_name("kernels.cpp")
-    flags = [*_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    parts = (
-        source.read_bytes(),
-        command.encode(),
-        platform.machine().encode(),
-        *map(str.encode, flags),
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = library_name(capability, command)
+    folder = cache_folder()
+    path = folder / name
+    reason = _make_own(folder)
+    if _is_trusted(folder) and _is_trusted(path) and is_whole(path):
+        return _loaded(path)
+    if not reason:
+        compile_library(command, capability, path)
+        return _loaded(path)
+    warnings.warn(
+        f"{folder} {reason}: each process builds the C++ functions anew, in some seconds. Set XDG_CACHE_HOME to a folder of "
+        "your own, or qframework.settings.kernels = 'fused' to do without them",
+        RuntimeWarning,
+        stacklevel=2,
     )
-    name = f"kernels-{hashlib.sha256(b' '.join(parts)).hexdigest()[:16]}.so"
-    path = _folder() / name
-    if not _is_whole(path):
-        _compile([command, *flags, str(source)], path)
+    with tempfile.TemporaryDirectory(prefix="qframework-") as place:
+        compile_library(command, capability, Path(place) / name)
+        return _loaded(Path(place) / name)  # what is loaded stays when its file goes
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     run, quantize, spread = (
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
@@ -90,41 +118,42 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _folder() -> Path:
+# ------------------------------------------------------------ the cache
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept."""
     base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "qframework"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # no home, or one that can't be written
-        pass
-    return Path(tempfile.mkdtemp(prefix="qframework-"))
+        return (Path(base) if base else Path.home() / ".cache") / "qframework"
+    except RuntimeError:  # no home
+        return Path("/nonexistent/qframework")
 
 
-def _compile(command: list[str], path: Path) -> None:
-    """Run the compiler; the library appears under its name only when it is whole, since processes may race."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as made:
-        temporary = Path(made.name)
+def _make_own(folder: Path) -> str:
+    """Make a folder that is the user's own and nobody else's; why it can't be, else an empty text.
+
+    What is below a folder that had to be made stays; nothing is made where it can't be written to.
+    """
     try:
-        run = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True)
-        if run.returncode:
-            raise RuntimeError(
-                f"the C++ compiler failed: {' '.join(command)}\n{run.stderr.strip()[-2000:]}\n"
-                "Set qframework.settings.kernels = 'fused' to do without"
-            )
-        content = temporary.read_bytes()
-        temporary.write_bytes(content + hashlib.sha256(content).digest())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        held = folder.stat()
+        if held.st_uid != os.geteuid():
+            return "belongs to another user"
+        if held.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        return f"can't be made ({error.strerror})"
+    return "" if os.access(folder, os.W_OK | os.X_OK) else "can't be written"
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a library is there and as it was written, which the digest behind it tells: loading half of one is fatal."""
+def _is_trusted(path: Path) -> bool:
+    """Whether only this user and the administrator can have written something, a folder or a file."""
     try:
-        content = path.read_bytes()
+        held = path.stat() if path.is_dir() else path.lstat()
     except OSError:
         return False
-    size = hashlib.sha256().digest_size
-    return len(content) > size and hashlib.sha256(content[:-size]).digest() == content[-size:]
+    if not (stat.S_ISDIR(held.st_mode) or stat.S_ISREG(held.st_mode)):
+        return False
+    return held.st_uid in (os.geteuid(), 0) and not held.st_mode & 0o022
