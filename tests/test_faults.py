@@ -162,7 +162,7 @@ def run(way: str, at: int) -> tuple[int, bool, str]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_fault_anywhere_leaves_the_model_as_it_was(way, dense) -> None:
     total = run(way, -1)[0]
     assert total > 20
