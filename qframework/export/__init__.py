@@ -1,0 +1,33 @@
+"""From a trained model to other runtimes, with the same integers, and the proof of it.
+
+Names are loaded when they are first asked for, so that the package needs no runtime until one is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qframework.export.errors import ExportError, Obstacle
+    from qframework.export.obstacles import check_export
+    from qframework.export.onnx_export import export_onnx_qcdq
+
+#: From a name to the module that has it.
+_WHERE = {
+    "ExportError": "errors",
+    "Obstacle": "errors",
+    "check_export": "obstacles",
+    "export_onnx_qcdq": "onnx_export",
+}
+
+__all__ = ["ExportError", "Obstacle", "check_export", "export_onnx_qcdq"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        found = globals()[name] = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
