@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qframework.export.errors import ExportError, Obstacle
     from qframework.export.obstacles import check_export
-    from qframework.export.onnx_export import export_onnx_qcdq
+    from qframework.export.onnx_export import export_onnx_qcdq, export_qonnx
+    from qframework.export.torch_qcdq import export_torch_qcdq
 
 #: From a name to the module that has it.
 _WHERE = {
@@ -17,9 +18,18 @@ _WHERE = {
     "Obstacle": "errors",
     "check_export": "obstacles",
     "export_onnx_qcdq": "onnx_export",
+    "export_qonnx": "onnx_export",
+    "export_torch_qcdq": "torch_qcdq",
 }
 
-__all__ = ["ExportError", "Obstacle", "check_export", "export_onnx_qcdq"]
+__all__ = [
+    "ExportError",
+    "Obstacle",
+    "check_export",
+    "export_onnx_qcdq",
+    "export_qonnx",
+    "export_torch_qcdq",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -49,6 +49,9 @@ class Constants:
         nan_codes: whether the format has NaN.
         threshold: half width of the dead zone of ternary values, in scales.
         truncates: divisor, scale, zero point and bits of the input of a truncation.
+        symmetric: whether the zero point is 0.
+        whole_zero_point: whether the zero point is an integer of the range.
+        one_grid: scale and zero point as numbers, where there is one of each; else None.
     """
 
     name: str
@@ -76,19 +79,19 @@ class Constants:
     nan_codes: bool = False
     threshold: float = 0.0
     truncates: tuple[Tensor, Tensor, Tensor, int] | None = None
+    symmetric: bool = field(init=False)
+    whole_zero_point: bool = field(init=False)
+    one_grid: tuple[float, float] | None = field(init=False)
 
     # ------------------------------------------------------------ what it means
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether the zero point is 0."""
-        return not bool(self.zero_point.any())
-
-    @property
-    def whole_zero_point(self) -> bool:
-        """Whether the zero point is an integer of the range."""
+    def __post_init__(self) -> None:
+        """Read what can't be read while a model is traced."""
         z = self.zero_point
-        return bool(((z == z.round()) & (z >= self.low) & (z <= self.high)).all())
+        self.symmetric = not bool(z.any())
+        self.whole_zero_point = bool(((z == z.round()) & (z >= self.low) & (z <= self.high)).all())
+        one = self.scale.numel() == 1 and z.numel() == 1 and self.group_size is None
+        self.one_grid = (float(self.scale), float(z)) if one else None
 
     @property
     def is_parameter(self) -> bool:

@@ -13,6 +13,7 @@ from qframework.export.errors import ExportError, Obstacle, refuse
 from qframework.export.obstacles import DEFAULT_OPSET, check_export
 from qframework.export.onnx_file import arguments, onnx_model, save
 from qframework.export.qcdq import QCDQ
+from qframework.export.qonnx import QONNX
 from qframework.export.session import Session
 
 if TYPE_CHECKING:
@@ -96,16 +97,78 @@ def export_onnx_qcdq(
     return proto
 
 
+def export_qonnx(
+    model: nn.Module,
+    args: Any = None,
+    export_path: str | os.PathLike[str] | None = None,
+    input_shape: Sequence[int] | None = None,
+    input_t: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    opset_version: int | None = None,
+    dynamic_shapes: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    optimize: bool = True,
+    **others: Any,
+) -> onnx.ModelProto:
+    """Write a model as QONNX: Quant, BipolarQuant, Trunc and FloatQuant of ``qonnx.custom_op.general``, version 2.
+
+    Weights and biases are their dequantized values, each with a Quant behind it. Afterwards, and after an error, the model
+    is as it was.
+
+    Args:
+        model: with quantized layers, calibrated; it is run in evaluation mode.
+        args: positional arguments of a run, a tuple or one tensor.
+        export_path: of the file, which is all that is written; None for none.
+        input_shape: of an input of random numbers, in place of ``args``.
+        input_t: an input, in place of ``args``.
+        kwargs: keyword arguments of a run.
+        opset_version: of ONNX's own nodes, 20 to 25; 20 where None.
+        dynamic_shapes: as in ``torch.export.export``.
+        dynamic_axes: as in ``torch.onnx.export``, by the names of the inputs, in place of ``dynamic_shapes``.
+        input_names: of the graph, in the order of the arguments.
+        output_names: of the graph.
+        optimize: let torch's exporter simplify the graph.
+        **others: further keywords of ``torch.onnx.export``, without effect here.
+
+    Returns:
+        The ``onnx.ModelProto``.
+
+    Raises:
+        ExportError: something stands in the way; all of it is named before anything is traced.
+        TypeError: an unknown keyword.
+    """
+    _known(others)
+    opset = DEFAULT_OPSET if opset_version is None else _opset(opset_version)
+    given = arguments(args, input_shape, input_t, kwargs)
+    refuse("QONNX", check_export(model, "qonnx"))
+    session = Session(model, given, kwargs)
+    refuse("QONNX", _float64(session))
+    shapes = shapes_of(model, given, dynamic_shapes, dynamic_axes, input_names)
+    proto = onnx_model(session, QONNX(), opset, shapes, input_names, output_names, optimize)
+    save(proto, export_path)
+    return proto
+
+
+def _float64(session: Session) -> list[Obstacle]:
+    found = {}
+    for call in session.order:
+        if call.constants.dtype is torch.float64:
+            slot, reason = call.slot, "values in float64, and Quant takes float32"
+            of = (slot.layer, slot.tensor, slot.proxy.quantizer.__name__)
+            found[slot.name] = Obstacle(*of, reason, "convert the model: model.float()")
+    return list(found.values())
+
+
 def _found_by_run(session: Session) -> list[Obstacle]:
     """What QuantizeLinear can't hold, and only a run tells."""
     found = {}
     for call in session.order:
         c, slot = call.constants, call.slot
         of = (slot.layer, slot.tensor, slot.proxy.quantizer.__name__)
-        if c.dtype is torch.float64:
-            reason = "values in float64, and QuantizeLinear takes float32"
-            found[slot.name] = Obstacle(*of, reason, "convert the model: model.float()")
-        elif c.group_size is None and len(c.axes()) > 1:
+        if c.group_size is None and len(c.axes()) > 1:
             reason = f"scales that vary along the axes {c.axes()}"
             found[slot.name] = Obstacle(*of, reason, "give one scale, or one for each channel")
         elif c.group_size is not None and c.shape[c.group_dim] % c.group_size:
@@ -115,7 +178,7 @@ def _found_by_run(session: Session) -> list[Obstacle]:
         elif c.group_size is not None and not (c.symmetric or c.whole_zero_point):
             reason = "groups whose zero points are no integers"
             found[slot.name] = Obstacle(*of, reason, "let zero points be rounded, or use QONNX")
-    return list(found.values())
+    return [*_float64(session), *found.values()]
 
 
 def _known(others: Mapping[str, Any]) -> None:
