@@ -8,27 +8,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qframework.export.errors import ExportError, Obstacle
+    from qframework.export.integer_program import IntegerModel, integer_model
     from qframework.export.obstacles import check_export
     from qframework.export.onnx_export import export_onnx_qcdq, export_qonnx
+    from qframework.export.report import Report, Row
     from qframework.export.torch_qcdq import export_torch_qcdq
+    from qframework.export.verification import verify
 
 #: From a name to the module that has it.
 _WHERE = {
     "ExportError": "errors",
+    "IntegerModel": "integer_program",
     "Obstacle": "errors",
+    "Report": "report",
+    "Row": "report",
     "check_export": "obstacles",
     "export_onnx_qcdq": "onnx_export",
     "export_qonnx": "onnx_export",
     "export_torch_qcdq": "torch_qcdq",
+    "integer_model": "integer_program",
+    "verify": "verification",
 }
 
 __all__ = [
     "ExportError",
+    "IntegerModel",
     "Obstacle",
+    "Report",
+    "Row",
     "check_export",
     "export_onnx_qcdq",
     "export_qonnx",
     "export_torch_qcdq",
+    "integer_model",
+    "verify",
 ]
 
 

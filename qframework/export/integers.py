@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 _EXACT = 2.0**53
 
 
-class Integers(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Integers:
     """``(codes - zero) * scale``.
 
     Attributes:

@@ -89,7 +89,7 @@ def export_onnx_qcdq(
     given = arguments(args, input_shape, input_t, kwargs)
     refuse("ONNX QCDQ", check_export(model, "onnx_qcdq", opset))
     session = Session(model, given, kwargs)
-    refuse("ONNX QCDQ", _found_by_run(session))
+    refuse("ONNX QCDQ", found_by_run(session))
     shapes = shapes_of(model, given, dynamic_shapes, dynamic_axes, input_names)
     dialect = QCDQ(opset, standard)
     proto = onnx_model(session, dialect, opset, shapes, input_names, output_names, optimize)
@@ -145,14 +145,15 @@ def export_qonnx(
     given = arguments(args, input_shape, input_t, kwargs)
     refuse("QONNX", check_export(model, "qonnx"))
     session = Session(model, given, kwargs)
-    refuse("QONNX", _float64(session))
+    refuse("QONNX", in_float64(session))
     shapes = shapes_of(model, given, dynamic_shapes, dynamic_axes, input_names)
     proto = onnx_model(session, QONNX(), opset, shapes, input_names, output_names, optimize)
     save(proto, export_path)
     return proto
 
 
-def _float64(session: Session) -> list[Obstacle]:
+def in_float64(session: Session) -> list[Obstacle]:
+    """Values that ONNX's quantizers don't take."""
     found = {}
     for call in session.order:
         if call.constants.dtype is torch.float64:
@@ -162,7 +163,7 @@ def _float64(session: Session) -> list[Obstacle]:
     return list(found.values())
 
 
-def _found_by_run(session: Session) -> list[Obstacle]:
+def found_by_run(session: Session) -> list[Obstacle]:
     """What QuantizeLinear can't hold, and only a run tells."""
     found = {}
     for call in session.order:
@@ -178,7 +179,7 @@ def _found_by_run(session: Session) -> list[Obstacle]:
         elif c.group_size is not None and not (c.symmetric or c.whole_zero_point):
             reason = "groups whose zero points are no integers"
             found[slot.name] = Obstacle(*of, reason, "let zero points be rounded, or use QONNX")
-    return [*_float64(session), *found.values()]
+    return [*in_float64(session), *found.values()]
 
 
 def _known(others: Mapping[str, Any]) -> None:

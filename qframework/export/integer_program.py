@@ -54,13 +54,19 @@ class IntegerModel(Runner):
         self.trace: dict[str, Tensor] = {}
         self.functions: list[str] = []
         self.kept: dict[str, Any] = {}
+        self.floats: dict[str, Tensor] = {}
+        self.output_scales: list[Tensor | None] = []
+        self.outputs: list[Any] = []
         self.given: tuple[Any, ...] = ()
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The outputs for some inputs, in the structure of the model's own, in float64."""
         self.trace, self.kept = {}, {}
-        flat = [_value(v) for v in self.execute(args, kwargs)]
+        self.floats = {}
+        results = self.execute(args, kwargs)
+        flat = [_value(v) for v in results]
+        self.output_scales = [v.scale if isinstance(v, Integers) else None for v in results]
         self.given = args
         spec = pytree.tree_structure(self.session.output)
         self.outputs = flat
@@ -105,6 +111,7 @@ class IntegerModel(Runner):
         if c.format == "minifloat":
             wide = c.dequantized(codes.double())
             self.kept[call.name] = (call, None)
+            self.floats[call.name] = wide
             return wide
         if not c.is_parameter:
             codes = codes.nan_to_num(0, 0, 0).long()
@@ -120,7 +127,7 @@ class IntegerModel(Runner):
     def function(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A function of integers where it keeps them, else in float64."""
         name = function_name(node)
-        if any(isinstance(a, Integers) for a in pytree.tree_leaves((args, kwargs), _is_integers)):
+        if any(isinstance(a, Integers) for a in pytree.tree_leaves((args, kwargs))):
             if name in EXACT:
                 try:
                     found = EXACT[name](*args, **kwargs)
@@ -138,7 +145,7 @@ class IntegerModel(Runner):
             text = f"{name} in {layer}" if layer else name
             if text not in self.functions and _gives_floats(node):
                 self.functions.append(text)
-        args, kwargs = pytree.tree_map(_value, (args, kwargs), _is_integers)
+        args, kwargs = pytree.tree_map(_value, (args, kwargs))
         return computed(node, args, kwargs)
 
     def _keep_accumulator(self, name: str, node: torch.fx.Node, found: Any) -> None:
@@ -187,21 +194,21 @@ def _steps(call: Call, x: Any) -> Tensor:
 
 def _moved(node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Integers with their elements moved."""
-    parts = [a for a in pytree.tree_leaves((args, kwargs), _is_integers) if _is_integers(a)]
+    parts = [a for a in pytree.tree_leaves((args, kwargs)) if _is_integers(a)]
     first: Integers = parts[0]
     if name in ("to", "_to_copy", "type_as", "dropout", "detach", "clone", "contiguous", "alias"):
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not value.is_floating_point():
             return NotImplemented
         return first
-    floats = [a for a in pytree.tree_leaves((args, kwargs), _is_integers) if _is_floats(a)]
+    floats = [a for a in pytree.tree_leaves((args, kwargs)) if _is_floats(a)]
     if floats:
         return NotImplemented
     target: Any = node.target
 
     def apply(field: Any) -> Any:
         moved_args, moved_kwargs = pytree.tree_map(
-            lambda a: field(a) if _is_integers(a) else a, (args, kwargs), _is_integers
+            lambda a: field(a) if _is_integers(a) else a, (args, kwargs)
         )
         return target(*moved_args, **moved_kwargs)
 
