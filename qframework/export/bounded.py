@@ -240,13 +240,22 @@ def batch_norm(
     eps = next(h for h in reversed(how) if isinstance(h, float))
     shape = (1, -1) + (1,) * (x.value.dim() - 2)
     deviation = Bounded((variance.value + eps).sqrt(), 4 * u * (variance.value + eps).sqrt())
-    factor = quotient(u, exact(torch.ones_like(mean.value)) if weight is None else weight, deviation)
+    factor = quotient(
+        u, exact(torch.ones_like(mean.value)) if weight is None else weight, deviation
+    )
     y = subtract(2 * u, x, Bounded(mean.value.reshape(shape), mean.error.reshape(shape)))
     return _affine(u, y, factor, bias, shape)
 
 
 def attention(
-    u: float, q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, **options: Any
+    u: float,
+    q: Any,
+    k: Any,
+    v: Any,
+    mask: Any = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    **options: Any,
 ) -> Bounded:
     """``scaled_dot_product_attention`` without dropout."""
     scale = options.get("scale") or q.value.shape[-1] ** -0.5

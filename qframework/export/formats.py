@@ -19,6 +19,4 @@ def float8_of(exponent_bits: int, format: MinifloatFormat | None) -> tuple[str, 
     """The name in ONNX and the dtype of a minifloat format; None where there is none."""
     if format is None or not format.signed:
         return None
-    return FLOAT8.get(
-        (exponent_bits, format.mantissa_bits, format.exponent_bias, format.largest)
-    )
+    return FLOAT8.get((exponent_bits, format.mantissa_bits, format.exponent_bias, format.largest))

@@ -76,7 +76,11 @@ def _entries(model: IntegerModel) -> list[tuple[dict[str, Any], Any]]:
 
 def _grid(integers: Integers) -> dict[str, Any]:
     scale, zero = integers.scale, integers.zero
-    low, high = (int(f) for f in (integers.codes.min(), integers.codes.max())) if integers.codes.numel() else (0, 0)
+    low, high = (
+        (int(f) for f in (integers.codes.min(), integers.codes.max()))
+        if integers.codes.numel()
+        else (0, 0)
+    )
     bits = max((-low - 1).bit_length() if low < 0 else 0, high.bit_length()) + 1
     return {
         "bits": bits,

@@ -20,20 +20,145 @@ from qframework.export.session import Call, Session
 
 #: Functions that move elements, or select some of them, and so keep a grid.
 MOVES = frozenset(
-    """alias as_strided chunk clone contiguous detach dropout expand flatten flip gather getitem index index_select lift_fresh
-    max_pool1d max_pool2d max_pool3d movedim narrow permute pixel_shuffle pixel_unshuffle repeat repeat_interleave reshape roll
-    select slice split split_with_sizes squeeze stack swapaxes t tensor_split to _to_copy transpose type_as unbind unflatten
-    unfold unsqueeze upsample_nearest1d upsample_nearest2d upsample_nearest3d view view_as expand_as reshape_as
-    adaptive_max_pool2d _unsafe_view unsafe_split unsafe_chunk channel_shuffle cat embedding zeros_like_of constant_pad_nd pad
-    mT numpy_T matrix_H""".split()
+    [
+        "alias",
+        "as_strided",
+        "chunk",
+        "clone",
+        "contiguous",
+        "detach",
+        "dropout",
+        "expand",
+        "flatten",
+        "flip",
+        "gather",
+        "getitem",
+        "index",
+        "index_select",
+        "lift_fresh",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "movedim",
+        "narrow",
+        "permute",
+        "pixel_shuffle",
+        "pixel_unshuffle",
+        "repeat",
+        "repeat_interleave",
+        "reshape",
+        "roll",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "squeeze",
+        "stack",
+        "swapaxes",
+        "t",
+        "tensor_split",
+        "to",
+        "_to_copy",
+        "transpose",
+        "type_as",
+        "unbind",
+        "unflatten",
+        "unfold",
+        "unsqueeze",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_nearest3d",
+        "view",
+        "view_as",
+        "expand_as",
+        "reshape_as",
+        "adaptive_max_pool2d",
+        "_unsafe_view",
+        "unsafe_split",
+        "unsafe_chunk",
+        "channel_shuffle",
+        "cat",
+        "embedding",
+        "zeros_like_of",
+        "constant_pad_nd",
+        "pad",
+        "mT",
+        "numpy_T",
+        "matrix_H",
+    ]
 )
 #: Arithmetic that needs no table.
 _ARITHMETIC = frozenset(
-    """add add_ sub sub_ rsub mul mul_ div div_ neg sum mean maximum minimum abs clamp clamp_min clamp_max eq ne lt le gt ge
-    logical_not logical_or logical_and bitwise_or bitwise_and bitwise_not masked_fill where zeros ones full zeros_like ones_like
-    full_like new_zeros new_ones arange linear matmul mm bmm addmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d
-    conv_transpose3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d any all round relu relu_ triu tril
-    scalar_tensor _assert_tensor_metadata sym_size sym_numel""".split()
+    [
+        "add",
+        "add_",
+        "sub",
+        "sub_",
+        "rsub",
+        "mul",
+        "mul_",
+        "div",
+        "div_",
+        "neg",
+        "sum",
+        "mean",
+        "maximum",
+        "minimum",
+        "abs",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "logical_not",
+        "logical_or",
+        "logical_and",
+        "bitwise_or",
+        "bitwise_and",
+        "bitwise_not",
+        "masked_fill",
+        "where",
+        "zeros",
+        "ones",
+        "full",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "new_zeros",
+        "new_ones",
+        "arange",
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "addmm",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "any",
+        "all",
+        "round",
+        "relu",
+        "relu_",
+        "triu",
+        "tril",
+        "scalar_tensor",
+        "_assert_tensor_metadata",
+        "sym_size",
+        "sym_numel",
+    ]
 )
 
 
@@ -90,7 +215,9 @@ class IntegerModel(Runner):
         from qframework.export.golden import write
 
         if not self.kept:
-            raise ExportError("call the integer model first: golden vectors are those of its last call")
+            raise ExportError(
+                "call the integer model first: golden vectors are those of its last call"
+            )
         return write(self, folder, c_header)
 
     # ------------------------------------------------------------ numbers
@@ -217,7 +344,11 @@ def _moved(node: torch.fx.Node, name: str, args: tuple[Any, ...], kwargs: dict[s
         if filled != 0 or (name == "pad" and len(args) > 2 and args[2] != "constant"):
             return NotImplemented
     alike = all(p.one_scale and bool((p.scale == first.scale).all()) for p in parts)
-    zero = first.zero if alike and all(torch.equal(p.zero.reshape(()), first.zero.reshape(())) for p in parts) else None
+    zero = (
+        first.zero
+        if alike and all(torch.equal(p.zero.reshape(()), first.zero.reshape(())) for p in parts)
+        else None
+    )
     floating = name.startswith(("max_pool", "adaptive_max", "upsample"))
     if alike and zero is not None:
         # what is filled in is 0, so that codes move without their zero point
@@ -258,9 +389,7 @@ def integer_model(
     return IntegerModel(free_program(session, dynamic_shapes), session)
 
 
-def free_program(
-    session: Session, dynamic_shapes: Any = None
-) -> torch.export.ExportedProgram:
+def free_program(session: Session, dynamic_shapes: Any = None) -> torch.export.ExportedProgram:
     """The program of a recorded model, for batches of any size where that is possible."""
     if dynamic_shapes is not None:
         return trace(session, dynamic_shapes=dynamic_shapes)

@@ -89,7 +89,9 @@ def same_scale(a: Integers, b: Integers) -> bool:
         return False
 
 
-def _along_last(scale: Tensor, axis: int, rank: int, result_axis: int, out_rank: int) -> Tensor | None:
+def _along_last(
+    scale: Tensor, axis: int, rank: int, result_axis: int, out_rank: int
+) -> Tensor | None:
     """A scale along one axis of a weight as one along an axis of the result; None along another axis."""
     if scale.numel() == 1:
         return scale.reshape(())
@@ -161,6 +163,7 @@ def _convolution(transposed: bool, name: str) -> Callable[..., Any]:
             return NotImplemented
         rank, axis = weight.codes.dim(), x.codes.dim() - spatial - 1
         out_rank = x.codes.dim()
+        names: tuple[str, ...]
         names = ("stride", "padding", "output_padding", "groups", "dilation")
         names = names if transposed else ("stride", "padding", "dilation", "groups")
         given = dict(zip(names, how, strict=False)) | options
@@ -246,7 +249,9 @@ def average_pool(name: str) -> Callable[..., Any]:
     def apply(x: Any, *how: Any, **options: Any) -> Any:
         if x.scale.numel() > 1 and any(n > 1 for n in x.scale.shape[-spatial:]):
             return NotImplemented
-        ones = torch.ones_like(x.codes[..., :1, :1] if spatial == 2 else x.codes, dtype=torch.float64)
+        ones = torch.ones_like(
+            x.codes[..., :1, :1] if spatial == 2 else x.codes, dtype=torch.float64
+        )
         ones = ones.expand(x.codes.shape)
         means = function(x.centered.double(), *how, **options)
         share = function(ones, *how, **options)

@@ -209,5 +209,9 @@ def _of_rounding(quantizer: Any, role: str, target: str) -> list[tuple[str, str]
         return []
     others = [t for t in TARGETS if mode in _ROUNDINGS[t]]
     where = f"; {' and '.join(others)} have it" if others else ""
-    return [(f"it rounds by {mode!r}, and the target rounds to nearest alone", f"give float_to_int_impl_type='round'{where}")]
-
+    return [
+        (
+            f"it rounds by {mode!r}, and the target rounds to nearest alone",
+            f"give float_to_int_impl_type='round'{where}",
+        )
+    ]

@@ -74,7 +74,7 @@ def export_onnx_qcdq(
         input_names: of the graph, in the order of the arguments.
         output_names: of the graph.
         standard: write zero points as one QuantizeLinear, which rounds before it adds them: ties then differ where they are odd.
-        optimize: let torch's exporter simplify the graph.
+        optimize: fold constants, and remove what nothing needs.
         **others: further keywords of ``torch.onnx.export``, without effect here.
 
     Returns:
@@ -130,7 +130,7 @@ def export_qonnx(
         dynamic_axes: as in ``torch.onnx.export``, by the names of the inputs, in place of ``dynamic_shapes``.
         input_names: of the graph, in the order of the arguments.
         output_names: of the graph.
-        optimize: let torch's exporter simplify the graph.
+        optimize: fold constants, and remove what nothing needs.
         **others: further keywords of ``torch.onnx.export``, without effect here.
 
     Returns:
@@ -190,7 +190,9 @@ def _known(others: Mapping[str, Any]) -> None:
 
 def _opset(version: int) -> int:
     low, high = _OPSETS
-    if version < low:  # as programs for the reference library ask for 13, which has no dynamo export
+    if (
+        version < low
+    ):  # as programs for the reference library ask for 13, which has no dynamo export
         return low
     if version > high:
         raise ExportError(f"opset_version={version}; allowed are {low} to {high}")
@@ -216,7 +218,7 @@ def shapes_of(
     import inspect
 
     count = len(args) if isinstance(args, (tuple, list)) else 1
-    names = [n for n in inspect.signature(model.forward).parameters][:count]
+    names = list(inspect.signature(model.forward).parameters)[:count]
     given = list(input_names or names)
     shapes: list[Any] = []
     for i in range(count):

@@ -51,7 +51,7 @@ def onnx_model(
         dynamic_shapes: as in ``torch.export.export``.
         input_names: of the graph; those of ``forward`` where None.
         output_names: of the graph.
-        optimize: whether torch's exporter simplifies the graph.
+        optimize: whether constants are folded, and what nothing needs is removed.
         program: traced already.
 
     Raises:
@@ -59,7 +59,7 @@ def onnx_model(
     """
     if program is None:
         program = trace(session, dynamic_shapes=dynamic_shapes, what="tracing")
-    names = {
+    names: dict[str, Any] = {
         "input_names": list(input_names) if input_names else None,
         "output_names": list(output_names) if output_names else None,
     }
@@ -70,10 +70,12 @@ def onnx_model(
                 dynamo=True,
                 verbose=False,
                 opset_version=_EXPORTED,
-                optimize=optimize,
+                optimize=False,
                 **names,
             )
             assert written is not None
+            if optimize:
+                _simplify(written.model)
             proto: onnx.ModelProto = written.model_proto
         except Exception as error:
             raise shortened("torch.onnx.export", error) from error
@@ -84,6 +86,17 @@ def onnx_model(
     except Exception as error:
         raise shortened("the check of the ONNX model", error) from error
     return proto
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and remove what nothing needs; no pattern is rewritten, which would take most of the time."""
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass()(model)
+    optimizer.remove_unused_nodes(model)
 
 
 def _check_kept(
@@ -105,13 +118,13 @@ def _check_kept(
 
 
 def _call_name(node: onnx.NodeProto) -> str:
-    return next(a.s.decode() for a in node.attribute if a.name == "call")
+    return str(next(a.s.decode() for a in node.attribute if a.name == "call"))
 
 
 def _expand(proto: onnx.ModelProto, session: Session, dialect: Dialect, opset: int) -> None:
     """Write the quantizers of a graph, in place."""
     graph = proto.graph
-    builder, renamed = Builder(opset), {}
+    builder, renamed = Builder(opset), dict[str, str]()
     outputs = {o.name for o in graph.output}
     for node in graph.node:
         for i, name in enumerate(node.input):

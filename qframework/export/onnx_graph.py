@@ -124,13 +124,20 @@ class Builder:
         """An integer without axes, which all nodes share."""
         return self.integers(f"qframework.{kind.lower()}.{value}", torch.tensor(value), kind)
 
-    def node(self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
+    def node(
+        self, op: str, inputs: list[str], output: str, domain: str = "", **attributes: Any
+    ) -> str:
         """A node with one output, whose name it is."""
         made = helper.make_node(
             op, inputs, [output], name=f"{output}.{op}", domain=domain, **attributes
         )
         self.nodes.append(made)
         return output
+
+    def kind_of(self, value: str) -> str:
+        """The operator that computes a value; empty for inputs and constants."""
+        found = (n.op_type for n in reversed(self.nodes) if value in n.output)
+        return next(found, "")
 
     def in_float32(self, call: Call, x: str) -> str:
         """``x`` as float32."""
@@ -140,7 +147,7 @@ class Builder:
 
     def result(self, call: Call) -> str:
         """Where a float32 result of a call goes, that :meth:`finish` makes its value."""
-        return call.name if call.constants.dtype is torch.float32 else f"{call.name}.value"
+        return call.name if call.constants.dtype is torch.float32 else f"{call.name}.float32"
 
     def finish(self, call: Call) -> None:
         """Make the result of a call its value, in its dtype."""
@@ -186,6 +193,8 @@ def truncated_steps(builder: Builder, call: Call, x: str) -> str:
 def rounded_node(builder: Builder, c: Constants, x: str, output: str) -> str:
     """``x`` rounded by the rule of a quantizer."""
     if c.rounding == "round_to_zero":
-        size = builder.node("Floor", [builder.node("Abs", [x], f"{output}.size")], f"{output}.floor")
+        size = builder.node(
+            "Floor", [builder.node("Abs", [x], f"{output}.size")], f"{output}.floor"
+        )
         return builder.node("Mul", [builder.node("Sign", [x], f"{output}.sign"), size], output)
     return builder.node(_ROUNDING_NODES[c.rounding], [x], output)

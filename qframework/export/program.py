@@ -145,7 +145,9 @@ def trace(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the notes that exporters write about themselves."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    loggers = [
+        logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from onnx import TensorProto
 from torch import Tensor
@@ -10,6 +12,7 @@ from qframework.export.constants import Constants
 from qframework.export.formats import float8_of
 from qframework.export.onnx_graph import Builder, integer_type, sign_steps, truncated_steps
 from qframework.export.session import Call
+
 
 class QCDQ:
     """Emits the nodes of quantizers.
@@ -56,16 +59,14 @@ class QCDQ:
         codes = builder.raw(proto.name, proto)
         self._dequantize(builder, call, codes, name, True)
 
-    def _dequantize(
-        self, builder: Builder, call: Call, codes: str, kind: str, whole: bool
-    ) -> None:
+    def _dequantize(self, builder: Builder, call: Call, codes: str, kind: str, whole: bool) -> None:
         """From codes of an integer type to the value of a call."""
         c, result = call.constants, builder.result(call)
         where = _where(c)
         if not whole:
             one = builder.node("DequantizeLinear", [codes, builder.number(1)], f"{call.name}.float")
-            shift = builder.floats(f"{c.name}.zero_point", c.zero_point)
-            steps = builder.node("Sub", [one, shift], f"{call.name}.steps")
+            offset = builder.floats(f"{c.name}.zero_point", c.zero_point)
+            steps = builder.node("Sub", [one, offset], f"{call.name}.steps")
             builder.node("Mul", [steps, builder.floats(f"{c.name}.scale", c.scale)], result)
             builder.finish(call)
             return
@@ -104,9 +105,7 @@ class QCDQ:
         codes = self._quantize(builder, call, x, steps, kind)
         self._dequantize(builder, call, codes, kind, whole)
 
-    def _quantize(
-        self, builder: Builder, call: Call, x: str, steps: str | None, kind: str
-    ) -> str:
+    def _quantize(self, builder: Builder, call: Call, x: str, steps: str | None, kind: str) -> str:
         """The codes of ``x``, or of what is given in steps of the grid already."""
         c, name = call.constants, call.name
         clips, output = _clips(c, kind), f"{name}.codes"
@@ -117,7 +116,7 @@ class QCDQ:
             clips = False
         first = f"{name}.unclipped" if clips else output
         if steps is not None:
-            inputs, where = [steps, builder.number(1)], {}
+            inputs, where = [steps, builder.number(1)], dict[str, Any]()
             zero = builder.integer(0, kind)
         else:
             inputs = [x, builder.floats(f"{c.name}.scale", _vector(c, c.scale))]
@@ -144,25 +143,37 @@ class QCDQ:
         found = float8_of(c.exponent_bits, c.minifloat)
         assert found is not None and c.minifloat is not None
         kind, scale = found[0], builder.floats(f"{c.name}.scale", _vector(c, c.scale))
-        count = _vector(c, c.scale).numel()
-        dims = list(_vector(c, c.scale).shape)
-        zero = TensorProto(
-            name=f"{c.name}.zero_point",
-            data_type=getattr(TensorProto, kind),
-            dims=dims,
-            raw_data=bytes(count),
-        )
-        inputs = [x, scale, builder.raw(zero.name, zero)]
-        where = _where(c)
+        zero, where = self._float8_zero(builder, c, kind), _where(c)
+        quantized, how = [x, scale, zero], dict(where)
+        if builder.kind_of(x) in ("Relu", "Clip"):
+            # onnxruntime takes a float8 zero for the smallest code, and leaves such a function out
+            spread = builder.floats(f"{c.name}.scale.spread", c.scale)
+            steps = builder.node("Div", [x, spread], f"{call.name}.steps")
+            one = builder.raw(f"qframework.{kind.lower()}.0", _float8_zeros("", kind, []))
+            quantized, how = [steps, builder.number(1), one], {}
         codes = builder.node(
             "QuantizeLinear",
-            inputs,
+            quantized,
             f"{call.name}.codes",
             saturate=int(c.minifloat.saturates),
-            **where,
+            **how,
         )
-        builder.node("DequantizeLinear", [codes, *inputs[1:]], builder.result(call), **where)
+        builder.node("DequantizeLinear", [codes, scale, zero], builder.result(call), **where)
         builder.finish(call)
+
+    @staticmethod
+    def _float8_zero(builder: Builder, c: Constants, kind: str) -> str:
+        name = f"{c.name}.zero_point"
+        return builder.raw(name, _float8_zeros(name, kind, list(_vector(c, c.scale).shape)))
+
+
+def _float8_zeros(name: str, kind: str, dims: list[int]) -> TensorProto:
+    count = 1
+    for n in dims:
+        count *= n
+    name = name or f"qframework.{kind.lower()}.0"
+    data_type = getattr(TensorProto, kind)
+    return TensorProto(name=name, data_type=data_type, dims=dims, raw_data=bytes(count))
 
 
 def _vector(c: Constants, t: Tensor) -> Tensor:
@@ -172,7 +183,7 @@ def _vector(c: Constants, t: Tensor) -> Tensor:
     return c.along(t)
 
 
-def _where(c: Constants) -> dict[str, int]:
+def _where(c: Constants) -> dict[str, Any]:
     if c.group_size is not None:
         return {"axis": c.group_dim, "block_size": c.group_size}
     axes = c.axes()

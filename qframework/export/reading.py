@@ -75,7 +75,9 @@ def constants_of(slot: str, proxy: QuantProxy, args: tuple[Any, ...], out: Any) 
     return found
 
 
-_INTEGERS = "give an integer quantizer, such as Int8ActPerTensorFloat or Int4WeightPerTensorFloatDecoupled"
+_INTEGERS = (
+    "give an integer quantizer, such as Int8ActPerTensorFloat or Int4WeightPerTensorFloatDecoupled"
+)
 
 
 def _common(slot: str, role: str, out: Any) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def _integers(slot: str, role: str, proxy: QuantProxy, out: Any) -> Constants:
     elif isinstance(quantizer, TernaryQuant):
         form, low, high, narrow, threshold = "ternary", -1.0, 1.0, True, quantizer.threshold
     else:
-        rounds = getattr(quantizer, "int_quant", None)
+        rounds: Any = getattr(quantizer, "int_quant", None)
         if hasattr(rounds, "min_int") and role != "truncation":
             low, high = float(rounds.min_int(out.bit_width)), float(rounds.max_int(out.bit_width))
         else:
@@ -145,9 +147,7 @@ def _minifloats(slot: str, role: str, proxy: QuantProxy, out: Any) -> Constants:
             f"{type(quantizer).__name__} rounds minifloats in its own way",
             "give one of qframework.quantizers",
         )
-    largest = (
-        float(quantizer.threshold()) if isinstance(quantizer, FloatQuant) else out.largest()
-    )
+    largest = float(quantizer.threshold()) if isinstance(quantizer, FloatQuant) else out.largest()
     overflow = 0.0
     if not out.saturating:
         overflow = float("inf") if out.inf_values else float("nan")
@@ -199,7 +199,8 @@ def _read_truncation(found: Constants, proxy: QuantProxy, x: Any, out: Any) -> N
     quantizer = proxy.tensor_quant
     if not isinstance(quantizer, TruncIntQuant):
         raise Unreadable(
-            f"{type(quantizer).__name__} truncates in its own way", "give RoundTo8bit or TruncTo8bit"
+            f"{type(quantizer).__name__} truncates in its own way",
+            "give RoundTo8bit or TruncTo8bit",
         )
     rounds = quantizer.float_to_int_impl
     found.rounding = rounds.mode if isinstance(rounds, Rounding) else "round"

@@ -46,7 +46,9 @@ def slots_of(model: nn.Module) -> list[Slot]:
             continue
         for attribute, held in module._modules.items():
             if isinstance(held, QuantProxy) and held.is_quant_enabled:
-                found.append(Slot(f"{path}.{attribute}" if path else attribute, module, attribute, held))
+                found.append(
+                    Slot(f"{path}.{attribute}" if path else attribute, module, attribute, held)
+                )
     return found
 
 

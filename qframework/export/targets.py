@@ -45,7 +45,9 @@ class Results:
 def is_installed(target: str) -> bool:
     """Whether what a target needs is there."""
     needs = NEEDS[target]
-    return all(find_spec(n) is not None for n in (needs, "onnx", "onnxscript") if n) if needs else True
+    return (
+        all(find_spec(n) is not None for n in (needs, "onnx", "onnxscript") if n) if needs else True
+    )
 
 
 def run_integer(session: Session, program: torch.export.ExportedProgram) -> Results:
@@ -85,7 +87,7 @@ def run_torch(session: Session) -> Results:
 
     module = torch_program(session).module(check_guards=False)
     watched = _Watched(module)  # type: ignore[arg-type]
-    given = [t for t in pytree.tree_leaves((session.args, session.kwargs))]
+    given = list(pytree.tree_leaves((session.args, session.kwargs)))
     with torch.no_grad():
         out = watched.run(*given)
     return Results(watched.values, _tensors(out))
@@ -116,9 +118,13 @@ def _inputs(session: Session, proto: onnx.ModelProto) -> dict[str, Any]:
     constants = {t.name for t in proto.graph.initializer}
     names = [i.name for i in proto.graph.input if i.name not in constants]
     if len(given) != len(names):
-        raise ExportError(f"the file has {len(names)} inputs ({', '.join(names)}), given are {len(given)} tensors")
+        raise ExportError(
+            f"the file has {len(names)} inputs ({', '.join(names)}), given are {len(given)} tensors"
+        )
     if any(t.dtype is torch.bfloat16 for t in given):
-        raise ExportError("bfloat16 inputs can't be handed to an ONNX runtime; use float32 or float16")
+        raise ExportError(
+            "bfloat16 inputs can't be handed to an ONNX runtime; use float32 or float16"
+        )
     return {n: t.detach().cpu().numpy() for n, t in zip(names, given, strict=True)}
 
 
@@ -127,9 +133,7 @@ def _known_values(session: Session, proto: onnx.ModelProto) -> list[str]:
     return [c.name for c in session.order if c.name in computed]
 
 
-def _run_onnxruntime(
-    proto: onnx.ModelProto, inputs: dict[str, Any], names: list[str]
-) -> Results:
+def _run_onnxruntime(proto: onnx.ModelProto, inputs: dict[str, Any], names: list[str]) -> Results:
     import onnx
     import onnxruntime
 

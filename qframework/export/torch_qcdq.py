@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401 registers the operators
+import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 
 from qframework.export.constants import Constants
@@ -181,8 +181,8 @@ def _dequantize(c: Constants, codes: Tensor, held: _Held) -> Tensor:
         args = (codes, held["scales"], held["zero_points"], c.axes()[0])
         return _operators().dequantize_per_channel(*args, *_bounds(c), out_dtype=wide)  # type: ignore[no-any-return]
     assert c.one_grid is not None
-    args = (codes, c.one_grid[0], int(c.one_grid[1]))
-    return _operators().dequantize_per_tensor(*args, *_bounds(c), out_dtype=wide)  # type: ignore[no-any-return]
+    one = (codes, c.one_grid[0], int(c.one_grid[1]))
+    return _operators().dequantize_per_tensor(*one, *_bounds(c), out_dtype=wide)  # type: ignore[no-any-return]
 
 
 def _quantize(c: Constants, x: Tensor, held: _Held) -> Tensor:
@@ -205,8 +205,8 @@ def _quantize(c: Constants, x: Tensor, held: _Held) -> Tensor:
         args = (x, held["scales"], held["zero_points"], c.axes()[0])
         return _operators().quantize_per_channel(*args, *_bounds(c))  # type: ignore[no-any-return]
     assert c.one_grid is not None
-    args = (x, c.one_grid[0], 0)
-    return _operators().quantize_per_tensor(*args, *_bounds(c))  # type: ignore[no-any-return]
+    one = (x, c.one_grid[0], 0)
+    return _operators().quantize_per_tensor(*one, *_bounds(c))  # type: ignore[no-any-return]
 
 
 def _minifloats(c: Constants, x: Tensor, scale: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,6 @@ from qframework.export.targets import (
 )
 from qframework.functional import power_below
 
-if TYPE_CHECKING:
-    import onnx
-
-Against = "str | os.PathLike[str] | onnx.ModelProto"
 #: Steps by which what should be an integer may be off: float32's rounding of its value.
 _OFF = 1e-3
 
@@ -97,7 +93,9 @@ def _file(target: Any) -> tuple[str, Any]:
     if isinstance(target, os.PathLike) or (isinstance(target, str) and target.endswith(".onnx")):
         return os.path.basename(os.fspath(target)), load(target)
     allowed = ", ".join(map(repr, NEEDS))
-    raise ValueError(f"against={target!r}; allowed are {allowed}, the path of an .onnx file, or a ModelProto")
+    raise ValueError(
+        f"against={target!r}; allowed are {allowed}, the path of an .onnx file, or a ModelProto"
+    )
 
 
 def _results(target: str, comparison: _Comparison, opset_version: int | None) -> Results:
@@ -236,7 +234,7 @@ class _Comparison:
         mine = [t for t in pytree.tree_leaves(self.session.output) if isinstance(t, Tensor)]
         if len(mine) != len(theirs):
             raise ExportError(f"the model has {len(mine)} outputs, the target {len(theirs)}")
-        found = []
+        found: list[tuple[Tensor, float, Tensor | None]] = []
         for own, other, step in zip(mine, theirs, self.output_steps, strict=True):
             if own.shape != other.shape:
                 raise ExportError(
@@ -298,7 +296,9 @@ class _Comparison:
 def _difference(c: Constants, mine: Tensor, theirs: Tensor) -> tuple[Tensor, float]:
     """Where two values of a quantizer differ, and by how many steps at most."""
     if mine.shape != theirs.shape:
-        raise ExportError(f"{c.slot} has shape {tuple(mine.shape)}, in the target {tuple(theirs.shape)}")
+        raise ExportError(
+            f"{c.slot} has shape {tuple(mine.shape)}, in the target {tuple(theirs.shape)}"
+        )
     mine, theirs = mine.double(), theirs.double()
     step = c.spread(c.scale).double()
     if c.format == "minifloat":
@@ -318,7 +318,12 @@ def _difference(c: Constants, mine: Tensor, theirs: Tensor) -> tuple[Tensor, flo
 def _within(bounded: Any, value: Tensor) -> Tensor:
     """Where a value is within the bound of a number."""
     if not hasattr(bounded, "error"):
-        return bounded == value if isinstance(bounded, Tensor) else torch.ones_like(value, dtype=torch.bool)
-    away = (bounded.value - value.double()).abs()
+        return (
+            bounded == value
+            if isinstance(bounded, Tensor)
+            else torch.ones_like(value, dtype=torch.bool)
+        )
+    away: Tensor = (bounded.value - value.double()).abs()
     u = 2.0**-24 if value.dtype is not torch.float64 else 2.0**-52
-    return away <= bounded.error + u * bounded.value.abs()
+    bound: Tensor = bounded.error + u * bounded.value.abs()
+    return away <= bound
