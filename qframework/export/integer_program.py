@@ -308,7 +308,9 @@ def _steps(call: Call, x: Any) -> Tensor:
     """``x`` in steps of the grid of a quantizer, in float64."""
     c = call.constants
     if not isinstance(x, Integers):
-        return c.steps(x.double())
+        # what comes in as floats is divided in their precision, as the quantizer does
+        narrow = x.to(c.scale.dtype)
+        return c.steps(narrow if torch.equal(narrow.double(), x.double()) else x.double()).double()
     if c.truncates is not None:
         divisor, scale, zero, _ = c.truncates
         q = (x.centered.double() * (x.scale / scale.double()) + zero.double()).round()

@@ -174,15 +174,14 @@ def _bounds(c: Constants) -> tuple[int, int, torch.dtype]:
 
 
 def _dequantize(c: Constants, codes: Tensor, held: _Held) -> Tensor:
-    wide = c.scale.dtype if c.scale.dtype is torch.float64 else None
-    if len(c.axes()) > 1:
+    if len(c.axes()) > 1 or c.scale.dtype is torch.float64:
         return (codes.to(c.scale.dtype) - held["zero_point"]) * held["scale"]
     if c.axes():
         args = (codes, held["scales"], held["zero_points"], c.axes()[0])
-        return _operators().dequantize_per_channel(*args, *_bounds(c), out_dtype=wide)  # type: ignore[no-any-return]
+        return _operators().dequantize_per_channel(*args, *_bounds(c))  # type: ignore[no-any-return]
     assert c.one_grid is not None
     one = (codes, c.one_grid[0], int(c.one_grid[1]))
-    return _operators().dequantize_per_tensor(*one, *_bounds(c), out_dtype=wide)  # type: ignore[no-any-return]
+    return _operators().dequantize_per_tensor(*one, *_bounds(c))  # type: ignore[no-any-return]
 
 
 def _quantize(c: Constants, x: Tensor, held: _Held) -> Tensor:
@@ -195,10 +194,14 @@ def _quantize(c: Constants, x: Tensor, held: _Held) -> Tensor:
         steps = STEPS["binary_sign"](x)
     elif c.format == "ternary":
         steps = torch.where(x.abs() > held["limit"], torch.sign(x), 0.0).to(x.dtype)
-    elif not c.symmetric or len(c.axes()) > 1 or c.rounding != "round":
+    elif (
+        not c.symmetric or len(c.axes()) > 1 or c.rounding != "round" or x.dtype is torch.float64
+    ):
         steps = x / held["scale"]
         steps = steps if c.symmetric else steps + held["zero_point"]
         steps = steps if c.rounding == "round" else ROUNDINGS[c.rounding](steps)
+    if steps is not None and x.dtype is torch.float64:  # the operators take float32
+        return torch.round(steps).clamp(c.low, c.high).to(integer_dtype(c))
     if steps is not None:
         return _operators().quantize_per_tensor(steps, 1.0, 0, *_bounds(c))  # type: ignore[no-any-return]
     if c.axes():

@@ -20,7 +20,7 @@ from qframework.export import (
 )
 from qframework.layers import QuantIdentity, QuantLinear, QuantReLU, TruncAvgPool2d
 from qframework.quantizers import (
-    Fp6e3m2WeightPerTensorFloat,
+    Fp6e3m2OCPWeightPerTensorFloat,
     Int8DynamicActPerTensorFloat,
     Int8WeightPerGroupFloat,
     MXFloat8e4m3Weight,
@@ -76,14 +76,14 @@ CASES: dict[str, tuple[Any, str, tuple[str, ...]]] = {
         ("minifloats in groups", "QONNX"),
     ),
     "other minifloats": (
-        lambda: net(linear(weight_quant=Fp6e3m2WeightPerTensorFloat)),
+        lambda: net(linear(weight_quant=Fp6e3m2OCPWeightPerTensorFloat)),
         "onnx_qcdq",
         ("e3m2", "QONNX"),
     ),
     "nothing": (lambda: nn.Linear(8, 8), "integer", ("nothing", "quantize_model")),
     "chance": (
         lambda: net(
-            QuantIdentity(float_to_int_impl_type="stochastic_round", stochastic_round_deterministic_inference=False)
+            QuantIdentity(float_to_int_impl_type="stochastic_round", deterministic_inference=False)
         ),
         "integer",
         ("by chance", "deterministic_inference=True"),
