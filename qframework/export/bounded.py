@@ -152,7 +152,9 @@ def elementwise(function: Callable[..., Tensor], units: float = 16.0) -> Callabl
         value = function(x.value, *how, **options)
         up, down = (function(x.value + s * x.error, *how, **options) for s in (1, -1))
         spread = torch.maximum((up - value).abs(), (down - value).abs())
-        size = torch.maximum(value.abs(), x.value.abs()).clamp_min(1.0)
+        size = value.abs().clamp_min(1.0)
+        if value.shape == x.value.shape:
+            size = torch.maximum(size, x.value.abs())
         return Bounded(value, (spread + units * u * size).nan_to_num(0.0, 0.0, 0.0))
 
     return apply

@@ -62,13 +62,19 @@ class Explanation(Runner):
         """A function by its rule."""
         name, u = function_name(node), _roundoff(node)
         parts = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Bounded)]
-        if not parts or u is None:
+        if not parts or u is None or name in _CREATE:
             return _plain(node, args, kwargs)
         if name in RULES:
             return RULES[name](u, *args, **kwargs)
         if name in MOVES:
             return _moved(node, name, u, args, kwargs)
         return _any_function(node, u, args, kwargs)
+
+
+#: Functions of the shape of their argument alone.
+_CREATE = frozenset(
+    """new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like""".split()
+)
 
 
 def _roundoff(node: torch.fx.Node) -> float | None:

@@ -130,7 +130,7 @@ def _of_quantizer(
 
 def _narrow(codes: Tensor, low: int, high: int) -> Any:
     """Codes in the narrowest dtype."""
-    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32):
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         info = torch.iinfo(dtype)
         if info.min <= low and high <= info.max:
             return codes.to(dtype).numpy()
@@ -153,15 +153,20 @@ _C_TYPES = {
 }
 
 
+def _c_number(v: float) -> str:
+    text = repr(v)
+    return {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}.get(text, text)
+
+
 def _header(arrays: list[tuple[dict[str, Any], Any]]) -> str:
-    lines = ["#ifndef GOLDEN_H", "#define GOLDEN_H", "#include <stdint.h>", ""]
+    lines = ["#ifndef GOLDEN_H", "#define GOLDEN_H", "#include <math.h>", "#include <stdint.h>", ""]
     for entry, array in arrays:
         if str(array.dtype) not in _C_TYPES or array.size == 0:
             continue
         identifier = re.sub(r"\W", "_", entry["name"])
         shape = "x".join(map(str, array.shape)) or "1"
         lines.append(f"/* {entry['name']}: {entry['role']}, {shape} */")
-        values = ", ".join(repr(v) for v in array.reshape(-1).tolist())
+        values = ", ".join(map(_c_number, array.reshape(-1).tolist()))
         kind = _C_TYPES[str(array.dtype)]
         lines += [f"static const {kind} {identifier}[{array.size}] = {{{values}}};", ""]
     return "\n".join([*lines, "#endif", ""])

@@ -169,8 +169,18 @@ def _run_qonnx(proto: onnx.ModelProto, inputs: dict[str, Any]) -> dict[str, Tens
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
 
+    fixed = type(proto)()
+    fixed.CopyFrom(proto)
+    for value in fixed.graph.input:  # the package executes graphs of known shapes
+        for place, size in zip(
+            value.type.tensor_type.shape.dim, inputs[value.name].shape, strict=True
+        ):
+            place.dim_value = size
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
     with quiet():
-        model = ModelWrapper(proto, make_deepcopy=True).transform(InferShapes())
+        model = ModelWrapper(fixed).transform(InferShapes())
         found = execute_onnx(model, inputs, return_full_exec_context=True)
     return {n: _tensor(a) for n, a in found.items() if n and a is not None and a.dtype != object}
 

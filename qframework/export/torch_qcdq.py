@@ -194,9 +194,7 @@ def _quantize(c: Constants, x: Tensor, held: _Held) -> Tensor:
         steps = STEPS["binary_sign"](x)
     elif c.format == "ternary":
         steps = torch.where(x.abs() > held["limit"], torch.sign(x), 0.0).to(x.dtype)
-    elif (
-        not c.symmetric or len(c.axes()) > 1 or c.rounding != "round" or x.dtype is torch.float64
-    ):
+    elif not c.symmetric or len(c.axes()) > 1 or c.rounding != "round" or x.dtype is torch.float64:
         steps = x / held["scale"]
         steps = steps if c.symmetric else steps + held["zero_point"]
         steps = steps if c.rounding == "round" else ROUNDINGS[c.rounding](steps)

@@ -40,7 +40,10 @@ def snapshot(model: nn.Module) -> Any:
         [id(m) for m in modules],
         {n: (id(t), t.clone()) for n, t in model.state_dict(keep_vars=True).items()},
         [
-            sum(len(getattr(m, h)) for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+            sum(
+                len(getattr(m, h))
+                for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+            )
             for m in modules
         ],
         [sorted(vars(m)) for m in modules],
@@ -122,7 +125,9 @@ def test_slots_are_replaced_not_proxies() -> None:
 
 def test_a_layer_that_runs_twice_has_a_call_for_each() -> None:
     layer = QuantReLU(return_quant_tensor=False)
-    model = calibrated(nn.Sequential(QuantIdentity(), layer, nn.Hardtanh(), layer), torch.randn(8, 4))
+    model = calibrated(
+        nn.Sequential(QuantIdentity(), layer, nn.Hardtanh(), layer), torch.randn(8, 4)
+    )
     session = Session(model, torch.randn(2, 4))
     assert [c.name for c in session.order] == ["0.act_quant", "1.act_quant", "1.act_quant#1"]
 

@@ -189,7 +189,9 @@ def test_unknown_targets_and_keywords_are_refused() -> None:
 
 
 def test_a_truncation_rounds_as_it_says_in_qcdq() -> None:
-    model = nn.Sequential(QuantReLU(return_quant_tensor=True), TruncAvgPool2d(2, float_to_int_impl_type="floor"))
+    model = nn.Sequential(
+        QuantReLU(return_quant_tensor=True), TruncAvgPool2d(2, float_to_int_impl_type="floor")
+    )
     calibrated(model, torch.randn(4, 2, 4, 4))
     assert check_export(model, "onnx_qcdq") == []
     assert verify(model, torch.randn(4, 2, 4, 4), "onnxruntime").exact

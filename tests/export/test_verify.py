@@ -120,7 +120,10 @@ def test_a_model_changed_after_its_export_is_told_apart(exported: Any) -> None:
     report = verify(model, x, proto)
     with torch.no_grad():
         weight.copy_(before)
-    assert report.first is not None and (report.first.layer, report.first.tensor) == ("fc", "weight")
+    assert report.first is not None and (report.first.layer, report.first.tensor) == (
+        "fc",
+        "weight",
+    )
 
 
 def test_ties_of_rounding_errors_are_explained_and_others_are_not() -> None:
@@ -146,7 +149,9 @@ def test_what_a_target_cannot_hold_is_skipped_unless_it_is_asked_for() -> None:
     from qframework.layers import QuantIdentity
 
     model, x = build("Depthwise", "powers")
-    model.last = QuantIdentity(float_to_int_impl_type="floor", scaling_impl_type="const", scaling_init=2.0)
+    model.last = QuantIdentity(
+        float_to_int_impl_type="floor", scaling_impl_type="const", scaling_init=2.0
+    )
     report = verify(model.eval(), x[:2])
     assert "onnxruntime" in report.skipped and report.exact
     with pytest.raises(ExportError, match="floor"):
@@ -165,7 +170,15 @@ def test_the_report_is_a_table_and_a_sentence() -> None:
     model, x = build("Depthwise", "powers")
     report = verify(model, x[:4], "torch")
     lines = str(report).splitlines()
-    assert lines[0].split() == ["target", "layer", "tensor", "elements", "differing", "largest", "cause"]
+    assert lines[0].split() == [
+        "target",
+        "layer",
+        "tensor",
+        "elements",
+        "differing",
+        "largest",
+        "cause",
+    ]
     assert lines[-1].startswith("Exact: all ") and report.first is None
     assert {(r.layer, r.tensor) for r in report.rows} >= {("conv1", "weight"), ("relu1", "act")}
 

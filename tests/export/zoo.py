@@ -392,7 +392,17 @@ NETS: dict[str, type[Net]] = {
     )
 }
 #: Networks with functions, which aren't exact whatever the scales.
-WITH_FUNCTIONS = {"Normed", "Words", "RNN", "LSTM", "GRU", "Attention", "Encoder", "Float8", "Gates"}
+WITH_FUNCTIONS = {
+    "Normed",
+    "Words",
+    "RNN",
+    "LSTM",
+    "GRU",
+    "Attention",
+    "Encoder",
+    "Float8",
+    "Gates",
+}
 
 
 def data(net: type[Net], count: int) -> Tensor:
