@@ -149,6 +149,7 @@ def _expand(proto: onnx.ModelProto, session: Session, dialect: Dialect, opset: i
     del graph.value_info[:]
     graph.value_info.extend(kept)
     _drop_unused(graph)
+    _drop_notes(proto)
     del proto.opset_import[:]
     proto.opset_import.append(onnx.helper.make_opsetid("", opset))
     if dialect.domain:
@@ -156,6 +157,15 @@ def _expand(proto: onnx.ModelProto, session: Session, dialect: Dialect, opset: i
     proto.ir_version = max(10, onnx.helper.find_min_ir_version_for(proto.opset_import, True))
     proto.producer_name = "qframework"
     del proto.functions[:]
+
+
+def _drop_notes(proto: onnx.ModelProto) -> None:
+    """Leave out where in whose files each node was traced."""
+    graph = proto.graph
+    del proto.metadata_props[:]
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
