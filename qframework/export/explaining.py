@@ -73,7 +73,16 @@ class Explanation(Runner):
 
 #: Functions of the shape of their argument alone.
 _CREATE = frozenset(
-    """new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like""".split()
+    [
+        "new_zeros",
+        "new_ones",
+        "new_full",
+        "new_empty",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+    ]
 )
 
 
