@@ -219,7 +219,7 @@ def layer_norm(
 def rms_norm(u: float, x: Any, shape: Any, weight: Any = None, eps: float | None = None) -> Bounded:
     """Over the last axes, without the mean."""
     dims = list(range(x.value.dim() - len(shape), x.value.dim()))
-    least = torch.finfo(torch.float32).eps if eps is None else eps
+    least = 2 * u if eps is None else eps  # torch takes that of the dtype
     return _affine(u, _normalized(u, x, dims, least, False), weight, None, tuple(shape))
 
 

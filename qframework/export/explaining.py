@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from qframework.export.bounded import RULES, Bounded, elementwise, exact
 from qframework.export.constants import Constants
-from qframework.export.integer_program import MOVES
+from qframework.export.function_kinds import MOVES
 from qframework.export.running import Runner, computed, function_name
 from qframework.export.session import Call, Session
 
@@ -46,13 +46,12 @@ class Explanation(Runner):
 
     def held(self, t: Tensor) -> Any:
         """Parameters and inputs are exact."""
-        return exact(t.detach())
+        return exact(t.detach().cpu())
 
     def quantizer(self, call: Call, x: Any) -> Any:
         """The given result; whether it is right is kept."""
         value = self.given.get(call.name)
-        if value is None:
-            value = call.value
+        value = call.value if value is None else value.cpu()
         assert value is not None
         if x is not None:
             self.right[call.name] = _fits(call.constants, x, value)

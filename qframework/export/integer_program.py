@@ -12,154 +12,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qframework.export.errors import ExportError, refuse
+from qframework.export.function_kinds import ARITHMETIC, MOVES
 from qframework.export.integers import EXACT, Integers
 from qframework.export.obstacles import check_export
 from qframework.export.program import trace
-from qframework.export.running import Runner, computed, function_name, layer_of
+from qframework.export.running import Runner, computed, function_name, in_double, layer_of
 from qframework.export.session import Call, Session
-
-#: Functions that move elements, or select some of them, and so keep a grid.
-MOVES = frozenset(
-    [
-        "alias",
-        "as_strided",
-        "chunk",
-        "clone",
-        "contiguous",
-        "detach",
-        "dropout",
-        "expand",
-        "flatten",
-        "flip",
-        "gather",
-        "getitem",
-        "index",
-        "index_select",
-        "lift_fresh",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "movedim",
-        "narrow",
-        "permute",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "repeat",
-        "repeat_interleave",
-        "reshape",
-        "roll",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "stack",
-        "swapaxes",
-        "t",
-        "tensor_split",
-        "to",
-        "_to_copy",
-        "transpose",
-        "type_as",
-        "unbind",
-        "unflatten",
-        "unfold",
-        "unsqueeze",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "view",
-        "view_as",
-        "expand_as",
-        "reshape_as",
-        "adaptive_max_pool2d",
-        "_unsafe_view",
-        "unsafe_split",
-        "unsafe_chunk",
-        "channel_shuffle",
-        "cat",
-        "embedding",
-        "zeros_like_of",
-        "constant_pad_nd",
-        "pad",
-        "mT",
-        "numpy_T",
-        "matrix_H",
-    ]
-)
-#: Arithmetic that needs no table.
-_ARITHMETIC = frozenset(
-    [
-        "add",
-        "add_",
-        "sub",
-        "sub_",
-        "rsub",
-        "mul",
-        "mul_",
-        "div",
-        "div_",
-        "neg",
-        "sum",
-        "mean",
-        "maximum",
-        "minimum",
-        "abs",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "logical_not",
-        "logical_or",
-        "logical_and",
-        "bitwise_or",
-        "bitwise_and",
-        "bitwise_not",
-        "masked_fill",
-        "where",
-        "zeros",
-        "ones",
-        "full",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "new_zeros",
-        "new_ones",
-        "arange",
-        "linear",
-        "matmul",
-        "mm",
-        "bmm",
-        "addmm",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_transpose1d",
-        "conv_transpose2d",
-        "conv_transpose3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "any",
-        "all",
-        "round",
-        "relu",
-        "relu_",
-        "triu",
-        "tril",
-        "scalar_tensor",
-        "_assert_tensor_metadata",
-        "sym_size",
-        "sym_numel",
-    ]
-)
 
 
 class IntegerModel(Runner):
@@ -224,7 +82,7 @@ class IntegerModel(Runner):
 
     def held(self, t: Tensor) -> Any:
         """Floats in float64."""
-        return t.detach().double() if t.is_floating_point() else t.detach()
+        return in_double(t.detach().cpu())
 
     def quantizer(self, call: Call, x: Any) -> Any:
         """The integers of a quantizer; values of minifloats."""
@@ -267,7 +125,7 @@ class IntegerModel(Runner):
                 found = _moved(node, name, args, kwargs)
                 if found is not NotImplemented:
                     return found
-        if name not in _ARITHMETIC and name not in MOVES:
+        if name not in ARITHMETIC and name not in MOVES:
             layer = layer_of(node)
             text = f"{name} in {layer}" if layer else name
             if text not in self.functions and _gives_floats(node):

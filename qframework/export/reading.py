@@ -83,8 +83,8 @@ _INTEGERS = (
 def _common(slot: str, role: str, out: Any) -> dict[str, Any]:
     value: Tensor = out.value
     grouped = hasattr(out, "group_size") and hasattr(out, "scale_")
-    scale = (out.scale_ if grouped else out.scale).detach().clone()
-    zero_point = (out.zero_point_ if grouped else out.zero_point).detach().clone()
+    scale = (out.scale_ if grouped else out.scale).detach().cpu().clone()
+    zero_point = (out.zero_point_ if grouped else out.zero_point).detach().cpu().clone()
     if scale.numel() == 1 and not grouped:
         scale = scale.reshape(())
     if zero_point.numel() == 1:
@@ -174,14 +174,14 @@ def _rounding(proxy: QuantProxy) -> str:
 def _read_codes(found: Constants, out: Any) -> None:
     """The integers of a parameter, and that they are its value."""
     if found.format == "minifloat":
-        codes = out.minifloat()
+        codes = out.minifloat().cpu()
         value = (codes * found.spread(found.scale)).to(found.dtype)
         found.codes = codes.float()
     else:
-        codes = out._integers()
+        codes = out._integers().cpu()
         found.codes = codes.long()
         value = found.dequantized(codes.to(found.scale.dtype)).to(found.dtype)
-    if not torch.equal(value, out.value):
+    if not torch.equal(value, out.value.cpu()):
         raise Unreadable(
             "its values aren't integers (or minifloats) times its scale, to the bit",
             "give a quantizer whose value is (q - zero_point) * scale",
@@ -208,15 +208,15 @@ def _read_truncation(found: Constants, proxy: QuantProxy, x: Any, out: Any) -> N
     divisor = quantizer.trunc_scaling_impl(
         q, x.bit_width, quantizer.msb_clamp_bit_width_impl(), x.signed
     )
-    scale, zero_point = x.scale.detach(), x.zero_point.detach()
-    found.truncates = (divisor.detach(), scale.clone(), zero_point.clone(), int(x.bit_width))
+    numbers = (t.detach().cpu().clone() for t in (divisor, x.scale, x.zero_point))
+    found.truncates = (*numbers, int(x.bit_width))  # type: ignore[assignment]
 
 
 def _compare(found: Constants, x: Any, out: Any) -> None:
     """Refuse a call whose result isn't that of its constants."""
     value = x.value if isinstance(x, QuantTensor) else floating(x)
     seen = value if found.activation is None else found.activation(value)
-    if not _alike(found.compute(seen), out.value):
+    if not _alike(found.compute(seen.cpu()), out.value.cpu()):
         raise Unreadable(
             "it computes something else than clamp(round(x / scale + zero_point)) by its constants",
             "give a quantizer of qframework.quantizers, or remove the hook on it",

@@ -112,8 +112,10 @@ def layer_of(node: torch.fx.Node) -> str:
     return str(paths[-1]) if paths else ""
 
 
-def in_double(value: Any, kwargs: dict[str, Any] | None = None) -> Any:
-    """Floating-point dtypes among arguments become float64."""
+def in_double(value: Any) -> Any:
+    """Floating-point tensors and dtypes become those of float64, devices the CPU."""
+    if isinstance(value, torch.device):
+        return torch.device("cpu")
     if isinstance(value, torch.dtype) and value.is_floating_point:
         return torch.float64
     if isinstance(value, Tensor) and value.is_floating_point():
@@ -126,4 +128,7 @@ def computed(node: torch.fx.Node, args: Any, kwargs: Any) -> Any:
     args = pytree.tree_map(in_double, args)
     kwargs = {k: pytree.tree_map(in_double, v) for k, v in kwargs.items()}
     target: Any = node.target
+    value = node.meta.get("val")
+    if function_name(node) == "rms_norm" and len(args) < 4 and isinstance(value, Tensor):
+        kwargs.setdefault("eps", torch.finfo(value.dtype).eps)  # that of the model, not of float64
     return pytree.tree_map(in_double, target(*args, **kwargs))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from qframework.export.constants import Constants
 from qframework.export.errors import ExportError, Obstacle, refuse
@@ -70,7 +71,8 @@ class Session:
                 "qframework.layers or qframework.graph.quantize_model"
             )
         with in_evaluation(model), replaced(self.slots, self._recorder), torch.no_grad():
-            self.output = dequantize(model(*self.args, **self.kwargs))
+            out = dequantize(model(*self.args, **self.kwargs))
+        self.output = pytree.tree_map(lambda t: t.cpu() if isinstance(t, Tensor) else t, out)
         refuse("export", list(self._obstacles.values()))
         if not self.order:
             raise ExportError(
@@ -98,7 +100,9 @@ class Session:
                 found.name = f"{slot.name}.{kinds}"
             same = found
         name = f"{slot.name}#{len(before)}" if before else slot.name
-        call = Call(name, slot, same, out.value.detach().clone() if self.keep_values else None)
+        call = Call(
+            name, slot, same, out.value.detach().cpu().clone() if self.keep_values else None
+        )
         before.append(call)
         self.order.append(call)
 

@@ -90,7 +90,8 @@ def run_torch(session: Session) -> Results:
     given = list(pytree.tree_leaves((session.args, session.kwargs)))
     with torch.no_grad():
         out = watched.run(*given)
-    return Results(watched.values, _tensors(out))
+    values = {n: t.cpu() for n, t in watched.values.items()}
+    return Results(values, [t.cpu() for t in _tensors(out)])
 
 
 def run_onnx(session: Session, proto: onnx.ModelProto) -> Results:

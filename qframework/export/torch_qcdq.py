@@ -82,8 +82,9 @@ class TorchSlot(ExportSlot):
             c = call.constants
             suffix = c.name.removeprefix(c.slot).replace(".", "_")
             if f"scale{suffix}" not in self._buffers:
-                for name, t in _tensors(c).items():
-                    self._buffers[f"{name}{suffix}"] = t  # proxies have methods of such names
+                device = c.record.value.device
+                for name, t in _tensors(c).items():  # proxies have methods of such names
+                    self._buffers[f"{name}{suffix}"] = t.to(device)
 
     def _held(self, c: Constants) -> _Held:
         suffix = c.name.removeprefix(c.slot).replace(".", "_")

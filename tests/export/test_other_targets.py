@@ -21,7 +21,7 @@ from qframework.export import (
     integer_model,
     verify,
 )
-from qframework.layers import QuantIdentity, QuantLinear, QuantReLU
+from qframework.layers import QuantIdentity, QuantLinear, QuantReLU, QuantRMSNorm
 from qframework.quantizers import (
     Fp6e3m2OCPActPerTensorFloat,
     Fp6e3m2OCPWeightPerChannelFloat,
@@ -219,3 +219,13 @@ def test_integers_of_other_layers(name: str) -> None:
     model, _ = build(name, "powers", 4)
     report = verify(model, data(NETS[name], 16), "integer")
     assert report.exact, report
+
+
+def test_a_root_mean_square_has_the_least_number_of_the_models_dtype() -> None:
+    model = nn.Sequential(QuantIdentity(), QuantRMSNorm(6))
+    x = torch.randn(8, 6) * 1e-3  # so small that it counts
+    calibrated(model, x)
+    integers = integer_model(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(integers(x).float(), model(x), rtol=1e-5, atol=1e-6)
+    assert verify(model, x, "integer").explained
