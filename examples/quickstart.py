@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qframework
-from qframework.export import export_onnx_qcdq, verify
+from qframework.export import verify
 from qframework.graph import calibration_mode
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import Int8WeightPerChannelFloat
@@ -158,6 +158,8 @@ def plot(
 def export(model: QuantNet, images: Tensor, path: Path) -> None:
     """Write the network for other runtimes, and prove layer by layer that they compute its integers."""
     if find_spec("onnx") is not None and find_spec("onnxscript") is not None:
+        from qframework.export import export_onnx_qcdq
+
         batch = torch.export.Dim.DYNAMIC
         export_onnx_qcdq(model, (images,), path, opset_version=21, dynamic_shapes=({0: batch},))
         CONSOLE.print(

@@ -47,7 +47,16 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
-        found = globals()[name] = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        try:
+            module = import_module(f"{__name__}.{_WHERE[name]}")
+        except ModuleNotFoundError as error:
+            if error.name is None or not error.name.startswith("onnx"):
+                raise
+            raise ModuleNotFoundError(
+                f"{name} needs the package {error.name}: pip install 'qframework[export]'",
+                name=error.name,
+            ) from error
+        found = globals()[name] = getattr(module, name)
         return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qframework.export.arguments import arguments, shapes_of
 from qframework.export.errors import ExportError, Obstacle, refuse
 from qframework.export.obstacles import DEFAULT_OPSET, check_export
-from qframework.export.onnx_file import arguments, onnx_model, save
+from qframework.export.onnx_file import onnx_model, save
 from qframework.export.qcdq import QCDQ
 from qframework.export.qonnx import QONNX
 from qframework.export.session import Session
@@ -197,32 +198,3 @@ def _opset(version: int) -> int:
     if version > high:
         raise ExportError(f"opset_version={version}; allowed are {low} to {high}")
     return version
-
-
-def shapes_of(
-    model: nn.Module,
-    args: Any,
-    dynamic_shapes: Any,
-    dynamic_axes: Mapping[str, Any] | None,
-    input_names: Sequence[str] | None,
-) -> Any:
-    """Dynamic shapes, from either form in which they are given.
-
-    Raises:
-        ExportError: both forms, or an axis of an input that isn't there.
-    """
-    if dynamic_axes is None:
-        return dynamic_shapes
-    if dynamic_shapes is not None:
-        raise ExportError("give dynamic_shapes or dynamic_axes, not both")
-    import inspect
-
-    count = len(args) if isinstance(args, (tuple, list)) else 1
-    names = list(inspect.signature(model.forward).parameters)[:count]
-    given = list(input_names or names)
-    shapes: list[Any] = []
-    for i in range(count):
-        axes = next((dynamic_axes[n] for n in (given[i], names[i]) if n in dynamic_axes), None)
-        held = {int(a): torch.export.Dim.DYNAMIC for a in (axes or ())}
-        shapes.append(held or None)
-    return tuple(shapes)

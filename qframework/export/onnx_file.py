@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,22 +183,3 @@ def save(proto: onnx.ModelProto, path: str | os.PathLike[str] | None) -> None:
     """Write one file, where a path is given."""
     if path is not None:
         Path(path).write_bytes(proto.SerializeToString())
-
-
-def arguments(
-    args: Any, input_shape: Sequence[int] | None, input_t: Any, kwargs: Mapping[str, Any] | None
-) -> Any:
-    """The arguments of a run, from one of the ways to give them.
-
-    Raises:
-        ExportError: none of them, or several.
-    """
-    given = [a for a in (args, input_shape, input_t) if a is not None]
-    if len(given) > 1 or (not given and not kwargs):
-        raise ExportError(
-            "give the arguments of one run: args=(x,), or input_t=x, or input_shape=(1, 3, 32, 32); exactly one of them"
-        )
-    if input_shape is not None:
-        return (torch.randn(*input_shape),)
-    chosen = args if args is not None else input_t
-    return () if chosen is None else chosen

@@ -10,11 +10,11 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 
+from qframework.export.arguments import arguments
 from qframework.export.constants import Constants
 from qframework.export.errors import ExportError, refuse, shortened
 from qframework.export.formats import float8_of
 from qframework.export.obstacles import check_export
-from qframework.export.onnx_file import arguments
 from qframework.export.program import ExportSlot, trace
 from qframework.export.session import Call, Session
 from qframework.functional import ROUNDINGS, minifloat_quantize, upcast

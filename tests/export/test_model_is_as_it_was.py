@@ -144,11 +144,23 @@ def test_modes_come_back_after_an_error() -> None:
 def test_importing_the_library_or_the_package_loads_no_runtime() -> None:
     code = (
         "import sys, qframework, qframework.layers, qframework.export\n"
-        "qframework.export.check_export, qframework.export.ExportError\n"
+        "qframework.export.check_export, qframework.export.verify, qframework.export.integer_model\n"
+        "qframework.export.export_torch_qcdq\n"
         "names = {m.partition('.')[0] for m in sys.modules}\n"
         "assert not names & {'onnx', 'onnxruntime', 'onnxscript', 'qonnx', 'compressed_tensors'}, names"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_without_onnx_the_extra_is_named() -> None:
+    code = (
+        "import sys\nsys.modules['onnx'] = None\n"
+        "try:\n    from qframework.export import export_onnx_qcdq\n"
+        "except ModuleNotFoundError as error:\n    print(error)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "qframework[export]" in done.stdout
 
 
 def test_names_that_are_not_there_are_refused() -> None:
