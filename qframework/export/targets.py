@@ -62,7 +62,7 @@ def run_integer(session: Session, program: torch.export.ExportedProgram) -> Resu
             values[name] = wide * c.spread(c.scale).double()
     for name, number in model.floats.items():
         values[name] = number
-    return Results(values, model.outputs)
+    return Results(values, _tensors(model.outputs))
 
 
 class _Watched(torch.fx.Interpreter):

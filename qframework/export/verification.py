@@ -149,8 +149,17 @@ class _Comparison:
         if self._steps is None:
             model = IntegerModel(self.program, self.session)
             model(*self.session.args, **self.session.kwargs)
-            self._steps = model.output_scales
+            self._steps = self._of_tensors(model.output_scales)
         return self._steps
+
+    def _of_tensors(self, outputs: list[Any]) -> list[Any]:
+        """Those of outputs that are tensors: a model may return None, too."""
+        leaves = pytree.tree_leaves(self.session.output)
+        pairs = zip(outputs, leaves, strict=True)
+        return [o for o, leaf in pairs if isinstance(leaf, Tensor)]
+
+    def _outputs_of(self, explanation: Explanation) -> list[Any]:
+        return self._of_tensors(explanation.outputs)
 
     def add(self, target: str, results: Results) -> None:
         """Compare the results of a target."""
@@ -269,7 +278,7 @@ class _Comparison:
                 mask, largest, good = self._float_output(i, mine[i], outputs[i], theirs)
             elif bool(mask.any()):
                 good = theirs is not None and all(
-                    bool(_within(e.outputs[i], t)[mask].all())
+                    bool(_within(self._outputs_of(e)[i], t)[mask].all())
                     for e, t in ((theirs, outputs[i]), (self.own, mine[i]))
                 )
             count = int(mask.sum())
@@ -284,12 +293,12 @@ class _Comparison:
         self, i: int, mine: Tensor, other: Tensor, theirs: Explanation | None
     ) -> tuple[Tensor, float, bool]:
         """An output without a grid: where it differs by more than rounding errors of both runs."""
-        own = self.own.outputs[i]
+        own = self._outputs_of(self.own)[i]
         away = (mine.double() - other.double()).abs().nan_to_num(0.0)
-        bound = own.error + (own.error if theirs is None else theirs.outputs[i].error)
+        bound = own.error + (own.error if theirs is None else self._outputs_of(theirs)[i].error)
         mask = away > bound.clamp_min(1e-30)
         largest = float((away / bound.clamp_min(1e-30)).max()) if away.numel() else 0.0
-        good = theirs is None or bool(_within(theirs.outputs[i], other)[mask].all())
+        good = theirs is None or bool(_within(self._outputs_of(theirs)[i], other)[mask].all())
         return mask, largest, good
 
 

@@ -9,11 +9,17 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from torch import nn
-from zoo import build
+from torch import Tensor, nn
+from zoo import build, calibrated
 
 from qframework.export import ExportError, export_onnx_qcdq, export_qonnx, verify
 from qframework.export import targets as targets_module
+from qframework.layers import QuantIdentity, QuantLinear
+from qframework.quantizers import (
+    Int8ActPerTensorFixedPoint,
+    Int8WeightPerTensorFixedPoint,
+    Int32Bias,
+)
 
 
 def changed(proto: onnx.ModelProto, name: str, how: Any) -> onnx.ModelProto:
@@ -146,8 +152,6 @@ def test_one_target_several_and_what_is_skipped(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_target_cannot_hold_is_skipped_unless_it_is_asked_for() -> None:
-    from qframework.layers import QuantIdentity
-
     model, x = build("Depthwise", "powers")
     model.last = QuantIdentity(
         float_to_int_impl_type="floor", scaling_impl_type="const", scaling_init=2.0
@@ -184,9 +188,6 @@ def test_the_report_is_a_table_and_a_sentence() -> None:
 
 
 def test_a_layer_by_itself() -> None:
-    from qframework.layers import QuantLinear
-    from qframework.quantizers import Int8ActPerTensorFixedPoint, Int8WeightPerTensorFixedPoint
-
     layer = QuantLinear(
         4, 3, weight_quant=Int8WeightPerTensorFixedPoint, input_quant=Int8ActPerTensorFixedPoint
     )
@@ -194,3 +195,57 @@ def test_a_layer_by_itself() -> None:
     nn.Sequential(layer)(x)
     report = verify(layer.eval(), x)
     assert report.exact and report.first is None
+
+
+class ManyOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = QuantIdentity(return_quant_tensor=True)
+        self.fc = QuantLinear(8, 4, return_quant_tensor=True, bias_quant=Int32Bias)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.act(x)
+        return y, None, {"scores": self.fc(y), "largest": torch.argmax(y, -1)}
+
+
+def test_quantized_nested_and_missing_outputs() -> None:
+    x = torch.randn(4, 8)
+    model = calibrated(ManyOutputs(), x)
+    report = verify(model, x, ["integer", "torch", "onnxruntime"])
+    outputs = [r for r in report.rows if r.tensor.startswith("output")]
+    assert report.exact and len(outputs) == 9, report
+
+
+class OneScale(nn.Module):
+    """Sums of tensors whose quantizers have equal scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options: Any = {
+            "scaling_impl_type": "const",
+            "scaling_init": 4.0,
+            "return_quant_tensor": True,
+        }
+        self.a, self.b = QuantIdentity(**options), QuantIdentity(**options)
+        self.fc = QuantLinear(8, 4, bias_quant=Int32Bias, return_quant_tensor=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.a(x) + self.b(-2 * x))
+
+
+def test_equal_scales_of_several_quantizers_can_be_added() -> None:
+    assert verify(OneScale().eval(), torch.randn(4, 8), ["torch", "onnxruntime"]).exact
+
+
+def test_a_graph_that_lost_a_quantizer_or_an_output_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from qframework.export import onnx_file
+
+    model, x = build("Depthwise", "powers")
+    found = onnx_file.live_calls
+    monkeypatch.setattr(
+        onnx_file, "live_calls", lambda program: [*found(program), "lost.act_quant"]
+    )
+    with pytest.raises(ExportError, match=r"lost 1 of 8 quantizers, such as lost\.act_quant"):
+        export_onnx_qcdq(model, x[:2])
