@@ -109,7 +109,7 @@ def _table(report: Report) -> list[str]:
     for rows in (report.rows, report.apart):
         for target in dict.fromkeys(row.target for row in rows):
             mine = [r for r in rows if r.target == target]
-            shown = [r for r in mine if r.differing or r.tensor.startswith("output")]
+            shown = [r for r in mine if r.differing or _is_output(r)]
             rest = [r for r in mine if r not in shown]
             if rest:
                 count = f"{sum(r.elements for r in rest):,}"
@@ -120,6 +120,10 @@ def _table(report: Report) -> list[str]:
         "  ".join(cell.ljust(n) for cell, n in zip(line, widths, strict=True)).rstrip()
         for line in [head, *lines]
     ]
+
+
+def _is_output(r: Row) -> bool:
+    return not r.layer and r.tensor.startswith("output")
 
 
 def _line(r: Row) -> tuple[str, ...]:
