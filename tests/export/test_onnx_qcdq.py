@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
-from zoo import build, calibrated
+from zoo import build, calibrated, needs_qonnx
 
 from qframework.export import export_onnx_qcdq, export_qonnx, verify
 from qframework.layers import (
@@ -153,7 +153,9 @@ class Two(nn.Module):
         return {"scores": self.fc(self.add(left, right)), "twice": left * 2}
 
 
-@pytest.mark.parametrize("export", [export_onnx_qcdq, export_qonnx])
+@pytest.mark.parametrize(
+    "export", [export_onnx_qcdq, pytest.param(export_qonnx, marks=needs_qonnx)]
+)
 def test_several_inputs_names_and_a_batch_of_any_size(export: Any) -> None:
     model = Two()
     a, b = torch.randn(6, 8), torch.randn(6, 8)
@@ -208,7 +210,9 @@ def test_16_and_12_bits_at_opset_21() -> None:
     assert verify(model, x, proto).explained
 
 
-@pytest.mark.parametrize("export", [export_onnx_qcdq, export_qonnx])
+@pytest.mark.parametrize(
+    "export", [export_onnx_qcdq, pytest.param(export_qonnx, marks=needs_qonnx)]
+)
 def test_half_precision_has_casts_around(export: Any) -> None:
     model, x = build("LeNet", "shifted", 4)
     model, x = model.half(), x[:4].half()

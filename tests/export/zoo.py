@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -47,6 +49,9 @@ from qframework.quantizers import (
     Uint8ActPerTensorFixedPoint,
     Uint8ActPerTensorFloat,
 )
+
+#: For tests that execute QONNX.
+needs_qonnx = pytest.mark.skipif(find_spec("qonnx") is None, reason="qonnx is not installed")
 
 
 class Grids(NamedTuple):
