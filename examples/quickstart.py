@@ -1,7 +1,8 @@
 """From a float network to 8, 4 and 2 bits on real data: scikit-learn's handwritten digits.
 
 Trains a small convolutional network in float, carries its weights over into quantized networks, calibrates their
-activations, trains them on, saves and reloads them, and prints and plots what came out.
+activations, trains them on, saves and reloads them, prints and plots what came out, and exports the network of 4 bits:
+integers, torch's own programs, ONNX and QONNX compute the same.
 
     python examples/quickstart.py [--epochs 12] [--output demo_output]
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qframework
+from qframework.export import verify
 from qframework.graph import calibration_mode
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import Int8WeightPerChannelFloat
@@ -152,6 +155,20 @@ def plot(
     figure.savefig(path, dpi=110)
 
 
+def export(model: QuantNet, images: Tensor, path: Path) -> None:
+    """Write the network for other runtimes, and prove layer by layer that they compute its integers."""
+    if find_spec("onnx") is not None and find_spec("onnxscript") is not None:
+        from qframework.export import export_onnx_qcdq
+
+        batch = torch.export.Dim.DYNAMIC
+        export_onnx_qcdq(model, (images,), path, opset_version=21, dynamic_shapes=({0: batch},))
+        CONSOLE.print(
+            f"{path} has {path.stat().st_size / 1024:.1f} KiB, weights of 4 bits each.",
+            highlight=False,
+        )
+    CONSOLE.print(f"Its integers, in each target:\n{verify(model, images)}", highlight=False)
+
+
 def main() -> None:
     """Run the whole road."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,6 +223,7 @@ def main() -> None:
     plot_path = options.output / "quickstart.png"
     plot(float_net, nets, results, plot_path)
     CONSOLE.print(f"One of the layers:\n{nets[4].conv2}", highlight=False)
+    export(nets[4], x_test[:256], options.output / "digits_4bit.onnx")
     CONSOLE.print(
         f"Checkpoints and plot are in {options.output}/ ({time.perf_counter() - start:.0f} s)."
     )

@@ -62,9 +62,9 @@ def test_the_command_writes_and_can_be_run_again(tmp_path, capsys) -> None:
 
 def test_the_command_lists_what_is_left_by_file_and_line(tmp_path, capsys) -> None:
     program = tmp_path / "program.py"
-    program.write_text("import torch\nfrom brevitas.export import export_qonnx\n")
+    program.write_text("import torch\nfrom brevitas.export import enable_debug\n")
     main([str(program)])
-    assert f"{program}:2: brevitas.export.export_qonnx: not here yet: " in capsys.readouterr().out
+    assert f"{program}:2: brevitas.export.enable_debug: not here yet: " in capsys.readouterr().out
 
 
 def test_a_file_that_cant_be_read_is_left_and_the_others_arent(tmp_path, capsys) -> None:

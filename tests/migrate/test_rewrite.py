@@ -191,21 +191,21 @@ def test_environment_variables_are_told_of() -> None:
 def test_what_isnt_here_is_told_with_its_lines_and_what_to_do() -> None:
     text = """\
     import torch
-    from brevitas.export import export_qonnx
+    from brevitas.export import enable_debug
     from brevitas.graph.gptq import gptq_mode as mode
     import brevitas.nn as qnn
     with mode(model):
         qnn.EqualizedModule(a, b)
-    export_qonnx(model, qnn.QuantNothing)
+    enable_debug(model, qnn.QuantNothing)
     """
     made = migrate(textwrap.dedent(text))
     told = [(r.line, r.name.rpartition(".")[2], r.kind) for r in made.remarks]
     assert told == [
-        (2, "export_qonnx", "not here yet"),
+        (2, "enable_debug", "not here yet"),
         (3, "gptq_mode", "not here yet"),
         (5, "gptq_mode", "not here yet"),
         (6, "EqualizedModule", "not here yet"),
-        (7, "export_qonnx", "not here yet"),
+        (7, "enable_debug", "not here yet"),
         (7, "QuantNothing", "unknown name"),
     ]
     assert all(r.advice for r in made.remarks)
