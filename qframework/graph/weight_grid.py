@@ -71,9 +71,7 @@ class WeightGrid:
     def ordered(self, order: Tensor) -> WeightGrid:
         """The grid of a matrix whose columns are in another order, ``(groups, columns)``."""
         parts = [
-            p
-            if p.shape[1] == 1
-            else p.gather(1, order.unsqueeze(-1).expand(-1, -1, p.shape[2]))
+            p if p.shape[1] == 1 else p.gather(1, order.unsqueeze(-1).expand(-1, -1, p.shape[2]))
             for p in (self.scale, self.zero_point)
         ]
         return WeightGrid(parts[0], parts[1], self.snap, self.bounds)

@@ -1,0 +1,56 @@
+"""Second moments of a layer's inputs, as the quantized and the float model have them."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+from qframework.graph.layer_view import LayerView
+
+
+class InputStatistics:
+    """Sums over samples of ``y y^T`` and ``y x^T``: ``y`` the input in the quantized model, ``x`` that in the float one.
+
+    Args:
+        view: of the layer.
+        device: where the sums are.
+        dtype: of the sums.
+        with_float: whether float inputs come too, one after each quantized one.
+    """
+
+    def __init__(
+        self, view: LayerView, device: torch.device, dtype: torch.dtype, with_float: bool
+    ) -> None:
+        self.view, self.device, self.dtype = view, device, dtype
+        columns = view.channels_of_columns().shape[1]
+        size = (view.groups, columns, columns)
+        self._hessian = torch.zeros(size, device=device, dtype=dtype)
+        self._cross = torch.zeros(size, device=device, dtype=dtype) if with_float else None
+        self._waiting: deque[Tensor] = deque()
+        self.samples = 0
+
+    def add(self, x: Tensor, is_float: bool = False) -> None:
+        """Take one input of the layer."""
+        vectors = self.view.vectors(x.detach()).to(self.device, self.dtype)
+        if is_float:
+            y = self._waiting.popleft()
+            self._cross.baddbmm_(y, vectors.transpose(1, 2))  # type: ignore[union-attr]
+            return
+        self._hessian.baddbmm_(vectors, vectors.transpose(1, 2))
+        self.samples += vectors.shape[2]
+        if self._cross is not None:
+            self._waiting.append(vectors)
+
+    @property
+    def hessian(self) -> Tensor:
+        """The mean of ``2 y y^T``, ``(groups, columns, columns)``; a new tensor."""
+        return self._hessian * (2 / max(self.samples, 1))
+
+    @property
+    def cross(self) -> Tensor:
+        """The mean of ``2 y x^T``; that of ``y y^T`` where no float inputs came."""
+        if self._cross is None:
+            return self.hessian
+        return self._cross * (2 / max(self.samples, 1))
