@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qframework.graph.layer_view import LayerView
+from qframework.processes import sum_of_processes
 
 
 class InputStatistics:
@@ -46,11 +47,15 @@ class InputStatistics:
     @property
     def hessian(self) -> Tensor:
         """The mean of ``2 y y^T``, ``(groups, columns, columns)``; a new tensor."""
-        return self._hessian * (2 / max(self.samples, 1))
+        return sum_of_processes(self._hessian) * (2 / max(self._samples_of_all(), 1))
 
     @property
     def cross(self) -> Tensor:
         """The mean of ``2 y x^T``; that of ``y y^T`` where no float inputs came."""
         if self._cross is None:
             return self.hessian
-        return self._cross * (2 / max(self.samples, 1))
+        return sum_of_processes(self._cross) * (2 / max(self._samples_of_all(), 1))
+
+    def _samples_of_all(self) -> int:
+        count = torch.tensor([self.samples], device=self.device, dtype=torch.int64)
+        return int(sum_of_processes(count))

@@ -29,6 +29,7 @@ class RunningModel:
         self._mode, self._model = mode, model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run; the output where ``return_forward_output`` asks for it, else None."""
         return self._mode._run(args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
