@@ -8,7 +8,6 @@ channels, what a layer reads a sink. Channels that anything else reads or writes
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +50,16 @@ _MEAN: frozenset[Any] = frozenset({torch.mean, "mean"})
 #: What reads a tensor's shape, not its numbers.
 _SHAPES: frozenset[Any] = frozenset({getattr, "size", "dim"})
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+#: Modules that let any linear map of their input's channels pass, in evaluation mode.
+PASSING: tuple[type[nn.Module], ...] = (
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+)  # fmt: skip
+PASSING_FUNCTIONS: frozenset[Any] = frozenset({F.dropout, "contiguous", "clone", "detach"})
+
+#: What is moved across: factors of channels; a rotation, which norms by the root mean square let pass; a shift of the mean,
+#: which ends at layer norms.
+FACTORS, ROTATION, MEAN = "factors", "rotation", "mean"
 
 #: The axis of channels: the second one, with spatial axes behind it; the last one; or the last one, made of channels and
 #: positions by flattening.
@@ -118,21 +127,18 @@ class Channels:
 
     Args:
         traced: the model's graph.
-        invariant: further test of modules that hand channels on.
-        norms_as_sources: whether norms count as sources of what they give.
+        moves: what is moved across, :data:`FACTORS`, :data:`ROTATION` or :data:`MEAN`.
         restarts: modules behind which other channels begin, that a factor behind them may scale: they count as sources.
     """
 
     def __init__(
         self,
         traced: Traced,
-        invariant: Callable[[nn.Module], bool] | None = None,
-        norms_as_sources: bool = True,
+        moves: str = FACTORS,
         restarts: tuple[type[nn.Module], ...] = (),
     ) -> None:
         self.restarts = restarts
-        self.traced, self.invariant = traced, invariant
-        self.norms_as_sources = norms_as_sources
+        self.traced, self.moves = traced, moves
         self._parent: list[int] = []
         self._blocked: dict[int, str] = {}
         self.held: dict[fx.Node, Held | None] = {}
@@ -192,14 +198,27 @@ class Channels:
             return None
         if isinstance(module, (*LINEAR, *CONVOLUTIONS, *TRANSPOSED)):
             return self._layer(node, module, held)
-        if isinstance(module, INVARIANT) or (self.invariant is not None and self.invariant(module)):
+        if isinstance(module, PASSING):
             return held
-        if isinstance(module, SPATIAL) and held is not None and held.axis == SECOND:
+        if self.moves == FACTORS:
+            if isinstance(module, INVARIANT):
+                return held
+            if isinstance(module, SPATIAL) and held is not None and held.axis == SECOND:
+                return held
+            if isinstance(module, nn.Flatten):
+                return self._flattened(node, held, module.start_dim, module.end_dim)
+            if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
+                return self._norm(node, module)
+        elif isinstance(module, nn.Embedding):
+            return Held(self._write(node, module, module.embedding_dim), LAST)
+        elif self._lets_pass(module, held):
             return held
-        if isinstance(module, nn.Flatten):
-            return self._flattened(node, held, module.start_dim, module.end_dim)
-        if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
-            return self._norm(node, module)
+        elif (
+            self.moves == MEAN and isinstance(module, nn.LayerNorm) and self._is_wide(module, held)
+        ):
+            assert held is not None
+            self._read(node, module, held.ids)
+            return None
         self._block_all(
             node, f"{node.target} ({type(module).__name__}) doesn't scale with its input"
         )
@@ -220,16 +239,34 @@ class Channels:
             self._block(self.held[n], f"{node.target} reads it otherwise")
         if held is not None and fits is None:
             self._block(held, f"{node.target} reads it along another axis")
-        known = self._sinks.get(module)
         ids = fits if fits is not None else self._new(inputs)
         if fits is None:
             self._block(Held(ids, LAST), f"what {node.target} reads comes from no layer")
-        if known is None:
+        self._read(node, module, ids)
+        return Held(self._write(node, module, outputs), LAST if linear else SECOND)
+
+    def _lets_pass(self, module: Any, held: Held | None) -> bool:
+        """Whether a norm commutes with rotations."""
+        if self.moves != ROTATION or not isinstance(module, nn.RMSNorm):
+            return False
+        weight = module._parameters.get("weight")
+        return self._is_wide(module, held) and (weight is None or bool((weight == 1).all()))
+
+    @staticmethod
+    def _is_wide(norm: Any, held: Held | None) -> bool:
+        """Whether a norm is over the channels and nothing else."""
+        return (
+            held is not None
+            and held.axis == LAST
+            and tuple(norm.normalized_shape) == (len(held.ids),)
+        )
+
+    def _read(self, node: fx.Node, module: nn.Module, ids: list[int]) -> None:
+        if module not in self._sinks:
             self._sinks[module] = (str(node.target), ids, [node])
         else:
-            self._join(known[1], ids)
-            known[2].append(node)
-        return Held(self._write(node, module, outputs), LAST if linear else SECOND)
+            self._join(self._sinks[module][1], ids)
+            self._sinks[module][2].append(node)
 
     def _write(self, node: fx.Node, module: nn.Module, count: int) -> list[int]:
         if module not in self._sources:
@@ -250,7 +287,7 @@ class Channels:
     def _norm(self, node: fx.Node, module: Any) -> Held | None:
         self._block_all(node, f"{node.target} normalizes it")
         weight = module._parameters.get("weight")
-        if not self.norms_as_sources or weight is None or weight.dim() != 1:
+        if weight is None or weight.dim() != 1:
             return None
         given = self._given(node)
         axis = SECOND if isinstance(module, _NORMS) else LAST
@@ -266,14 +303,19 @@ class Channels:
             return None
         if target is operator.getitem and not any(self.held.get(n) for n in node.all_input_nodes):
             return None
+        if target in ADDITIONS:
+            return self._sum(node)
+        if target in PASSING_FUNCTIONS:
+            return self._given(node)
+        if self.moves != FACTORS:
+            self._block_all(node, f"{node.name} doesn't pass it on")
+            return None
         if target in INVARIANT_FUNCTIONS:
             return self._given(node)
         if target in SPATIAL_FUNCTIONS:
             held = self._given(node)
             if held is None or held.axis == SECOND:
                 return held
-        if target in ADDITIONS:
-            return self._sum(node)
         if target in CONCATENATIONS:
             return self._concatenation(node)
         if target in _FLATTEN:
