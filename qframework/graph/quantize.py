@@ -353,14 +353,19 @@ def _build_layers(model: fx.GraphModule, table: LayerMap) -> None:
 def _build_quantizers(
     model: fx.GraphModule, places: Places, identities: Mapping[str, Any], activations: LayerMap
 ) -> None:
-    """Build what the places stand for, those with partners on one scale."""
+    """Build what the places stand for, those with partners on one scale: that of a signed one, if there is any."""
     built: dict[Place, Any] = {}
+    first: dict[Place, Place] = {}
+    for place in places.all:
+        known = first.setdefault(place.leader, place)
+        if place.signed and not known.signed:
+            first[place.leader] = place
 
     def build(place: Place) -> Any:
         if place in built:
             return built[place]
         more: dict[str, Any] = {}
-        leader = place.leader
+        leader = first[place.leader]
         if leader is not place:
             quantizer = build(leader).act_quant.tensor_quant
             more = {
