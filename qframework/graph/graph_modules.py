@@ -125,7 +125,9 @@ def means_to_pools(model: fx.GraphModule) -> None:
         if not keep:
             with model.graph.inserting_after(call):
                 flat = model.graph.call_function(torch.flatten, (call, 1))
-            call.replace_all_uses_with(flat, delete_user_cb=lambda user, flat=flat: user is not flat)
+            call.replace_all_uses_with(
+                flat, delete_user_cb=lambda user, flat=flat: user is not flat
+            )
 
 
 def stand_alone(model: fx.GraphModule) -> None:
@@ -145,9 +147,7 @@ def stand_alone(model: fx.GraphModule) -> None:
 def without_dropout(model: fx.GraphModule) -> None:
     """Take dropout out, which does nothing in evaluation."""
     for node in list(model.graph.nodes):
-        if node.op == "call_module" and isinstance(
-            model.get_submodule(str(node.target)), DROPOUTS
-        ):
+        if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), DROPOUTS):
             node.replace_all_uses_with(node.args[0])
             model.graph.erase_node(node)
 

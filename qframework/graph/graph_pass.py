@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.function_layers import QuantizedFunctions
+from qframework.graph.layer_wrappers import InputChanged, OutputChanged
 from qframework.graph.tracing import Traced, trace
 from qframework.layers.base import QuantLayer
 
@@ -77,7 +79,9 @@ class GraphPass:
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module stands in a graph as one node, beside those of torch."""
-    return isinstance(module, QuantLayer) or getattr(module, "is_graph_leaf", False)
+    return isinstance(module, (QuantLayer, QuantizedFunctions, InputChanged, OutputChanged)) or (
+        "forward" in vars(module)
+    )
 
 
 def graph_of(model: nn.Module, who: str, example_input: tuple[Any, ...] = ()) -> tuple[Traced, str]:

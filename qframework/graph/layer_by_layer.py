@@ -60,18 +60,25 @@ class LayerByLayer:
         return_forward_output: let ``run.model`` run to its end and return the output.
         device: where statistics are kept; ``"same"`` for that of the layer.
         dtype: of the statistics and the arithmetic.
+        measure: fill :attr:`errors`.
+        keep_best: leave layers alone whose error would be larger than with the nearest values.
 
     Attributes:
         model: what to call with batches; a tensor of a batch is given as to the model.
         num_layers: how many passes and updates there are to be.
         failed: from names of layers that were left as they were to the reason.
         updated: names of layers whose weight was changed, in order.
+        kept: names of layers that ``keep_best`` left alone.
+        errors: with ``measure``, from names of layers to the relative squared error of their outputs on the batches, with
+            weights rounded to the nearest value and as they are now.
     """
 
     #: Whether each batch runs through the float model too.
     needs_float_inputs = False
     #: Whether the layers have to have quantized weights.
     needs_quantized = True
+    #: Whether one pass serves all layers.
+    one_pass = False
 
     def __init__(
         self,
@@ -84,7 +91,10 @@ class LayerByLayer:
         return_forward_output: bool = False,
         device: torch.device | str = "same",
         dtype: torch.dtype = torch.float32,
+        measure: bool = False,
+        keep_best: bool = False,
     ) -> None:
+        self.measure, self.keep_best = measure or keep_best, keep_best
         self.result = model if inplace else copy.deepcopy(model)
         self.act_order, self.device, self.dtype = act_order, device, dtype
         self.use_quant_activations = use_quant_activations
@@ -93,7 +103,9 @@ class LayerByLayer:
         self.parallel = _check_groups(self.result, group_of_parallel_layers, type(self).__name__)
         self.model = RunningModel(self, self.result)
         self.failed: dict[str, str] = {}
+        self.errors: dict[str, tuple[float, float]] = {}
         self.updated: list[str] = []
+        self.kept: list[str] = []
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
         self._statistics: dict[nn.Module, InputStatistics] = {}
@@ -201,6 +213,39 @@ class LayerByLayer:
                 self._update(layer, statistics)
         self._turn = set()
 
+    @property
+    def remaining(self) -> list[nn.Module]:
+        """Layers that haven't had their turn."""
+        return list(self._remaining)
+
+    def update_from(
+        self, layer: nn.Module, quantized: list[Tensor], exact: list[Tensor] | None = None
+    ) -> None:
+        """Change the weight of one layer.
+
+        Args:
+            layer: one of :attr:`remaining`.
+            quantized: its inputs in the quantized model, in order.
+            exact: those in the float model, where ``needs_float_inputs``.
+        """
+        self._remaining.remove(layer)
+        if not quantized:
+            self.failed[self._names[layer]] = "no batch reached it"
+            return
+        where = quantized[0].device if self.device == "same" else torch.device(self.device)
+        statistics = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
+        for i, x in enumerate(quantized):
+            statistics.add(x)
+            if exact is not None:
+                statistics.add(exact[i], is_float=True)
+        self._update(layer, statistics)
+
+    def leave_unreached(self, layers: set[nn.Module]) -> None:
+        """Note layers that no batch reached."""
+        for layer in [m for m in self._remaining if m in layers]:
+            self.failed[self._names[layer]] = "no batch reached it"
+            self._remaining.remove(layer)
+
     def _update(self, layer: nn.Module, statistics: InputStatistics) -> None:
         weight: Any = layer._parameters["weight"]
         name = self._names[layer]
@@ -228,11 +273,20 @@ class LayerByLayer:
         view = LayerView(layer)
         weight = held._parameters["weight"]
         grid = grid_of(held.weight_quant, weight)
-        where = statistics.hessian.device
+        where = statistics.device
         matrix = view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
         solved = self.solve(matrix, statistics, grid.matrix(view).to(where, self.dtype))
         if not bool(torch.isfinite(solved).all()):
             raise NotSolvable("the result isn't finite; give more samples, or dtype=torch.float64")
+        if self.measure:
+            whole = view.to_matrix(weight.detach()).to(where, self.dtype)
+            near = grid.matrix(view).to(where, self.dtype).nearest(whole.clone())
+            errors = statistics.relative_error(whole, near, solved)
+            worse = self.keep_best and errors[1] > errors[0]
+            self.errors[self._names[layer]] = (errors[0], errors[0] if worse else errors[1])
+            if worse:
+                self.kept.append(self._names[layer])
+                return False
         values = view.from_matrix(solved.to(weight.device))
         if not write_weight(layer, values, grid):
             raise NoGrid(f"{held.weight_quant.quantizer.__name__} can't be given these values")

@@ -32,6 +32,7 @@ class magr_mode(LayerByLayer):
     """
 
     needs_quantized = False
+    one_pass = True
 
     def __init__(
         self,

@@ -139,7 +139,11 @@ class Places:
             return all(self.is_unsigned(a) for a in node.args[:2])
         if node.target in JOINS:
             return all(self.is_unsigned(a) for a in node.args[0])  # type: ignore[union-attr]
-        return node.op != "placeholder" and node.target in SIGN_FUNCTIONS and self.is_unsigned(node.args[0])
+        return (
+            node.op != "placeholder"
+            and node.target in SIGN_FUNCTIONS
+            and self.is_unsigned(node.args[0])
+        )
 
     def are_all_quantized(self, users: Any) -> bool:
         """Whether all that read a tensor are quantizers, batch norms in between left out."""
