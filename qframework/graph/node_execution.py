@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -197,7 +197,7 @@ def traced_for_execution(model: nn.Module, batches: Batches) -> Traced | str:
         return traced
     if model._forward_hooks or model._forward_pre_hooks:
         return "the model has hooks"
-    leaves = {m for m in traced.modules.values()}
+    leaves = set(traced.modules.values())
     for module in model.modules():
         inside = any(module is not x and module in set(x.modules()) for x in leaves)
         if module not in leaves and not inside and module is not model:
@@ -226,8 +226,6 @@ def calls_of_layer(
 
     with torch.no_grad(), stream.set_up(unit, originals), watching([layer], see):
         for call in calls:
-            try:
+            with suppress(Reached):
                 unit(*call.args, **call.kwargs)
-            except Reached:
-                pass
     return found

@@ -62,6 +62,22 @@ class WeightGrid:
         """The nearest values, in the dtype of ``w``."""
         return self.snap(w / self.scale, self.zero_point).mul_(self.scale)
 
+    def neighbours(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest value not above ``w`` and the smallest one not below, the ends of the grid beyond them."""
+        v = w / self.scale
+        if self.bounds is not None:
+            q = torch.floor(v + self.zero_point)
+            low, high = self.bounds
+            below = torch.clamp(q, low, high) - self.zero_point
+            above = torch.clamp(q + 1, low, high) - self.zero_point
+            return below * self.scale, above * self.scale
+        levels = self.snap.levels().to(v)  # type: ignore[attr-defined]
+        turned = v.mul(self.scale.sign()) if bool((self.scale < 0).any()) else v
+        place = torch.searchsorted(levels, turned.contiguous(), right=True)
+        last = len(levels) - 1
+        below, above = levels[(place - 1).clamp(0, last)], levels[place.clamp(0, last)]
+        return below * self.scale.abs(), above * self.scale.abs()
+
     def matrix(self, view: LayerView) -> WeightGrid:
         """The grid beside the weight's matrix ``(groups, columns, rows)``."""
         shape = view.layer.weight.shape
@@ -126,6 +142,19 @@ class _Minifloats:
         mantissa, bias, largest, signed = self.format
         return round_to_minifloat(v, None, mantissa, bias, largest, signed, None, torch.round)
 
+    def levels(self) -> Tensor:
+        """All values in increasing order."""
+        mantissa, bias, largest, signed = self.format
+        steps = torch.arange(2 ** int(mantissa), dtype=torch.float64) * 2.0**-mantissa
+        smallest = 2.0 ** (1 - bias)
+        found, power = [steps * smallest], smallest
+        while power <= largest:
+            found.append((1 + steps) * power)
+            power *= 2
+        positive = torch.cat(found)
+        positive = positive[positive <= largest]
+        return torch.cat([-positive.flip(0)[:-1], positive]) if signed else positive
+
 
 class _Entries:
     def __init__(self, codebook: Tensor) -> None:
@@ -133,7 +162,11 @@ class _Entries:
 
     def __call__(self, v: Tensor, zero_point: Tensor) -> Tensor:
         entries = self.codebook.to(v.dtype)
-        return entries[nearest_entry(v, entries)]
+        return entries[nearest_entry(v.contiguous(), entries)]
+
+    def levels(self) -> Tensor:
+        """All values in increasing order."""
+        return self.codebook
 
 
 @torch.no_grad()
