@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -108,10 +109,8 @@ def _next_calls(
     handles = [b.register_forward_pre_hook(see, with_kwargs=True) for b in blocks]
 
     def to_block(*args: Any, **kwargs: Any) -> None:
-        try:
+        with suppress(Reached):
             model(*args, **kwargs)
-        except Reached:
-            pass
 
     try:
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from qframework.core.snapshot import Snapshot
 from qframework.graph.input_statistics import InputStatistics
 from qframework.graph.layer_inputs import Reached, watching
+from qframework.graph.layer_store import LayerStore
 from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.solvers import NotSolvable
@@ -68,6 +70,8 @@ class LayerByLayer:
         num_layers: how many passes and updates there are to be.
         failed: from names of layers that were left as they were to the reason.
         updated: names of layers whose weight was changed, in order.
+        seconds: for each layer.
+        store: where finished layers are kept; None for nowhere.
         kept: names of layers that ``keep_best`` left alone.
         errors: with ``measure``, from names of layers to the relative squared error of their outputs on the batches, with
             weights rounded to the nearest value and as they are now.
@@ -106,6 +110,8 @@ class LayerByLayer:
         self.errors: dict[str, tuple[float, float]] = {}
         self.updated: list[str] = []
         self.kept: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.store: LayerStore | None = None
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
         self._statistics: dict[nn.Module, InputStatistics] = {}
@@ -252,11 +258,38 @@ class LayerByLayer:
         self._before.append(Snapshot(layer))
         if self.create_weight_orig or self.needs_float_inputs:
             self.weight_orig.setdefault(weight, weight.detach().clone())
+        start = time.perf_counter()
+        note = None if self.store is None else self.store.load(name, layer)
+        if note is not None:
+            self._take_note(name, note)
+            return
         try:
             if self.change(layer, statistics):
                 self.updated.append(name)
         except (NoGrid, NotSolvable) as error:
             self.failed[name] = str(error)
+        self.seconds[name] = time.perf_counter() - start
+        if self.store is not None:
+            self.store.save(name, layer, self._note(name))
+
+    def _note(self, name: str) -> dict[str, Any]:
+        return {
+            "updated": name in self.updated,
+            "kept": name in self.kept,
+            "failed": self.failed.get(name, ""),
+            "errors": list(self.errors.get(name, ())),
+        }
+
+    def _take_note(self, name: str, note: dict[str, Any]) -> None:
+        """As :meth:`change` had left it."""
+        if note["updated"]:
+            self.updated.append(name)
+        if note["kept"]:
+            self.kept.append(name)
+        if note["failed"]:
+            self.failed[name] = note["failed"]
+        if note["errors"]:
+            self.errors[name] = (note["errors"][0], note["errors"][1])
 
     def change(self, layer: nn.Module, statistics: InputStatistics) -> bool:
         """Give a layer its quantized weight; returns whether it could be written.
