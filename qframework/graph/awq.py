@@ -18,6 +18,7 @@ from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED, LayerView
 from qframework.graph.layer_wrappers import ChannelFactor, InputChanged, replace_module
 from qframework.graph.quantizers_off import quantizers_off
+from qframework.graph.weight_writing import own_parameter
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
 
@@ -228,6 +229,11 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
     with unchanged_on_error(model):
         regions = done.regions()
         layers = [u.layer for r in regions for u in r.sinks]
+        for layer in {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}:
+            for name in ("weight", "bias"):
+                if isinstance(layer, QuantWeightBiasInputOutputLayer):
+                    if layer._parameters.get(name) is not None:
+                        own_parameter(layer, name)
         with quantizers_off(model), watching(layers, done.see):
             data.run(model)
         for region in regions:

@@ -18,7 +18,7 @@ from qframework.graph.node_execution import Call
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.soft_rounding import METHODS
 from qframework.graph.weight_grid import NoGrid, grid_of
-from qframework.graph.weight_writing import write_weight
+from qframework.graph.weight_writing import own_parameter, write_weight
 from qframework.quant_tensor import dequantize
 
 
@@ -147,6 +147,7 @@ def _round_block(
             report.failed[report._names[layer]] = str(error)
             continue
         whole = held.weight.detach().to(torch.float32)
+        own_parameter(layer)
         parts[layer] = grid, METHODS[method](whole, *grid.neighbours(whole))
     with torch.no_grad(), quantizers_off(block), with_weights(originals):
         wanted = [_tensor(block(*c.args, **c.kwargs)) for c in exact]

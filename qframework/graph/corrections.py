@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from qframework.core.snapshot import Snapshot
 from qframework.graph.layer_view import WEIGHTED, LayerView
-from qframework.graph.quantizers_off import quantizers_off, with_attribute
+from qframework.graph.quantizers_off import quantizers_off, with_attribute, with_weights
+from qframework.graph.weight_writing import own_parameter
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.processes import sum_of_processes
 from qframework.quant_tensor import dequantize
@@ -34,7 +35,10 @@ class _Correction:
 
 @contextmanager
 def bias_correction_mode(
-    model: nn.Module, enabled: bool = True, skip_if_no_bias: bool = False
+    model: nn.Module,
+    enabled: bool = True,
+    skip_if_no_bias: bool = False,
+    float_weights: Mapping[str, Tensor] | None = None,
 ) -> Iterator[nn.Module]:
     """Correct biases so that each layer's channels have the mean of the float model (Nagel 2019, https://arxiv.org/abs/1906.04721).
 
@@ -48,6 +52,8 @@ def bias_correction_mode(
         model: with quantized layers, calibrated, in evaluation mode.
         enabled: False makes the context do nothing.
         skip_if_no_bias: leave layers without a bias alone, rather than give them one.
+        float_weights: from names of layers to the weights of the float model, where an algorithm has chosen other ones since:
+            ``gptq(model, batches).float_weights``.
 
     Yields:
         The model. If the body raises, nothing is changed.
@@ -66,9 +72,17 @@ def bias_correction_mode(
         return
     layers = {m: n for n, m in model.named_modules() if _can_be_corrected(m, skip_if_no_bias)}
     found = {m: _Correction() for m in layers}
+    known = float_weights or {}
+    for name in known:
+        if name not in dict(model.named_modules()):
+            raise ValueError(
+                f"bias_correction_mode: float_weights names {name!r}, which the model doesn't have"
+            )
 
     def correct(layer: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        with torch.no_grad(), quantizers_off(layer):
+        weight: Any = layer._parameters.get("weight")
+        held = {} if layers[layer] not in known else {weight: known[layers[layer]]}
+        with torch.no_grad(), quantizers_off(layer), with_weights(held):
             exact = layer.forward(*args, **kwargs)
         quantized = dequantize(output).detach()
         found[layer].add(exact - quantized, LayerView(layer).channel_axis(quantized))
@@ -125,7 +139,8 @@ def add_to_bias(layer: Any, amount: Tensor) -> None:
             amount.to(weight.device, weight.dtype), requires_grad=weight.requires_grad
         )
     else:
-        layer.bias.copy_(layer.bias.to(amount.dtype) + amount.to(layer.bias.device))
+        bias = own_parameter(layer, "bias")
+        bias.copy_(bias.to(amount.dtype) + amount.to(bias.device))
 
 
 @contextmanager

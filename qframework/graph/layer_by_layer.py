@@ -20,7 +20,7 @@ from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.solvers import NotSolvable
 from qframework.graph.weight_grid import NoGrid, grid_of
-from qframework.graph.weight_writing import write_weight
+from qframework.graph.weight_writing import own_parameter, write_weight
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 
 
@@ -70,6 +70,7 @@ class LayerByLayer:
         num_layers: how many passes and updates there are to be.
         failed: from names of layers that were left as they were to the reason.
         updated: names of layers whose weight was changed, in order.
+        float_weights: afterwards, from names of layers to their weights before, with ``create_weight_orig``.
         seconds: for each layer.
         store: where finished layers are kept; None for nowhere.
         kept: names of layers that ``keep_best`` left alone.
@@ -113,6 +114,7 @@ class LayerByLayer:
         self.seconds: dict[str, float] = {}
         self.store: LayerStore | None = None
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
+        self.float_weights: dict[str, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
         self._statistics: dict[nn.Module, InputStatistics] = {}
         self._turn: set[nn.Module] = set()
@@ -134,6 +136,8 @@ class LayerByLayer:
                 before.restore()
         self._statistics.clear()
         self._before.clear()
+        names = {m._parameters.get("weight"): n for m, n in self._names.items()}
+        self.float_weights = {names[p]: w for p, w in self.weight_orig.items() if p in names}
         self.weight_orig.clear()
         if kind is None and self.failed:
             text = "; ".join(f"{n}: {why}" for n, why in self.failed.items())
@@ -253,9 +257,10 @@ class LayerByLayer:
             self._remaining.remove(layer)
 
     def _update(self, layer: nn.Module, statistics: InputStatistics) -> None:
-        weight: Any = layer._parameters["weight"]
         name = self._names[layer]
         self._before.append(Snapshot(layer))
+        shares = isinstance(layer, QuantWeightBiasInputOutputLayer)
+        weight: Any = own_parameter(layer) if shares else layer._parameters["weight"]
         if self.create_weight_orig or self.needs_float_inputs:
             self.weight_orig.setdefault(weight, weight.detach().clone())
         start = time.perf_counter()

@@ -72,7 +72,6 @@ def ptq(
             store = LayerStore(Path(resume), identity)
         work = Work(copy.deepcopy(model).eval(), data, plan, keep_best, strict, offload, store)
         report = PTQReport(recipe=plan.name)
-        originals: dict[str, Any] = {}
         for i, step in enumerate(plan.steps):
             _tell(progress, f"{i + 1} of {len(plan.steps)}: {step.step}", start, i, len(plan.steps))
             if store is not None:
@@ -90,9 +89,9 @@ def ptq(
                 )
             if isinstance(step, QuantizeStep):
                 _list_floats(work, report, strict)
-            if step.step in ("quantize", "awq"):
-                originals = _weights(work.model)
-        report.layers = layer_records(work, originals)
+            if step.step in ("quantize", "awq", "low_rank"):
+                work.originals = _weights(work.model)
+        report.layers = layer_records(work)
         report.sqnr = output_sqnr(model, work.model, data)
         report.seconds = time.perf_counter() - start
         _tell(progress, "", start, 1, 1)

@@ -61,12 +61,11 @@ class _Energies:
 
 
 @torch.no_grad()
-def layer_records(work: Work, originals: dict[str, Tensor]) -> list[LayerRecord]:
+def layer_records(work: Work) -> list[LayerRecord]:
     """A record for each layer with a quantized weight.
 
     Args:
         work: when all steps are done.
-        originals: the float weights, by names of layers.
     """
     layers: dict[Any, str] = {
         m: n
@@ -89,7 +88,7 @@ def layer_records(work: Work, originals: dict[str, Tensor]) -> list[LayerRecord]
             note=work.notes.get(name, ""),
         )
         records.append(record)
-        whole = originals.get(name.removesuffix(".layer"), originals.get(name))
+        whole = work.originals.get(name)
         if whole is None or whole.shape != layer.weight.shape:
             continue
         record.low, record.high = float(whole.min()), float(whole.max())

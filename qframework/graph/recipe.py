@@ -371,9 +371,9 @@ def built_in_recipes() -> dict[str, Recipe]:
         found += [
             _recipe(f"w{bits}a8", bits, [*start, "bias_correction"]),
             _recipe(f"w{bits}a8-gptq", bits, [*start, "gptq", "bias_correction"]),
-            _recipe(f"w{bits}a8-gpfq", bits, [*start, "gpfq", "bias_correction"]),
-            _recipe(f"w{bits}a8-qronos", bits, [*start, "qronos", "bias_correction"]),
-            _recipe(f"w{bits}a8-adaround", bits, [*start, "learned_round", "bias_correction"]),
+            _recipe(f"w{bits}a8-gpfq", bits, [*start, "gpfq"]),
+            _recipe(f"w{bits}a8-qronos", bits, [*start, "qronos"]),
+            _recipe(f"w{bits}a8-adaround", bits, [*start, "learned_round"]),
             _recipe(
                 f"w{bits}a8-awq",
                 bits,
@@ -381,7 +381,7 @@ def built_in_recipes() -> dict[str, Recipe]:
                 **absmax,
             ),
         ]
-    found.append(_recipe("w4a4-gpfq", 4, [*start, "gpfq", "bias_correction"], act_bits=4))
+    found.append(_recipe("w4a4-gpfq", 4, [*start, "gpfq"], act_bits=4))
     rotated = ["merge_ln_affine", "layer_norm_to_rms", "rotate"]
     found.append(_recipe("w4a8-rotated-gptq", 4, [*rotated, *start[1:], "gptq"]))
     return {r.name: r for r in found}

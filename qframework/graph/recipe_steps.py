@@ -51,6 +51,8 @@ class Work:
         store: of finished layers.
         errors: from names of layers to errors that steps measured.
         seconds: for each layer.
+        notes: from names of layers to why they are as they are.
+        originals: float weights of quantized layers, by names.
         conversion: what ``quantize`` did.
     """
 
@@ -64,6 +66,7 @@ class Work:
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    originals: dict[str, torch.Tensor] = field(default_factory=dict)
     conversion: QuantizationReport = field(default_factory=QuantizationReport)
 
     def example(self) -> tuple[Any, ...]:
@@ -207,7 +210,12 @@ def _low_rank(step: Any, work: Work, record: StepRecord) -> None:
 
 def _bias_correction(step: Any, work: Work, record: StepRecord) -> None:
     before = _biases(work.model)
-    with torch.no_grad(), bias_correction_mode(work.model, skip_if_no_bias=step.skip_if_no_bias):
+    with (
+        torch.no_grad(),
+        bias_correction_mode(
+            work.model, skip_if_no_bias=step.skip_if_no_bias, float_weights=work.originals
+        ),
+    ):
         work.batches.run(work.model)
     for name, bias in _biases(work.model).items():
         old = before[name]

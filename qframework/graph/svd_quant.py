@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.layer_wrappers import replace_module
+from qframework.graph.weight_writing import own_parameter
 from qframework.layers.linear import QuantLinear
 from qframework.quant_tensor import dequantize
 
@@ -121,6 +122,7 @@ def corrected(
     layer: QuantLinear, rank: int, iters: int, dtype: torch.dtype
 ) -> tuple[LowRankCorrected, Tensor]:
     """One layer with its product, and the relative error of its weight."""
+    own_parameter(layer)
     whole = layer.weight.detach().clone().to(dtype)
     proxy = layer.weight_quant
 

@@ -15,6 +15,20 @@ _ASIDE = {"FLOOR": 0.5, "CEIL": -0.5}
 _ROOM = 1e-5
 
 
+def own_parameter(layer: nn.Module, name: str = "weight") -> nn.Parameter:
+    """Give a layer a parameter of its own in place of one that a float model may share with it; its contents stay.
+
+    Args:
+        layer: with the parameter.
+        name: of the parameter.
+    """
+    old = layer._parameters[name]
+    assert old is not None
+    made = nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad)
+    layer._parameters[name] = made
+    return made
+
+
 @torch.no_grad()
 def write_weight(layer: nn.Module, values: Tensor, grid: WeightGrid) -> bool:
     """Give a layer the float weight that its quantizer turns into ``values``.
