@@ -22,6 +22,8 @@ from qframework.graph.ptq_report import PTQReport
 from qframework.graph.recipe import QuantizeStep, find_recipe
 from qframework.graph.recipe_steps import Work, carry_out
 
+_FOLDING = ("merge_batch_norm", "merge_ln_affine", "layer_norm_to_rms")
+
 
 def ptq(
     model: nn.Module,
@@ -80,7 +82,9 @@ def ptq(
             record = carry_out(step, work)
             record.seconds = time.perf_counter() - began
             report.steps.append(record)
-            if not record.changed:
+            # a built-in recipe also serves models without norms to fold
+            absent = isinstance(recipe, str) and not record.skipped and step.step in _FOLDING
+            if not record.changed and not absent:
                 text = "; ".join(f"{n}: {why}" for n, why in record.skipped.items())
                 warnings.warn(
                     f"ptq: {step.step} changed nothing{': ' + text if text else ''}",
