@@ -26,14 +26,13 @@ class Batches:
     """
 
     def __init__(self, given: Any) -> None:
-        if isinstance(given, Batches):
-            given = given.given
+        self.given: Any = given.given if isinstance(given, Batches) else given
+        given = self.given
         if not callable(given) and not isinstance(given, Iterable):
             raise TypeError(
                 f"batches must be an iterable of tensors, tuples or dicts, or a callable that runs the model; got "
                 f"{type(given).__name__}"
             )
-        self.given = given
         self.passes = 0
 
     @property

@@ -150,7 +150,8 @@ def cheapest_within(
     path = _path(choices, kind)
 
     def result(places: list[int]) -> tuple[dict[str, int | None], float, float]:
-        bits, cost, noise = {}, 0.0, 0.0
+        bits: dict[str, int | None] = {}
+        cost = noise = 0.0
         for choice, i in zip(choices, places, strict=True):
             option = choice.options[i]
             bits.update(dict.fromkeys(choice.names, option.bits))

@@ -143,17 +143,16 @@ def _round_block(
         held: Any = layer
         try:
             grid = grid_of(held.weight_quant, held.weight)
-        except NoGrid as error:
-            report.failed[report._names[layer]] = str(error)
+        except NoGrid as reason:
+            report.failed[report._names[layer]] = str(reason)
             continue
         whole = held.weight.detach().to(torch.float32)
         own_parameter(layer)
         parts[layer] = grid, METHODS[method](whole, *grid.neighbours(whole))
     with torch.no_grad(), quantizers_off(block), with_weights(originals):
         wanted = [_tensor(block(*c.args, **c.kwargs)) for c in exact]
-    before = {m: m._parameters["weight"] for m in parts}
+    before: dict[nn.Module, Any] = {m: m._parameters["weight"] for m in parts}
     for weight in before.values():
-        assert weight is not None
         originals.setdefault(weight, weight.detach().clone())
     if not parts:
         return
@@ -168,7 +167,7 @@ def _round_block(
         for layer, (_, rounding) in parts.items():
             w = rounding.soft() if soft else rounding.hard()
             prefix = f"{names[layer]}." if names[layer] else ""
-            found[prefix + "weight"] = w.to(originals[before[layer]].dtype)  # type: ignore[index]
+            found[prefix + "weight"] = w.to(originals[before[layer]].dtype)
         return found
 
     @torch.no_grad()
@@ -181,7 +180,7 @@ def _round_block(
 
     nearest = {}
     for layer, (grid, _) in parts.items():
-        weight = originals[before[layer]]  # type: ignore[index]
+        weight = originals[before[layer]]
         prefix = f"{names[layer]}." if names[layer] else ""
         nearest[prefix + "weight"] = grid.nearest(weight.to(torch.float32)).to(weight.dtype)
     start = error(nearest)

@@ -80,7 +80,7 @@ class CachedForward:
             module = self.traced.called(node)
             for b in range(len(held)):
                 if node.op == "output":
-                    found[b] = tensors_of(fx.node.map_arg(node.args[0], lambda n, h=held[b]: h[n]))
+                    found[b] = tensors_of(fx.node.map_arg(node.args[0], held[b].__getitem__))
                 elif node in nodes:
                     self.runs += 1
                     if module is None:

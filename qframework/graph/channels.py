@@ -353,7 +353,7 @@ class Channels:
             ok = False
         else:
             # Along axis 1 of tensors of three axes other elements are joined: then what reads them has another width.
-            ok = axis == 1 or (first.axis != SECOND and axis == -1)
+            ok = bool(axis == 1 or (first.axis != SECOND and axis == -1))
         if not ok or first is None:
             self._block_all(node, f"{node.name} joins it with something else")
             return None

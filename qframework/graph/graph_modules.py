@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,9 +126,7 @@ def means_to_pools(model: fx.GraphModule) -> None:
         if not keep:
             with model.graph.inserting_after(call):
                 flat = model.graph.call_function(torch.flatten, (call, 1))
-            call.replace_all_uses_with(
-                flat, delete_user_cb=lambda user, flat=flat: user is not flat
-            )
+            call.replace_all_uses_with(flat, delete_user_cb=partial(operator.is_not, flat))
 
 
 def stand_alone(model: fx.GraphModule) -> None:

@@ -277,7 +277,8 @@ def matmul_hadU(x: Tensor, transpose: bool = False, base: Tensor | None = None) 
     if found is not None:
         turned = found.to(x.device, x.dtype)
         y = y @ (turned.t() if transpose else turned)
-    return y.flatten(-2) * n**-0.5
+    result: Tensor = y.flatten(-2) * float(n) ** -0.5
+    return result
 
 
 def matmul_hadUt(x: Tensor) -> Tensor:
@@ -312,7 +313,8 @@ def random_orthogonal_matrix(
     """
     normal = torch.randn(size, size, generator=generator, dtype=torch.float64, device="cpu")
     q, r = torch.linalg.qr(normal)
-    return (q * r.diagonal().sign()).to(device=device, dtype=torch.float32)
+    result: Tensor = (q * r.diagonal().sign()).to(device=device, dtype=torch.float32)
+    return result
 
 
 def find_closest_hadamard_number(size: int, steps: int = 1) -> int:

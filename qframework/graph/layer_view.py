@@ -41,7 +41,7 @@ class LayerView:
         self.is_linear = isinstance(layer, LINEAR)
         self.is_transposed_linear = isinstance(layer, TransposedLinear)
         self.is_transposed = isinstance(layer, TRANSPOSED)
-        self.groups = 1 if self.is_linear else int(self.layer.groups)
+        self.groups = 1 if self.is_linear else int(getattr(layer, "groups", 1))
 
     @property
     def output_axis(self) -> int:
@@ -62,8 +62,8 @@ class LayerView:
         if self.is_transposed:
             kernel = tuple(range(2, weight.dim()))
             split = weight.flip(kernel).flatten(2).unflatten(0, (g, -1))  # (g, in, out, k)
-            return split.transpose(2, 3).flatten(1, 2)
-        return weight.flatten(1).unflatten(0, (g, -1)).transpose(1, 2)
+            return split.transpose(2, 3).flatten(1, 2)  # type: ignore[no-any-return]
+        return weight.flatten(1).unflatten(0, (g, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """The inverse of :meth:`to_matrix`."""
@@ -73,7 +73,7 @@ class LayerView:
         if self.is_transposed:
             kernel = tuple(range(2, len(shape)))
             split = matrix.unflatten(1, (shape[0] // self.groups, -1)).transpose(2, 3)
-            return split.reshape(shape).flip(kernel)
+            return split.reshape(shape).flip(kernel)  # type: ignore[no-any-return]
         return matrix.transpose(1, 2).reshape(shape)
 
     def channels_of_columns(self) -> Tensor:

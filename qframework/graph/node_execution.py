@@ -142,7 +142,7 @@ class NodeExecution:
                 self._compute(node, module, calls)
             elif node.op == "output":
                 return [
-                    [fx.node.map_arg(node.args[0], lambda n, v=v: v[n]) for v in s.values]
+                    [fx.node.map_arg(node.args[0], v.__getitem__) for v in s.values]
                     for s in self.streams
                 ]
             else:

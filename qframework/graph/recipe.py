@@ -338,7 +338,7 @@ class Recipe(_Data):
 
 
 def _recipe(
-    name: str, weight_bits: int, steps: list[Any], act_bits: int = 8, **more: Any
+    name: str, weight_bits: int, steps: list[str], act_bits: int = 8, **more: Any
 ) -> Recipe:
     keywords = {
         "weight_quant": "Int8WeightPerChannelFloatMSE",
@@ -348,17 +348,14 @@ def _recipe(
         "act_quant": None,
         **more,
     }
-    return Recipe(
-        name=name,
-        layers=Layers(keywords=keywords),
-        steps=[{"step": s} if isinstance(s, str) else s for s in steps],
-    )  # type: ignore[arg-type]
+    made: Any = [{"step": s} for s in steps]
+    return Recipe(name=name, layers=Layers(keywords=keywords), steps=made)
 
 
 def built_in_recipes() -> dict[str, Recipe]:
     """The recipes that :func:`~qframework.graph.ptq` knows by name."""
     start = ["merge_batch_norm", "quantize", "calibrate"]
-    absmax = {"weight_quant": "Int8WeightPerChannelFloat"}
+    absmax: dict[str, Any] = {"weight_quant": "Int8WeightPerChannelFloat"}
     found = [
         _recipe("w8a8", 8, start, **absmax),
         _recipe(

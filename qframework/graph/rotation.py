@@ -45,7 +45,7 @@ class RotatedRows(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The turned weight."""
-        matrix = self.rotation().to(weight.dtype)
+        matrix: Tensor = self.rotation().to(weight.dtype)
         return weight @ matrix if self.last or weight.dim() == 1 else matrix.t() @ weight
 
 
@@ -63,7 +63,7 @@ class RotatedColumns(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The turned weight."""
-        matrix = self.rotation().to(weight.dtype)
+        matrix: Tensor = self.rotation().to(weight.dtype)
         return matrix.t() @ weight if self.last else weight @ matrix
 
 

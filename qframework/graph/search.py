@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -82,7 +83,7 @@ class SensitivityReport(BaseModel):
         return axes
 
 
-def _proxies(model: nn.Module, kinds: tuple[type, ...]) -> list[tuple[str, str, Any]]:
+def _proxies(model: nn.Module, kinds: tuple[Any, ...]) -> list[tuple[str, str, Any]]:
     found = []
     for name, module in model.named_modules():
         for attribute, proxy in module._modules.items():
@@ -232,12 +233,12 @@ def search_bit_widths(
         ValueError: an unknown name or budget, or one that no candidates meet.
     """
     several = not isinstance(budget, Mapping)
-    budgets: list[dict[str, float]] = [
-        dict(b)
-        for b in (budget if several else [budget])  # type: ignore[union-attr, list-item]
-    ]
+    given: Any = budget if several else [budget]
+    budgets: list[dict[str, float]] = [dict(b) for b in given]
     proxies = _proxies(model, (WeightQuantProxyFromInjector,))
-    names = {n: model.get_submodule(n) for n, tensor, _ in proxies if tensor == "weight"}
+    names: dict[str, Any] = {
+        n: model.get_submodule(n) for n, tensor, _ in proxies if tensor == "weight"
+    }
     _check(names, budgets, candidates, share, keep_float)
     data = Batches(batches)
     groups = _groups(names, share)
@@ -255,24 +256,27 @@ def search_bit_widths(
                 try:
                     if cached is None:
                         assert metric is not None
-                        return max(base - float(metric(model)), 0.0)
+                        return float(metric(model))
                     return _noise(cached.exact, cached.outputs(layer.weight_quant))
                 finally:
                     layer.weight_quant.disable_quant = True
 
+            widths = [b for b in candidates if b is not None]
+            free = [g for g in groups if not any(n in keep_float for n in g)]
+            raw = {(n, b): noise.get(n, b, measured) for g in free for n in g for b in widths}
+            if metric is not None:  # how far it falls, from where nothing is quantized
+                top = base if math.isfinite(base) else max(raw.values(), default=0.0)
+                raw = {key: max(top - value, 0.0) for key, value in raw.items()}
             choices = []
             for group in groups:
-                fixed = any(n in keep_float for n in group)
-                options = []
-                for bits in [None] if fixed else candidates:
-                    lost = 0.0
-                    if bits is not None:
-                        lost = sum(
-                            noise.get(n, bits, lambda n=n, b=bits: measured(n, b)) for n in group
-                        )
-                    options.append(
-                        Option(bits, lost, {k: costs.of(group, bits, k) for k in costs.kinds})
+                options = [
+                    Option(
+                        b,
+                        0.0 if b is None else sum(raw[n, b] for n in group),
+                        {k: costs.of(group, b, k) for k in costs.kinds},
                     )
+                    for b in (candidates if group in free else [None])
+                ]
                 choices.append(Choice(tuple(group), options))
 
             def value_of(bits: dict[str, int | None]) -> float:
@@ -288,7 +292,7 @@ def search_bit_widths(
                     return sqnr(_signal(cached.exact), _noise(cached.exact, found))
                 finally:
                     for n in bits:
-                        names[n].weight_quant.disable_quant = True  # type: ignore[union-attr]
+                        names[n].weight_quant.disable_quant = True
 
             results = []
             for wanted in budgets:
@@ -300,7 +304,7 @@ def search_bit_widths(
         for snapshot in before.values():
             snapshot.restore()
         for layer in names.values():
-            layer.weight_quant.release()  # type: ignore[union-attr]
+            layer.weight_quant.release()
     return results if several else results[0]
 
 
@@ -317,10 +321,10 @@ class _Measured:
         known = self.file is not None and self.file.exists()
         self.found: dict[str, float] = json.loads(self.file.read_text()) if known else {}  # type: ignore[union-attr]
 
-    def get(self, name: str, bits: int, measure: Callable[[], float]) -> float:
+    def get(self, name: str, bits: int, measure: Callable[[str, int], float]) -> float:
         key = f"{name}:{bits}"
         if key not in self.found:
-            self.found[key] = measure()
+            self.found[key] = measure(name, bits)
             if self.file is not None:
                 part = self.file.with_suffix(".part")
                 part.write_text(json.dumps(self.found))

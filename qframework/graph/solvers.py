@@ -89,7 +89,7 @@ def _upper_factor(inverse: Tensor) -> Tensor:
         raise NotSolvable(
             "the inverse Hessian is not positive definite; give more samples, or dtype=torch.float64"
         )
-    return upper.div_(_LIFT**0.5)
+    return upper.div_(_LIFT**0.5)  # type: ignore[no-any-return]
 
 
 def gpfq(

@@ -82,7 +82,8 @@ class WeightGrid:
         """The grid beside the weight's matrix ``(groups, columns, rows)``."""
         shape = view.layer.weight.shape
         parts = [view.to_matrix(t.expand(shape)) for t in (self.scale, self.zero_point)]
-        return WeightGrid(*[_without_columns(p) for p in parts], self.snap, self.bounds)
+        scale, zero_point = (_without_columns(p) for p in parts)
+        return WeightGrid(scale, zero_point, self.snap, self.bounds)
 
     def ordered(self, order: Tensor) -> WeightGrid:
         """The grid of a matrix whose columns are in another order, ``(groups, columns)``."""
