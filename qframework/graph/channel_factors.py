@@ -22,10 +22,11 @@ def rows_of(layer: nn.Module) -> Tensor:
 def columns_of(layer: nn.Module) -> Tensor:
     """The weights that read each input channel, ``(channels, count)``."""
     view = LayerView(layer)
-    matrix = view.to_matrix(_weight(layer))
+    matrix: Tensor = view.to_matrix(_weight(layer))
     channels = view.channels_of_columns()
     per_group = int(channels.max()) + 1 if view.groups == 1 else int(channels[0].max()) + 1
-    return matrix.unflatten(1, (per_group, -1)).flatten(2).flatten(0, 1)
+    split: Tensor = matrix.unflatten(1, (per_group, -1))  # type: ignore[no-untyped-call]
+    return split.flatten(2).flatten(0, 1)
 
 
 def bias_of(layer: nn.Module) -> Tensor | None:
