@@ -44,7 +44,7 @@ def test_scales_stay_and_a_state_dict_loads_into_a_fresh_model(kind, algorithm) 
     assert set(done.updated) == {"a", "b", "t", "d", "f"}
     for name, scale in scales.items():
         torch.testing.assert_close(model.get_submodule(name).quant_weight().scale, scale)
-    fresh = quantized(net, kind)
+    fresh = quantized(network(), kind)
     fresh.load_state_dict(model.state_dict())
     x = batches()[0]
     assert torch.equal(fresh(x), model(x))

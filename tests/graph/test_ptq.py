@@ -24,7 +24,7 @@ def test_built_in_recipes_leave_the_float_model_alone(name) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
     assert report.sqnr == pytest.approx(sqnr(net, model), abs=0.01)
-    assert {x.name for x in report.layers} == {"a", "b", "t", "d", "f"}
+    assert {x.name.removesuffix(".layer") for x in report.layers} == {"a", "b", "t", "d", "f"}
     assert PTQReport.model_validate_json(report.to_json()) == report
     again, _ = ptq(net, batches(), name)
     x = batches()[0]
@@ -69,7 +69,12 @@ def test_an_unknown_recipe_names_near_ones() -> None:
 
 
 def test_a_step_that_changes_nothing_warns() -> None:
-    recipe = Recipe.model_validate({"steps": [{"step": "merge_batch_norm"}, {"step": "quantize"}]})
+    recipe = Recipe.model_validate(
+        {
+            "layers": {"keywords": {"act_quant": None}},
+            "steps": [{"step": "merge_batch_norm"}, {"step": "quantize"}],
+        }
+    )
     with pytest.warns(UserWarning, match="merge_batch_norm changed nothing"):
         ptq(network(), batches(), recipe)
 
@@ -112,7 +117,7 @@ def test_learned_rounding_stays_within_a_step_and_never_ends_worse(method, block
     assert all(after <= before * (1 + 1e-4) for before, after in done.errors.values())
     if kind.startswith("Int8"):
         for name, weight in weights.items():
-            value = model.get_submodule(name).quant_weight().value
+            value = model.get_submodule(name).quant_weight().value.detach()
             assert float(((value - weight) / scales[name]).abs().max()) <= 1 + 1e-4
 
 
@@ -126,7 +131,7 @@ def test_a_low_rank_correction_s_error_falls_with_its_rank() -> None:
     errors = []
     for rank in (1, 2, 4):
         layer = torch.nn.Sequential(quantized(network()).f)
-        model, error = LayerwiseLowRankCorrection(layer).apply(rank, iters=3)
+        _, error = LayerwiseLowRankCorrection(layer).apply(rank, iters=3)
         errors.append(float(error[0]))
     assert errors[0] >= errors[1] >= errors[2]
     assert errors[2] < 1e-5  # of full rank
