@@ -112,7 +112,7 @@ def test_learned_rounding_stays_within_a_step_and_never_ends_worse(method, block
     weights = {
         n: m.weight.detach().clone() for n, m in model.named_modules() if hasattr(m, "quant_weight")
     }
-    scales = {n: model.get_submodule(n).quant_weight().scale.clone() for n in weights}
+    scales = {n: model.get_submodule(n).quant_weight().scale.detach().clone() for n in weights}
     done = learned_round(model, batches(), blocks=blocks, method=method, steps=20)
     assert all(after <= before * (1 + 1e-4) for before, after in done.errors.values())
     if kind.startswith("Int8"):
