@@ -205,8 +205,6 @@ class Channels:
                 return held
             if isinstance(module, SPATIAL) and held is not None and held.axis == SECOND:
                 return held
-            if isinstance(module, nn.Flatten):
-                return self._flattened(node, held, module.start_dim, module.end_dim)
             if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
                 return self._norm(node, module)
         elif isinstance(module, nn.Embedding):
@@ -278,9 +276,8 @@ class Channels:
     def _as_input(self, held: Held | None, linear: bool, count: int) -> list[int] | None:
         if held is None or not held.ids:
             return None
-        if held.axis == FLAT and linear and count % len(held.ids) == 0:
-            each = count // len(held.ids)
-            return [i for i in held.ids for _ in range(each)]
+        if held.axis == FLAT and linear and count == len(held.ids):
+            return held.ids  # one position; with several, a channel's columns have ranges of their own
         right = held.axis == (LAST if linear else SECOND)
         return held.ids if right and len(held.ids) == count else None
 
