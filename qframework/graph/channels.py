@@ -277,7 +277,9 @@ class Channels:
         if held is None or not held.ids:
             return None
         if held.axis == FLAT and linear and count == len(held.ids):
-            return held.ids  # one position; with several, a channel's columns have ranges of their own
+            return (
+                held.ids
+            )  # one position; with several, a channel's columns have ranges of their own
         right = held.axis == (LAST if linear else SECOND)
         return held.ids if right and len(held.ids) == count else None
 

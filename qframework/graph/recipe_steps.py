@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from qframework.graph.gpfq import gpfq_mode
 from qframework.graph.gptq import gptq_mode
 from qframework.graph.graph_pass import GraphPass
 from qframework.graph.layer_by_layer import LayerByLayer
+from qframework.graph.layer_inputs import Reached
 from qframework.graph.layer_norm_folding import LayerNormToRMS, MergeLnAffine
 from qframework.graph.layer_store import LayerStore
 from qframework.graph.layer_view import WEIGHTED
@@ -71,12 +74,21 @@ class Work:
 
     def example(self) -> tuple[Any, ...]:
         """Arguments by which a graph is recorded where the model can't be traced."""
-        if self.batches.is_callable:
-            return ()
-        first = next(iter(self.batches))
-        if isinstance(first, dict):
-            return ()
-        return tuple(first) if isinstance(first, (tuple, list)) else (first,)
+        found: list[tuple[Any, ...]] = []
+
+        def see(model: Any, args: Any, kwargs: Any) -> None:
+            bound = inspect.signature(model.forward).bind(*args, **kwargs)
+            bound.apply_defaults()
+            found.append(bound.args)
+            raise Reached
+
+        handle = self.model.register_forward_pre_hook(see, with_kwargs=True)
+        try:
+            with suppress(Reached):
+                self.batches.run(self.model)
+        finally:
+            handle.remove()
+        return found[0] if found else ()
 
 
 def carry_out(step: Any, work: Work) -> StepRecord:

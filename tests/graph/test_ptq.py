@@ -31,6 +31,31 @@ def test_built_in_recipes_leave_the_float_model_alone(name) -> None:
     assert torch.equal(again(x), model(x))
 
 
+class Untraceable(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(8, 16), torch.nn.Linear(16, 3)
+
+    def forward(self, x, scale=None):
+        return {"y": self.b(torch.relu(self.a(x))) if x.abs().sum() > 0 else x}
+
+
+X = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    "data", [X, [(x, None) for x in X], [{"x": x} for x in X], lambda model: [model(x) for x in X]]
+)
+@pytest.mark.parametrize("name", ["w4a8-qronos", "w4a8-awq", "w8a8-smoothquant"])
+def test_models_that_cannot_be_traced_and_batches_of_every_form(data, name) -> None:
+    torch.manual_seed(0)
+    net = Untraceable().eval()
+    model, report = ptq(net, data, name)
+    a, b = (m(X[0])["y"] for m in (net, model))
+    assert (a - b).norm() < 0.2 * a.norm()
+    assert {s.step for s in report.steps if s.changed} > {"quantize", "calibrate"}
+
+
 def test_recipes_are_data() -> None:
     for recipe in built_in_recipes().values():
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
