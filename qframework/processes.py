@@ -38,6 +38,19 @@ def several_processes() -> bool:
     )
 
 
+def sum_of_processes(numbers: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, a new tensor; the tensor itself where there is one process, or sharing is off.
+
+    Args:
+        numbers: of the same shape in all processes.
+    """
+    if not several_processes() or settings.reduce_statistics == "never":
+        return numbers
+    total = numbers.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
 @add_kernel(is_shared, "several processes", several_processes)
 def _is_shared() -> bool:
     return settings.reduce_statistics != "never"

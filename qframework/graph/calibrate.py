@@ -13,8 +13,11 @@ from torch import nn
 from qframework.configuration import settings
 from qframework.core.collector import CollectThenLearn
 from qframework.core.scaling.runtime import RuntimeStats
+from qframework.graph.corrections import bias_correction_mode, norm_correction_mode
 from qframework.processes import average_of_model
 from qframework.proxy import ActQuantProxyFromInjector, ParameterQuantProxyFromInjector, QuantProxy
+
+__all__ = ["bias_correction_mode", "calibration_mode", "norm_correction_mode"]
 
 _NEVER = 2**62
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.core.fixed import FIXED_SLOTS, fixed_keys
+from qframework.core.following import FollowsParameters, follow
 from qframework.core.tracked import TrackedParameters
 from qframework.inject.explanation import Rows
 from qframework.inject.resolver import Resolver
@@ -194,6 +196,51 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             if found is not None:
                 return found
         return self._quantized(x, source=self.source)
+
+    @torch.no_grad()
+    def fix_scale(self) -> None:
+        """Let scale and zero point stay at their present values, whatever becomes of the weight.
+
+        A statistic of the weight is replaced by the number that it gives now, which a state dict then holds
+        (``tensor_quant.scaling_impl.fixed_scale``, ``tensor_quant.zero_point_impl.fixed_zero_point``; a layer that
+        was just built takes such a state dict too). A learned number no longer follows the weight.
+        """
+        if self.tensor_quant is None:
+            return
+        self.release()
+        scale, zero_point, _ = self._current_unless_disabled()
+        self.stop_following()
+        for slot, value in (("scaling_impl", scale), ("zero_point_impl", zero_point)):
+            part = getattr(self.tensor_quant, slot, None)
+            if part is not None and getattr(part, "depends_on_input", True):
+                setattr(self.tensor_quant, slot, FIXED_SLOTS[slot][0](value))
+
+    def stop_following(self) -> None:
+        """Let learned numbers that start from the weight stay as they are when it changes."""
+        if self.tensor_quant is not None:
+            for part in self.tensor_quant.modules():
+                if isinstance(part, FollowsParameters):
+                    follow(part)
+                    part.follows = False
+
+    def _current_unless_disabled(self) -> Any:
+        before, self.disable_quant = self.disable_quant, False
+        try:
+            return self._current()
+        finally:
+            self.disable_quant = before
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take fixed scales and zero points where the state dict has them."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        fixed = fixed_keys(state_dict, prefix + "tensor_quant.")
+        for slot, value in fixed.items():
+            if hasattr(self.tensor_quant, slot):
+                part = getattr(self.tensor_quant, slot)
+                made, key = FIXED_SLOTS[slot]
+                if not isinstance(part, made) or getattr(part, key).shape != value.shape:
+                    device = self.tracked_parameter_list[0].device
+                    setattr(self.tensor_quant, slot, made(value.to(device)))  # type: ignore[arg-type]
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:

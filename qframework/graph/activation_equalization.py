@@ -1,0 +1,227 @@
+"""Activation equalization (SmoothQuant): outliers of activations are moved into the weights that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.channel_factors import columns_of, rows_of, scale_columns, scale_rows
+from qframework.graph.channels import Channels, Region, Use
+from qframework.graph.graph_pass import PassReport, graph_of
+from qframework.graph.layer_inputs import watching
+from qframework.graph.layer_view import LINEAR, WEIGHTED
+from qframework.graph.layer_wrappers import (
+    ChannelFactor,
+    InputChanged,
+    OutputChanged,
+    replace_module,
+)
+from qframework.graph.quantizers_off import quantizers_off
+
+_NOTHING = 1e-9
+#: Activations that don't commute with factors, behind which one can be put.
+ACTIVATIONS = (
+    nn.Sigmoid, nn.Tanh, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Mish, nn.ELU,
+    nn.Softplus, nn.Hardtanh,
+)  # fmt: skip
+
+
+class ColumnFactor(nn.Module):
+    """A parametrization: a weight whose input channels are divided by a factor.
+
+    Args:
+        layer: whose weight it is, for its shape.
+        factor: the module that holds the factors.
+    """
+
+    def __init__(self, layer: nn.Module, factor: ChannelFactor) -> None:
+        super().__init__()
+        self.factor = factor
+        per_group = getattr(layer, "in_channels", 0) // getattr(layer, "groups", 1)
+        self.linear = isinstance(layer, LINEAR)
+        self.groups = 1 if self.linear else int(layer.groups)  # type: ignore[arg-type]
+        self.per_group = per_group
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight divided by the factors."""
+        if self.linear:
+            return weight / self.factor.weight
+        each = self.factor.weight.reshape(self.groups, 1, self.per_group)
+        rows = weight.shape[0] // self.groups
+        beside = each.expand(-1, rows, -1).reshape(weight.shape[0], self.per_group)
+        return weight / beside.reshape(*beside.shape, *[1] * (weight.dim() - 2))
+
+
+class activation_equalization_mode:
+    """SmoothQuant (Xiao 2022, https://arxiv.org/abs/2211.10438); the model computes the same.
+
+    In the context the largest magnitudes of activations are seen; on leaving it channel ``c`` of a layer's input is multiplied by
+    ``s_c = max|w_c|^(1 - alpha) / max|x_c|^alpha`` and the weights that read it are divided by it.
+
+    Args:
+        model: float, in evaluation mode; changed in place.
+        alpha: from 0 to 1: how much of the difficulty the weights get.
+        add_mul_node: by graph, put a factor behind an activation that it can't pass.
+        layerwise: True puts a factor in front of each layer; False moves it into the layers before, by graph.
+        enabled: False makes the context do nothing.
+        blacklist_layers: names of layers to leave alone.
+        co_optimize_act_weights: by graph, take the mean of the ranges of activations and of the weights that make them.
+        fuse_scaling: False leaves the factors as parameters to learn, ``fuse_parametrizations`` ends that.
+        example_input: arguments of the model, where its graph can't be traced.
+
+    Attributes:
+        scale_factors: those of each region, in order.
+        report: what was done, and what was skipped with the reason.
+
+    Raises:
+        ValueError: ``alpha`` outside of 0 to 1, or a name that the model doesn't have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        alpha: float,
+        add_mul_node: bool = True,
+        layerwise: bool = True,
+        enabled: bool = True,
+        blacklist_layers: Sequence[str] | None = None,
+        co_optimize_act_weights: bool = False,
+        fuse_scaling: bool = True,
+        example_input: tuple[Any, ...] = (),
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"activation_equalization_mode: alpha={alpha} must be from 0 to 1")
+        names = dict(model.named_modules())
+        for name in blacklist_layers or ():
+            if name not in names:
+                raise ValueError(
+                    f"activation_equalization_mode: blacklist_layers names {name!r}, which the model doesn't have"
+                )
+        self.model, self.alpha, self.enabled = model, alpha, enabled
+        self.layerwise, self.add_mul_node = layerwise, add_mul_node
+        self.blacklist = set(blacklist_layers or ())
+        self.co_optimize, self.fuse_scaling = co_optimize_act_weights, fuse_scaling
+        self.example_input = example_input
+        self.scale_factors: list[Tensor] = []
+        self.report = PassReport()
+        self._ranges: dict[nn.Module, Tensor] = {}
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        if not self.enabled:
+            return self
+        self._regions = self._alone() if self.layerwise else self._by_graph()
+        sinks = {u.layer: None for r in self._regions for u in r.sinks}
+        self._stack.enter_context(quantizers_off(self.model))
+        self._stack.enter_context(watching(list(sinks), self._see))
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self._stack.close()
+        if kind is None and self.enabled:
+            with torch.no_grad(), unchanged_on_error(self.model):
+                for region in self._regions:
+                    self._equalize(region)
+
+    # ------------------------------------------------------------ what is equalized
+
+    def _alone(self) -> list[Region]:
+        found = []
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, WEIGHTED) and name not in self.blacklist:
+                held: Any = layer
+                count = held.in_features if isinstance(layer, LINEAR) else held.in_channels
+                ids, free = torch.arange(count), torch.ones(count, dtype=torch.bool)
+                found.append(Region([], [Use(name, layer, ids)], count, free, []))
+        return found
+
+    def _by_graph(self) -> list[Region]:
+        traced, self.report.way = graph_of(
+            self.model, "activation_equalization_mode", self.example_input
+        )
+        restarts = ACTIVATIONS if self.add_mul_node else ()
+        regions = Channels(traced, restarts=restarts).regions()
+        found = []
+        for region in regions:
+            names = [u.name for u in (*region.sources, *region.sinks)]
+            if self.blacklist & set(names):
+                self.report.skipped[", ".join(names)] = "as blacklist_layers says"
+            elif not bool(region.free.any()):
+                self.report.skipped[", ".join(names)] = "; ".join(region.reasons)
+            else:
+                found.append(region)
+        return found
+
+    def _see(self, layer: nn.Module, x: Tensor) -> None:
+        axis = -1 if isinstance(layer, LINEAR) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
+        largest = x.detach().movedim(axis, 0).flatten(1).abs().amax(dim=1).to(torch.float32)
+        before = self._ranges.get(layer)
+        self._ranges[layer] = largest if before is None else torch.maximum(before, largest)
+
+    # ------------------------------------------------------------ the factors
+
+    def _equalize(self, region: Region) -> None:
+        seen = [(u, self._ranges[u.layer]) for u in region.sinks if u.layer in self._ranges]
+        if not seen:
+            self.report.skipped[", ".join(u.name for u in region.sinks)] = "no data reached it"
+            return
+        activations = _largest([(u, r.unsqueeze(1)) for u, r in seen], region)
+        weights = _largest([(u, columns_of(u.layer)) for u in region.sinks], region)
+        layers = [u for u in region.sources if isinstance(u.layer, WEIGHTED)]
+        if self.co_optimize and layers and len(layers) == len(region.sources):
+            made = _largest([(u, rows_of(u.layer)) for u in layers], region)
+            activations = 0.5 * (activations + made)
+        usable = region.free.to(weights.device) & (weights > _NOTHING) & (activations > _NOTHING)
+        ones = torch.ones_like(weights)
+        factor = torch.where(usable, weights, ones) ** (1 - self.alpha)
+        factor = factor / torch.where(usable, activations, ones) ** self.alpha
+        self.scale_factors.append(self._apply(region, factor))
+
+    def _apply(self, region: Region, factor: Tensor) -> Tensor:
+        learned = None if self.fuse_scaling else ChannelFactor(factor, -1).requires_grad_(True)
+        for use in region.sources:
+            each = factor[use.ids]
+            if isinstance(use.layer, WEIGHTED) or "weight" in use.layer._parameters:
+                scale_rows(use.layer, each.to(rows_of(use.layer).dtype))
+            else:
+                behind = ChannelFactor(each, self._axis(region))
+                replace_module(self.model, use.layer, OutputChanged(use.layer, behind))
+            self.report.changed[use.name] = "output channels scaled"
+        for use in region.sinks:
+            each = factor[use.ids].to(columns_of(use.layer).dtype)
+            if not region.sources:
+                self._in_front(use, each)
+            else:
+                scale_columns(use.layer, 1 / each)
+            self.report.changed[use.name] = "input channels scaled"
+        return factor if learned is None else learned.weight
+
+    def _in_front(self, use: Use, factor: Tensor) -> None:
+        layer: Any = use.layer
+        axis = -1 if isinstance(layer, LINEAR) else -1 - len(layer.kernel_size)
+        front = ChannelFactor(factor, axis)
+        if self.fuse_scaling:
+            scale_columns(layer, 1 / factor)
+        else:
+            front.requires_grad_(True)
+            parametrize.register_parametrization(layer, "weight", ColumnFactor(layer, front))
+        replace_module(self.model, layer, InputChanged(front, layer))
+
+    def _axis(self, region: Region) -> int:
+        layer: Any = region.sinks[0].layer
+        return -1 if isinstance(layer, LINEAR) else -1 - len(layer.kernel_size)
+
+
+def _largest(parts: list[tuple[Use, Tensor]], region: Region) -> Tensor:
+    """The largest magnitude for each channel of a region."""
+    result = torch.zeros(region.size, device=parts[0][1].device)
+    for use, numbers in parts:
+        values = numbers.abs().amax(dim=1).to(torch.float32)
+        result.scatter_reduce_(0, use.ids.to(values.device), values, "amax")
+    return result

@@ -1,0 +1,108 @@
+"""What passes over a model's graph have in common: they trace it, change it in place, and report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.function_layers import QuantizedFunctions
+from qframework.graph.layer_wrappers import InputChanged, OutputChanged
+from qframework.graph.tracing import Traced, trace
+from qframework.layers.base import QuantLayer
+
+
+class NoGraphError(TypeError, RuntimeError):
+    """A model whose graph isn't known."""
+
+
+@dataclass
+class PassReport:
+    """What a pass did.
+
+    Attributes:
+        changed: from names of layers to what was done with them.
+        skipped: from names of layers or regions to the reason.
+        way: how the graph was found: ``"traced"``, or ``"recorded"`` on a sample input.
+    """
+
+    changed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    way: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{n}: {what}" for n, what in self.changed.items()]
+        lines += [f"{n}: skipped, {why}" for n, why in self.skipped.items()]
+        return "\n".join([f"graph {self.way}", *lines])
+
+
+class GraphPass:
+    """A pass; ``apply`` changes a model in place and returns it. After an exception the model is as it was.
+
+    Attributes:
+        report: of the last ``apply``.
+    """
+
+    def __init__(self) -> None:
+        self.report = PassReport()
+
+    def apply(self, model: nn.Module, *example_input: Any) -> nn.Module:
+        """Change a model.
+
+        Args:
+            model: any module, traced or not.
+            *example_input: arguments of the model, to see its graph by where torch.fx can't trace it.
+
+        Returns:
+            The same module.
+
+        Raises:
+            NoGraphError: it can't be traced, and there is no sample input.
+        """
+        self.report = PassReport()
+        traced = self.graph_of(model, *example_input)
+        with unchanged_on_error(model):
+            self.change(model, traced)
+        return model
+
+    def graph_of(self, model: nn.Module, *example_input: Any) -> Traced:
+        """The model's graph, traced or recorded."""
+        traced, self.report.way = graph_of(model, type(self).__name__, example_input)
+        return traced
+
+    def change(self, model: nn.Module, traced: Traced) -> None:
+        """For subclasses: the pass itself."""
+        raise TypeError(f"{type(self).__name__} has to define change(model, traced)")
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module stands in a graph as one node, beside those of torch."""
+    return isinstance(module, (QuantLayer, QuantizedFunctions, InputChanged, OutputChanged)) or (
+        "forward" in vars(module)
+    )
+
+
+def graph_of(model: nn.Module, who: str, example_input: tuple[Any, ...] = ()) -> tuple[Traced, str]:
+    """A model's graph and how it was found.
+
+    Args:
+        model: any module.
+        who: for the message.
+        example_input: arguments of the model, run in evaluation mode where it can't be traced.
+
+    Raises:
+        NoGraphError: it can't be traced, and there is no sample input.
+    """
+    traced = trace(model, leaves=is_leaf)
+    if not isinstance(traced, str):
+        return traced, "traced"
+    if not example_input:
+        raise NoGraphError(
+            f"{who}: {type(model).__name__} can't be traced by torch.fx ({traced}); give arguments of the model as "
+            f"well, {who}(...).apply(model, example_input), so that its graph is recorded while it runs"
+        )
+    from qframework.graph.recording import record
+
+    return record(model, example_input), "recorded"

@@ -1,0 +1,62 @@
+"""Running a model up to one of its layers, to see what the layer is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from qframework.quant_tensor import dequantize
+
+#: Called with a layer and its input, a plain tensor, before the layer computes.
+Seen = Callable[[nn.Module, Tensor], None]
+
+
+class Reached(Exception):
+    """Ends a forward pass where it isn't needed any further."""
+
+
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The input of a layer, by place or by name."""
+    if args:
+        return args[0]
+    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()))
+
+
+def quantized_input(layer: nn.Module, x: Any) -> Tensor:
+    """What the layer multiplies its weight with: the input by its own input quantizer, as a plain tensor."""
+    proxy: Any = layer._modules.get("input_quant")
+    if proxy is not None and not proxy.is_idle:
+        x = proxy(x)
+    return dequantize(x)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def watching(layers: list[nn.Module], seen: Seen) -> Iterator[None]:
+    """Show the inputs of layers, for a while.
+
+    Args:
+        layers: which ones.
+        seen: called before each call of one of them.
+    """
+
+    def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+        seen(layer, quantized_input(layer, first_input(args, kwargs)))
+
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def call_with(model: Callable[..., Any], batch: Any) -> Any:
+    """``model(*batch)`` for a tuple or a list, ``model(**batch)`` for a dict, else ``model(batch)``."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    if isinstance(batch, (tuple, list)):
+        return model(*batch)
+    return model(batch)

@@ -1,0 +1,143 @@
+"""From a trained float model and some batches to a quantized model, by a recipe."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qframework.graph.batches import Batches
+from qframework.graph.function_kinds import PRODUCTS
+from qframework.graph.layer_store import LayerStore, fingerprint_of
+from qframework.graph.ptq_measure import layer_records, output_sqnr
+from qframework.graph.ptq_report import PTQReport
+from qframework.graph.recipe import QuantizeStep, find_recipe
+from qframework.graph.recipe_steps import Work, carry_out
+
+_FOLDING = ("merge_batch_norm", "merge_ln_affine", "layer_norm_to_rms")
+
+
+def ptq(
+    model: nn.Module,
+    batches: Any,
+    recipe: Any,
+    *,
+    keep_best: bool = True,
+    strict: bool = False,
+    resume: str | Path | None = None,
+    offload: bool = False,
+    progress: bool = True,
+) -> tuple[nn.Module, PTQReport]:
+    """Quantize a trained model without training it.
+
+    ::
+
+        quantized, report = ptq(model, batches, "w4a8-gptq")
+        print(report)
+
+    Args:
+        model: float; not touched.
+        batches: an iterable of tensors, tuples (``model(*batch)``) or dicts (``model(**batch)``), or a callable that is given a model
+            and runs it. It is gone through several times.
+        recipe: a :class:`~qframework.graph.Recipe`, the name of a built-in one, or a dict.
+        keep_best: let a layer whose error would be larger than with nearest values keep those.
+        strict: refuse layers and matrix products that would stay float.
+        resume: a folder, in which finished layers are kept; a run that was interrupted goes on there, with the same bits.
+        offload: keep activations between layers on the CPU.
+        progress: show steps and the time left, where a person looks on.
+
+    Returns:
+        The quantized model, in evaluation mode, and a report.
+
+    Raises:
+        ValueError: an unknown recipe, one whose steps can't follow each other, batches that are used up, or with ``strict`` what stays
+            float. Nothing was done to the model.
+
+    Warns:
+        UserWarning: a step that changed nothing; layers that no batch reached.
+    """
+    plan = find_recipe(recipe)
+    data = Batches(batches)
+    start = time.perf_counter()
+    with _own_random_numbers(model, plan.seed):
+        store = None
+        if resume is not None:
+            identity = f"{plan.model_dump_json()}{keep_best}{fingerprint_of(model)}"
+            store = LayerStore(Path(resume), identity)
+        work = Work(copy.deepcopy(model).eval(), data, plan, keep_best, strict, offload, store)
+        report = PTQReport(recipe=plan.name)
+        for i, step in enumerate(plan.steps):
+            _tell(progress, f"{i + 1} of {len(plan.steps)}: {step.step}", start, i, len(plan.steps))
+            if store is not None:
+                store.step = i
+            began = time.perf_counter()
+            record = carry_out(step, work)
+            record.seconds = time.perf_counter() - began
+            report.steps.append(record)
+            # a built-in recipe also serves models without norms to fold
+            absent = isinstance(recipe, str) and not record.skipped and step.step in _FOLDING
+            if not record.changed and not absent:
+                text = "; ".join(f"{n}: {why}" for n, why in record.skipped.items())
+                warnings.warn(
+                    f"ptq: {step.step} changed nothing{': ' + text if text else ''}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            if isinstance(step, QuantizeStep):
+                _list_floats(work, report, strict)
+            if step.step in ("quantize", "awq", "low_rank"):
+                work.originals = _weights(work.model)
+        report.layers = layer_records(work)
+        report.sqnr = output_sqnr(model, work.model, data)
+        report.seconds = time.perf_counter() - start
+        _tell(progress, "", start, 1, 1)
+    return work.model, report
+
+
+def _weights(model: nn.Module) -> dict[str, Any]:
+    """Copies of the float weights of quantized layers, by the layers' names."""
+    found = {}
+    for name, module in model.named_modules():
+        if "weight_quant" in module._modules and module._parameters.get("weight") is not None:
+            found[name] = module._parameters["weight"].detach().clone()  # type: ignore[union-attr]
+    return found
+
+
+def _list_floats(work: Work, report: PTQReport, strict: bool) -> None:
+    conversion = work.conversion
+    for entry in (*conversion.unsupported, *conversion.kept):
+        report.float_layers[entry.name or "the model"] = entry.reason or "as a rule says"
+    products = []
+    for f in conversion.float_functions:
+        report.float_layers[f"{f.function} in {f.module or 'the model'}, {f.place}"] = f.reason
+        if f.function in PRODUCTS:
+            products.append(f"{f.function} in {f.module or 'the model'}, {f.place}")
+    if strict and products:
+        raise ValueError(f"ptq: strict=True, and these stay float: {'; '.join(products)}")
+
+
+@contextmanager
+def _own_random_numbers(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random numbers by the seed, torch's own generators as they were afterwards."""
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _tell(progress: bool, what: str, start: float, done: int, whole: int) -> None:
+    if not progress or not sys.stderr.isatty():
+        return
+    spent = time.perf_counter() - start
+    left = f", about {spent / done * (whole - done):.0f} s left" if done else ""
+    text = f"\rptq {what}{left}" if what else "\r"
+    sys.stderr.write(text.ljust(78) + ("" if what else "\r"))
+    sys.stderr.flush()

@@ -1,0 +1,212 @@
+"""Rotations of the channels between layers, fixed or learned, and the modules that hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qframework.graph.channel_factors import follow_weights
+from qframework.graph.hadamard import get_hadK, matmul_hadU
+from qframework.graph.layer_view import LayerView
+from qframework.quant_tensor import dequantize
+
+
+class Rotation(nn.Module):
+    """An orthogonal matrix, shared by the weights that it turns; to be learned by :class:`CayleySGD`.
+
+    Args:
+        matrix: ``(n, n)``, orthogonal.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self) -> Tensor:
+        """The matrix."""
+        return self.matrix
+
+
+class RotatedRows(nn.Module):
+    """Parametrization of a weight ``(out, in)`` or a bias ``(out,)``: what is written is turned, ``y Q``.
+
+    Args:
+        rotation: ``Q``.
+        last: turn the last axis, as that of an embedding's weight.
+    """
+
+    def __init__(self, rotation: Rotation, last: bool = False) -> None:
+        super().__init__()
+        self.rotation, self.last = rotation, last
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The turned weight."""
+        matrix: Tensor = self.rotation().to(weight.dtype)
+        return weight @ matrix if self.last or weight.dim() == 1 else matrix.t() @ weight
+
+
+class RotatedColumns(nn.Module):
+    """Parametrization of a weight ``(out, in)`` that reads turned inputs, ``W Q``.
+
+    Args:
+        rotation: ``Q``.
+        last: turn the first axis instead, for a weight ``(in, out)``.
+    """
+
+    def __init__(self, rotation: Rotation, last: bool = False) -> None:
+        super().__init__()
+        self.rotation, self.last = rotation, last
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The turned weight."""
+        matrix: Tensor = self.rotation().to(weight.dtype)
+        return matrix.t() @ weight if self.last else weight @ matrix
+
+
+class RotatedInput(nn.Module):
+    """A layer whose input is turned by a Hadamard matrix when it is called.
+
+    Args:
+        layer: a linear layer; its weight is turned likewise, so that the result stays.
+        block_size: turn blocks of so many channels; None for all at once.
+        size: number of channels after zeros were added behind them; None for none.
+
+    Raises:
+        NoHadamardError: no matrix of that size is known.
+    """
+
+    base: Tensor | None
+
+    def __init__(
+        self, layer: nn.Module, block_size: int | None = None, size: int | None = None
+    ) -> None:
+        super().__init__()
+        held: Any = layer
+        self.size = size or held.in_features
+        self.added = self.size - held.in_features
+        self.block_size = block_size or self.size
+        if self.size % self.block_size:
+            raise ValueError(
+                f"rotation_block_size={self.block_size} doesn't divide the {self.size} input channels"
+            )
+        base, _ = get_hadK(self.block_size)
+        self.register_buffer("base", base, persistent=False)
+        with torch.no_grad():
+            wide = torch.nn.functional.pad(held.weight.detach(), (0, self.added))
+            turned = self.turned(wide.to(torch.float64)).to(held.weight.dtype)
+            held.weight = nn.Parameter(turned, requires_grad=held.weight.requires_grad)
+            held.in_features = self.size
+        follow_weights(layer)
+        self.layer = layer
+
+    def turned(self, x: Tensor) -> Tensor:
+        """``x`` times the matrix along its last axis."""
+        blocks = x.unflatten(-1, (-1, self.block_size))
+        return matmul_hadU(blocks, base=self.base).flatten(-2)
+
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """The layer of the turned input."""
+        x = dequantize(input)
+        if self.added:
+            x = torch.nn.functional.pad(x, (0, self.added))
+        return self.layer(self.turned(x), *args, **kwargs)
+
+
+# ------------------------------------------------------------ turning weights
+
+
+@torch.no_grad()
+def rotate_rows(layer: Any, matrix: Tensor) -> None:
+    """Turn what a layer writes: ``y Q``."""
+    wide = matrix.to(layer.weight.device, torch.float64)
+    if isinstance(layer, nn.Embedding):
+        layer.weight.copy_(layer.weight.to(torch.float64) @ wide)
+        return
+    view = LayerView(layer)
+    weights = view.to_matrix(layer.weight).to(torch.float64) @ wide
+    layer.weight.copy_(view.from_matrix(weights))
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias.to(torch.float64) @ wide)
+    follow_weights(layer)
+
+
+@torch.no_grad()
+def rotate_columns(layer: Any, matrix: Tensor) -> None:
+    """Let a layer read ``x Q`` and give what it did for ``x``."""
+    wide = matrix.to(layer.weight.device, torch.float64)
+    view = LayerView(layer)
+    weights = wide.t() @ view.to_matrix(layer.weight).to(torch.float64)
+    layer.weight.copy_(view.from_matrix(weights))
+    follow_weights(layer)
+
+
+def extract_trainable_rotation_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices of all rotations of a model, each once."""
+    return [m.matrix for m in model.modules() if isinstance(m, Rotation)]
+
+
+def fuse_parametrizations(model: nn.Module) -> nn.Module:
+    """Let parametrized weights be what they are now, and take the parametrizations off.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The same module.
+    """
+    for module in list(model.modules()):
+        held: Any = getattr(module, "parametrizations", None)
+        if held is not None and parametrize.is_parametrized(module):
+            for name in list(held):
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            follow_weights(module)
+    return model
+
+
+class CayleySGD(torch.optim.Optimizer):
+    """Gradient descent among orthogonal matrices (Li 2020, https://arxiv.org/abs/2002.01113), as SpinQuant learns rotations.
+
+    With the gradient ``G``, momentum in it, and ``A = G Q^T - Q G^T``: ``Q <- (1 + lr/2 A)^-1 (1 - lr/2 A) Q``.
+
+    Args:
+        params: orthogonal matrices.
+        lr: step size.
+        momentum: of the gradient, from 0 to below 1.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0) -> None:
+        if lr <= 0 or not 0 <= momentum < 1:
+            raise ValueError(
+                f"CayleySGD: lr={lr} must be above 0, momentum={momentum} from 0 to below 1"
+            )
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of all matrices that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self._turn(matrix, group["lr"], group["momentum"])
+        return loss
+
+    def _turn(self, matrix: Tensor, lr: float, momentum: float) -> None:
+        gradient = matrix.grad.to(torch.float64)  # type: ignore[union-attr]
+        if momentum:
+            held = self.state[matrix].get("momentum")
+            gradient = gradient if held is None else momentum * held + gradient
+            self.state[matrix]["momentum"] = gradient
+        wide = matrix.to(torch.float64)
+        skew = gradient @ wide.t()
+        skew = skew - skew.t()
+        one = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+        turned = torch.linalg.solve(one + lr / 2 * skew, (one - lr / 2 * skew) @ wide)
+        matrix.copy_(turned)

@@ -1,0 +1,220 @@
+"""Rotations that spread outliers over all channels: of residual streams, and in front of single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.channels import ROTATION, Channels, Region
+from qframework.graph.graph_pass import GraphPass, PassReport
+from qframework.graph.hadamard import (
+    NoHadamardError,
+    find_closest_hadamard_number,
+    random_hadamard_matrix,
+    random_orthogonal_matrix,
+)
+from qframework.graph.layer_view import LINEAR
+from qframework.graph.layer_wrappers import replace_module
+from qframework.graph.rotation import (
+    RotatedColumns,
+    RotatedInput,
+    RotatedRows,
+    Rotation,
+    rotate_columns,
+    rotate_rows,
+)
+from qframework.graph.tracing import Traced
+from qframework.layers.linear import TransposedLinear
+
+
+class GraphRotationEqualization(GraphPass):
+    """Turn what linear layers and embeddings write into a residual stream, and what reads it back (QuaRot, SpinQuant 2024).
+
+    The model computes the same (https://arxiv.org/abs/2404.00456, https://arxiv.org/abs/2405.16406). Additions and RMS norms without
+    factors let a rotation pass, so :class:`~qframework.graph.equalize.MergeLnAffine` and ``LayerNormToRMS`` come first.
+
+    Args:
+        blacklist_layers: names of layers; regions that they belong to stay.
+        orphan_sink: turn the inputs of the other linear layers when they are called.
+        use_parametrized_rotations: leave the matrices as parameters, to learn with :class:`~qframework.graph.rotation.CayleySGD`;
+            ``fuse_parametrizations`` ends that.
+        full_rotation_method: ``"had"``, random Hadamard matrices, or random orthogonal ones where none of a size is
+            known; ``"ort"``, random orthogonal ones.
+        rotation_block_size: of rotations at call time; None for all channels at once.
+        layers_to_expand: names of layers whose inputs get zeros behind them, so that a Hadamard matrix of another size fits.
+        expansion_step: how many sizes further, see :func:`~qframework.graph.hadamard.find_closest_hadamard_number`.
+        seed: of the matrices.
+        return_rewriters: let ``apply`` return the names of turned layers too.
+
+    Raises:
+        ValueError: another method.
+    """
+
+    def __init__(
+        self,
+        blacklist_layers: Sequence[str] | None = None,
+        orphan_sink: bool = False,
+        use_parametrized_rotations: bool = False,
+        full_rotation_method: str = "had",
+        rotation_block_size: int | None = None,
+        layers_to_expand: Sequence[str] | None = None,
+        expansion_step: int = 0,
+        seed: int = 0,
+        return_rewriters: bool = False,
+    ) -> None:
+        super().__init__()
+        if full_rotation_method not in ("had", "ort"):
+            raise ValueError(
+                f"GraphRotationEqualization: full_rotation_method={full_rotation_method!r}; allowed: 'had', 'ort'"
+            )
+        self.blacklist, self.orphan_sink = set(blacklist_layers or ()), orphan_sink
+        self.use_parametrized_rotations = use_parametrized_rotations
+        self.method, self.block_size, self.seed = full_rotation_method, rotation_block_size, seed
+        self.layers_to_expand, self.expansion_step = set(layers_to_expand or ()), expansion_step
+        self.return_rewriters = return_rewriters
+
+    def apply(self, model: nn.Module, *example_input: Any) -> Any:
+        """Turn a model's layers in place; see :class:`~qframework.graph.graph_pass.GraphPass`."""
+        result = super().apply(model, *example_input)
+        return (result, list(self.report.changed)) if self.return_rewriters else result
+
+    def change(self, model: nn.Module, traced: Traced) -> None:
+        """Turn all regions that can be."""
+        generator = torch.Generator().manual_seed(self.seed)
+        channels = Channels(traced, moves=ROTATION)
+        turned: set[nn.Module] = set()
+        for region in channels.regions():
+            names = ", ".join(u.name for u in (*region.sources, *region.sinks))
+            reason = self._hindrance(region)
+            if reason is not None:
+                self.report.skipped[names] = reason
+                continue
+            matrix = self._matrix(region.size, generator, names)
+            self._turn(region, matrix)
+            turned |= {u.layer for u in region.sinks}
+        if self.orphan_sink:
+            names_of = {m: n for n, m in model.named_modules()}
+            called = {traced.called(n): None for n in traced.graph.nodes}
+            for layer in called:
+                if isinstance(layer, nn.Linear) and layer not in turned:
+                    if names_of[layer] not in self.blacklist:
+                        expanded = names_of[layer] in self.layers_to_expand
+                        steps = self.expansion_step if expanded else 0
+                        rotate_input(
+                            model, layer, names_of[layer], self.report, self.block_size, steps
+                        )
+
+    def _hindrance(self, region: Region) -> str | None:
+        if not region.is_free:
+            return "; ".join(region.reasons) or "not all of its channels come from layers"
+        order = torch.arange(region.size)
+        for use in (*region.sources, *region.sinks):
+            if use.name in self.blacklist:
+                return "as blacklist_layers says"
+            if not isinstance(use.layer, (*LINEAR, nn.Embedding)):
+                return f"{use.name} is neither a linear layer nor an embedding"
+            if len(use.ids) != region.size or not torch.equal(use.ids, region.sources[0].ids):
+                return f"{use.name} has its channels in another order"
+        return (
+            None if torch.equal(region.sources[0].ids.sort().values, order) else "channels repeat"
+        )
+
+    def _matrix(self, size: int, generator: torch.Generator, names: str) -> Tensor:
+        if self.method == "had":
+            try:
+                return random_hadamard_matrix(size, generator=generator)
+            except NoHadamardError as error:
+                self.report.changed[names] = f"a random orthogonal matrix, since {error}"
+        return random_orthogonal_matrix(size, generator=generator)
+
+    def _turn(self, region: Region, matrix: Tensor) -> None:
+        device = region.sources[0].layer.weight.device
+        rotation = Rotation(matrix.to(device))  # type: ignore[arg-type]
+        for use in region.sources:
+            self.report.changed[use.name] = "output channels turned"
+            if self.use_parametrized_rotations:
+                _parametrize_rows(use.layer, rotation)
+            else:
+                rotate_rows(use.layer, matrix)
+        for use in region.sinks:
+            self.report.changed[use.name] = "input channels turned"
+            if self.use_parametrized_rotations:
+                last = isinstance(use.layer, TransposedLinear)
+                parametrize.register_parametrization(
+                    use.layer, "weight", RotatedColumns(rotation, last)
+                )
+            else:
+                rotate_columns(use.layer, matrix)
+
+
+def _parametrize_rows(layer: Any, rotation: Rotation) -> None:
+    last = isinstance(layer, (nn.Embedding, TransposedLinear))
+    parametrize.register_parametrization(layer, "weight", RotatedRows(rotation, last))
+    if getattr(layer, "bias", None) is not None:
+        parametrize.register_parametrization(layer, "bias", RotatedRows(rotation))
+
+
+def rotate_input(
+    model: nn.Module,
+    layer: nn.Linear,
+    name: str,
+    report: PassReport,
+    block_size: int | None,
+    steps: int = 0,
+) -> None:
+    """Turn the input of a layer when it is called, if there is a matrix of its size."""
+    size = find_closest_hadamard_number(layer.in_features, steps) if steps else None
+    try:
+        made = RotatedInput(layer, block_size, size)
+    except ValueError as error:
+        report.skipped[name] = str(error)
+        return
+    made.train(layer.training)
+    replace_module(model, layer, made)
+    report.changed[name] = "input turned when it is called"
+
+
+class LayerwiseActivationRotation:
+    """Turn the input of every linear layer by a Hadamard matrix when it is called; the model computes the same.
+
+    Args:
+        blacklist_layer: names of layers to leave alone.
+        layers_to_expand: names of layers whose inputs get zeros behind them, so that a matrix of another size fits.
+        expansion_step: how many sizes further, see :func:`~qframework.graph.hadamard.find_closest_hadamard_number`.
+        rotation_block_size: turn blocks of so many channels; None for all at once.
+
+    Attributes:
+        report: of the last ``apply``.
+    """
+
+    def __init__(
+        self,
+        blacklist_layer: Sequence[str] | None = None,
+        layers_to_expand: Sequence[str] | None = None,
+        expansion_step: int = 0,
+        rotation_block_size: int | None = None,
+    ) -> None:
+        self.blacklist = set(blacklist_layer or ())
+        self.layers_to_expand, self.expansion_step = set(layers_to_expand or ()), expansion_step
+        self.block_size = rotation_block_size
+        self.report = PassReport()
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Turn the inputs of a model's layers, in place; the model itself where that is a single layer's wrapper."""
+        self.report = PassReport(way="not needed")
+        layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        with unchanged_on_error(model):
+            for name, layer in layers:
+                if name in self.blacklist:
+                    self.report.skipped[name] = "as blacklist_layer says"
+                    continue
+                steps = self.expansion_step if name in self.layers_to_expand else 0
+                if layer is model:
+                    return RotatedInput(layer, self.block_size)
+                rotate_input(model, layer, name, self.report, self.block_size, steps)
+        return model
