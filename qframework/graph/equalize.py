@@ -5,18 +5,13 @@ from __future__ import annotations
 from qframework.graph.activation_equalization import activation_equalization_mode
 from qframework.graph.cross_layer_equalization import EqualizeGraph
 from qframework.graph.layer_norm_folding import LayerNormToRMS, MergeLnAffine
-from qframework.graph.rotation import (
-    CayleySGD,
-    extract_trainable_rotation_matrices,
-    fuse_parametrizations,
-)
+from qframework.graph.rotation import extract_trainable_rotation_matrices, fuse_parametrizations
 from qframework.graph.rotation_equalization import (
     GraphRotationEqualization,
     LayerwiseActivationRotation,
 )
 
 __all__ = [
-    "CayleySGD",
     "EqualizeGraph",
     "GraphRotationEqualization",
     "LayerNormToRMS",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from qframework.quant_tensor import dequantize
 
 
 class Rotation(nn.Module):
-    """An orthogonal matrix, shared by the weights that it turns; to be learned by :class:`CayleySGD`.
+    """An orthogonal matrix, shared by the weights that it turns; to be learned by :class:`~qframework.graph.optim.CaileySGD`.
 
     Args:
         matrix: ``(n, n)``, orthogonal.
@@ -165,48 +164,3 @@ def fuse_parametrizations(model: nn.Module) -> nn.Module:
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
             follow_weights(module)
     return model
-
-
-class CayleySGD(torch.optim.Optimizer):
-    """Gradient descent among orthogonal matrices (Li 2020, https://arxiv.org/abs/2002.01113), as SpinQuant learns rotations.
-
-    With the gradient ``G``, momentum in it, and ``A = G Q^T - Q G^T``: ``Q <- (1 + lr/2 A)^-1 (1 - lr/2 A) Q``.
-
-    Args:
-        params: orthogonal matrices.
-        lr: step size.
-        momentum: of the gradient, from 0 to below 1.
-    """
-
-    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.0) -> None:
-        if lr <= 0 or not 0 <= momentum < 1:
-            raise ValueError(
-                f"CayleySGD: lr={lr} must be above 0, momentum={momentum} from 0 to below 1"
-            )
-        super().__init__(params, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step of all matrices that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._turn(matrix, group["lr"], group["momentum"])
-        return loss
-
-    def _turn(self, matrix: Tensor, lr: float, momentum: float) -> None:
-        gradient = matrix.grad.to(torch.float64)  # type: ignore[union-attr]
-        if momentum:
-            held = self.state[matrix].get("momentum")
-            gradient = gradient if held is None else momentum * held + gradient
-            self.state[matrix]["momentum"] = gradient
-        wide = matrix.to(torch.float64)
-        skew = gradient @ wide.t()
-        skew = skew - skew.t()
-        one = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
-        turned = torch.linalg.solve(one + lr / 2 * skew, (one - lr / 2 * skew) @ wide)
-        matrix.copy_(turned)

@@ -41,7 +41,7 @@ class GraphRotationEqualization(GraphPass):
     Args:
         blacklist_layers: names of layers; regions that they belong to stay.
         orphan_sink: turn the inputs of the other linear layers when they are called.
-        use_parametrized_rotations: leave the matrices as parameters, to learn with :class:`~qframework.graph.rotation.CayleySGD`;
+        use_parametrized_rotations: leave the matrices as parameters, to learn with :class:`~qframework.graph.optim.CaileySGD`;
             ``fuse_parametrizations`` ends that.
         full_rotation_method: ``"had"``, random Hadamard matrices, or random orthogonal ones where none of a size is
             known; ``"ort"``, random orthogonal ones.

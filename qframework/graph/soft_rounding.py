@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.graph.optim import SignSGD
+
 #: Stretch of AdaRound's sigmoid.
 _ZETA, _GAMMA = 1.1, -0.1
 
@@ -71,7 +73,7 @@ class AutoRound(nn.Module):
 
     def optimizer(self, lr: float | None, steps: int) -> Any:
         """What it is learned by."""
-        return SignSGD([self.v], lr=1 / steps if lr is None else lr, steps=steps)
+        return _FallingSignSGD([self.v], lr=1 / steps if lr is None else lr, steps=steps)
 
     def soft(self) -> Tensor:
         """The rounded weights."""
@@ -94,8 +96,8 @@ class AutoRound(nn.Module):
         self.v.clamp_(-0.5, 0.5)
 
 
-class SignSGD(torch.optim.Optimizer):
-    """Steps by the sign of the gradient, falling linearly to 0.
+class _FallingSignSGD(SignSGD):
+    """Steps that fall linearly to 0.
 
     Args:
         params: what is learned.
@@ -104,18 +106,13 @@ class SignSGD(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Any, lr: float, steps: int) -> None:
-        super().__init__(params, {"lr": lr})
-        self.steps, self.count = steps, 0
+        super().__init__(params, lr=lr)
+        self.first, self.steps, self.count = lr, steps, 0
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step."""
-        share = max(1 - self.count / self.steps, 0.0)
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    p.sub_(p.grad.sign(), alpha=group["lr"] * share)
+    def _step_group(self, group: dict[str, Any]) -> None:
+        group["lr"] = self.first * max(1 - self.count / self.steps, 0.0)
         self.count += 1
+        super()._step_group(group)
 
 
 #: By their names.

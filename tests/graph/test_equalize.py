@@ -8,7 +8,6 @@ from torch import nn
 
 from qframework.graph.channel_splitting import GraphChannelSplitting
 from qframework.graph.equalize import (
-    CayleySGD,
     EqualizeGraph,
     GraphRotationEqualization,
     LayerNormToRMS,
@@ -18,6 +17,7 @@ from qframework.graph.equalize import (
     extract_trainable_rotation_matrices,
     fuse_parametrizations,
 )
+from qframework.graph.optim import CaileySGD
 from qframework.graph.standardize import MergeBatchNorm
 
 
@@ -166,7 +166,7 @@ def test_learned_rotations_stay_orthogonal_and_fuse() -> None:
     before = net(TOKENS).detach()
     GraphRotationEqualization(use_parametrized_rotations=True).apply(net)
     matrices = extract_trainable_rotation_matrices(net)
-    optimizer = CayleySGD(matrices, lr=0.1, momentum=0.5)
+    optimizer = CaileySGD([{"params": matrices, "stiefel": True}], lr=0.1, momentum=0.5)
     start = matrices[0].detach().clone()
     for _ in range(3):
         optimizer.zero_grad()

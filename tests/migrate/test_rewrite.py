@@ -192,7 +192,7 @@ def test_what_isnt_here_is_told_with_its_lines_and_what_to_do() -> None:
     text = """\
     import torch
     from brevitas.export import enable_debug
-    from brevitas.graph.gptq import gptq_mode as mode
+    from brevitas.graph.permute import rotate_permute_mode as mode
     import brevitas.nn as qnn
     with mode(model):
         qnn.EqualizedModule(a, b)
@@ -202,8 +202,8 @@ def test_what_isnt_here_is_told_with_its_lines_and_what_to_do() -> None:
     told = [(r.line, r.name.rpartition(".")[2], r.kind) for r in made.remarks]
     assert told == [
         (2, "enable_debug", "not here yet"),
-        (3, "gptq_mode", "not here yet"),
-        (5, "gptq_mode", "not here yet"),
+        (3, "rotate_permute_mode", "not here yet"),
+        (5, "rotate_permute_mode", "not here yet"),
         (6, "EqualizedModule", "not here yet"),
         (7, "enable_debug", "not here yet"),
         (7, "QuantNothing", "unknown name"),

@@ -47,7 +47,7 @@ def test_a_name_of_two_modules_is_that_of_the_one_it_is_imported_from() -> None:
         ("brevitas.nn.quant_linear.QuantLinear", "moved"),
         ("brevitas.nn.a_file_of_another_release.QuantLinear", "moved"),
         ("brevitas.core.bit_width.ScalingImplType", "moved"),
-        ("brevitas.graph.gptq.gptq_mode", "later"),
+        ("brevitas.graph.gptq.gptq_mode", "moved"),
         ("brevitas.export.onnx.manager.AnyManager", "later"),
         ("brevitas.quant.solver.weight.SolveWeightTensorQuantFromEnum", "none"),
         ("brevitas.config.ANYTHING", "dropped"),
