@@ -29,6 +29,7 @@ test: lint
 	@$(BIN)/python examples/transformer.py > .venv/transformer.log || (cat .venv/transformer.log; exit 1)
 	@$(BIN)/python examples/keyword_spotting.py --epochs 2 > .venv/keyword.log || (cat .venv/keyword.log; exit 1)
 	@$(BIN)/python examples/quantize_a_model.py > .venv/quantize.log || (cat .venv/quantize.log; exit 1)
+	@$(BIN)/python examples/ptq.py > .venv/ptq.log || (cat .venv/ptq.log; exit 1)
 	@$(BIN)/python examples/new_format.py --epochs 3 > .venv/new_format.log || (cat .venv/new_format.log; exit 1)
 	@$(BIN)/python examples/formats.py --output .venv/demo_output > .venv/formats.log || (cat .venv/formats.log; exit 1)
 	@$(BIN)/torchrun --nproc-per-node 2 examples/distributed.py > .venv/distributed.log 2>&1 || (cat .venv/distributed.log; exit 1)
