@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.fixed import FIXED_SLOTS, fixed_keys
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.tracked import TrackedParameters
 from qframework.inject.explanation import Rows
@@ -17,7 +16,7 @@ from qframework.kernels.trust import modes_active
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.codes import know_codes
 from qframework.proxy.freezing import Place
-from qframework.proxy.kept import is_kept
+from qframework.proxy.kept import is_kept, keep
 from qframework.proxy.naming import qualified_name
 from qframework.proxy.resolution import Resolution, resolver_of
 from qframework.quant_tensor import IntQuantTensor, product_source
@@ -202,18 +201,18 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         """Let scale and zero point stay at their present values, whatever becomes of the weight.
 
         A statistic of the weight is replaced by the number that it gives now, which a state dict then holds
-        (``tensor_quant.scaling_impl.fixed_scale``, ``tensor_quant.zero_point_impl.fixed_zero_point``; a layer that
-        was just built takes such a state dict too). A learned number no longer follows the weight.
+        (``tensor_quant.scaling_impl.kept``, ``tensor_quant.zero_point_impl.kept``; a layer that was just built takes
+        such a state dict too). A learned number no longer follows the weight.
         """
         if self.tensor_quant is None:
             return
         self.release()
         scale, zero_point, _ = self._current_unless_disabled()
         self.stop_following()
-        for slot, value in (("scaling_impl", scale), ("zero_point_impl", zero_point)):
-            part = getattr(self.tensor_quant, slot, None)
-            if part is not None and getattr(part, "depends_on_input", True):
-                setattr(self.tensor_quant, slot, FIXED_SLOTS[slot][0](value))
+        numbers = {"scaling_impl": scale, "zero_point_impl": zero_point}
+        parts = {slot: getattr(self.tensor_quant, slot, None) for slot in numbers}
+        depending = [s for s, p in parts.items() if getattr(p, "depends_on_input", p is not None)]
+        keep(self, {slot: numbers[slot] for slot in depending})
 
     def stop_following(self) -> None:
         """Let learned numbers that start from the weight stay as they are when it changes."""
@@ -229,18 +228,6 @@ class WeightQuantProxyFromInjector(ParameterQuantProxyFromInjector):
             return self._current()
         finally:
             self.disable_quant = before
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Take fixed scales and zero points where the state dict has them."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        fixed = fixed_keys(state_dict, prefix + "tensor_quant.")
-        for slot, value in fixed.items():
-            if hasattr(self.tensor_quant, slot):
-                part = getattr(self.tensor_quant, slot)
-                made, key = FIXED_SLOTS[slot]
-                if not isinstance(part, made) or getattr(part, key).shape != value.shape:
-                    device = self.tracked_parameter_list[0].device
-                    setattr(self.tensor_quant, slot, made(value.to(device)))  # type: ignore[arg-type]
 
     def _current(self) -> Any:
         if self.tensor_quant is None or self.disable_quant:
