@@ -1,6 +1,7 @@
 """The modules that a layer holds, one for each tensor that it quantizes."""
 
 from qframework.proxy.base import QuantProxy
+from qframework.proxy.bias_quant import BiasQuantProxyFromInjector
 from qframework.proxy.build import (
     ActQuantType,
     BiasQuantType,
@@ -31,7 +32,6 @@ from qframework.proxy.groupwise_quant import (
     GroupwiseWeightQuantProxyFromInjector,
 )
 from qframework.proxy.parameter_quant import (
-    BiasQuantProxyFromInjector,
     ParameterQuantProxyFromInjector,
     WeightQuantProxyFromInjector,
 )
