@@ -6,6 +6,8 @@ from qframework.inspect.findings import Finding, findings
 from qframework.inspect.histogram import Histogram
 from qframework.inspect.layer_integers import LayerIntegers, TensorIntegers, integers
 from qframework.inspect.logger import QuantizationLogger
+from qframework.inspect.plots import MissingExtraError
+from qframework.inspect.report import Report, report
 from qframework.inspect.sensitivity import LayerSensitivity, Sensitivity, sensitivity
 from qframework.inspect.statistics import ModelStatistics, TensorStatistics, collect_statistics
 
@@ -18,8 +20,10 @@ __all__ = [
     "LayerComparison",
     "LayerIntegers",
     "LayerSensitivity",
+    "MissingExtraError",
     "ModelStatistics",
     "QuantizationLogger",
+    "Report",
     "Sensitivity",
     "TensorIntegers",
     "TensorStatistics",
@@ -28,5 +32,6 @@ __all__ = [
     "detect_anomaly",
     "findings",
     "integers",
+    "report",
     "sensitivity",
 ]

@@ -33,7 +33,7 @@ class Finding(BaseModel):
         return f"{place}: {self.message}. {self.remedy}"
 
 
-#: Share of clipped values from which there is a warning.
+#: Share of values beyond the grid from which there is a warning.
 SATURATION = 0.01
 #: Share of codes in use below which there is one, where there were enough values.
 UNUSED = 0.25
@@ -109,9 +109,9 @@ def _of_tensor(t: TensorStatistics) -> list[Finding]:
         message = f"{t.codes_used} of {t.codes} codes are used"
         remedy = "Fewer bits would do, or a smaller scale: a percentile or MSE statistic, or scales per channel"
         found.append(finding("unused codes", message, remedy))
-    if t.clipped > SATURATION:
+    if t.saturated > SATURATION:
         ends = f"{t.clipped_low:.2%} below, {t.clipped_high:.2%} above"
-        message = f"{t.clipped:.2%} of its values are clipped ({ends})"
+        message = f"{t.saturated:.2%} of its values are beyond its range by more than a step (clipped: {ends})"
         remedy = "Calibrate on more data or with a higher percentile, learn the scale, or use more bits"
         found.append(finding("saturation", message, remedy))
     if t.scale_gradient is not None and not any(t.scale_gradient):

@@ -35,6 +35,7 @@ class TensorStatistics(BaseModel):
         highest: the largest.
         clipped_low: share of values below the grid by more than half a step.
         clipped_high: share of values above it.
+        saturated: share of values beyond it by more than a whole step, which the largest of a calibrated range isn't.
         zeros: share of values that are 0 after quantization.
         codes: how many codes the format has; None over 16 bits and for an unknown format.
         codes_used: how many of them occur; None where ``codes`` is.
@@ -59,6 +60,7 @@ class TensorStatistics(BaseModel):
     highest: float | None
     clipped_low: float
     clipped_high: float
+    saturated: float
     zeros: float
     codes: int | None
     codes_used: int | None
@@ -207,38 +209,46 @@ class Observer:
                 values[finite], got[finite], [t[finite] if t.dim() else t for t in steps],
             )  # fmt: skip
             self.totals[6] += float((~finite).sum())
-        low = high = values.new_zeros(())
+        low = high = far = values.new_zeros(())
         if grid is not None:
             places = values / steps[0] + steps[1]
             if grid.clips:
                 low = (places < grid.low - grid.room[0]).sum()
                 high = (places > grid.high + grid.room[1]).sum()
+                # rounding errors of the division aren't a step
+                below, above = grid.low - 2.01 * grid.room[0], grid.high + 2.01 * grid.room[1]
+                far = ((places < below) | (places > above)).sum()
             if grid.count is not None:
                 codes = got / steps[0] + steps[1]
                 if self.used is None or self.used.numel() != grid.count:
                     self.used = torch.zeros(grid.count, dtype=torch.bool, device=x.device)
                 self.used[grid.indices(codes)] = True
         error = (values - got).square().sum(dtype=torch.float64)
-        numbers = (low, high, (got == 0).sum(), error, values.square().sum(dtype=torch.float64))
+        signal = values.square().sum(dtype=torch.float64)
+        numbers = (low, high, (got == 0).sum(), error, signal, far)
         mean, shift = scale.mean(dtype=torch.float32), zero.mean(dtype=torch.float32)
         read = torch.stack([t.double() for t in (*numbers, mean, shift)]).tolist()
-        for i, number in enumerate(read[:5]):
+        for i, number in enumerate(read[:6]):
             self.totals[i] += number
         self.histogram.add(values)
-        self.scales.append(read[5])
-        self.zero_points.append(read[6])
-        self._keep_grid(grid, scale, zero, read[5], read[6])
+        self.scales.append(read[6])
+        self.zero_points.append(read[7])
+        self._keep_grid(grid, scale, zero, read[6], read[7])
 
     def _sampled(self, x: Tensor, y: Tensor, scale: Tensor, zero: Tensor) -> list[Tensor]:
         """Values before and after, scales and zero points, at random places where there are many; in float32 at least."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         tensors = [x, y, scale, zero]
         if x.numel() > self.sample:
-            chosen = torch.randint(x.numel(), (self.sample,), generator=self.generator)
-            at = torch.unravel_index(chosen.to(x.device), x.shape)
-            tensors = [
-                t.reshape(()) if t.numel() == 1 else t.expand(x.shape)[at] for t in tensors
-            ]
+            chosen = torch.randint(x.numel(), (self.sample,), generator=self.generator).to(x.device)
+            plain = all(t.numel() == 1 or t.is_contiguous() and t.shape == x.shape for t in tensors)
+            if plain:
+                tensors = [t.reshape(()) if t.numel() == 1 else t.view(-1)[chosen] for t in tensors]
+            else:
+                at = torch.unravel_index(chosen, x.shape)
+                tensors = [
+                    t.reshape(()) if t.numel() == 1 else t.expand(x.shape)[at] for t in tensors
+                ]
         else:
             tensors = [
                 t.reshape(()) if t.numel() == 1 and i > 1 else t.expand(x.shape).flatten()
@@ -265,7 +275,7 @@ class Observer:
 
     def result(self) -> TensorStatistics:
         """What was seen."""
-        low, high, zeros, error, signal, _, not_finite = self.totals
+        low, high, zeros, error, signal, far, not_finite = self.totals
         n, finite = max(1, self.count), max(1.0, self.count - not_finite)
         place, proxy = self.place, self.place.proxy
         collectors = proxy.collectors() if hasattr(proxy, "collectors") else []
@@ -283,6 +293,7 @@ class Observer:
             highest=None if self.ends is None else self.ends[1],
             clipped_low=low / finite,
             clipped_high=high / finite,
+            saturated=far / finite,
             zeros=zeros / finite,
             codes=None if used is None else used.numel(),
             codes_used=None if used is None else int(used.sum()),
@@ -313,7 +324,7 @@ def collect_statistics(
     batches: Any,
     loss: Loss | None = None,
     layers: list[str] | None = None,
-    sample: int = 16384,
+    sample: int = 4096,
     progress: bool | None = None,
 ) -> ModelStatistics:
     """What happens to each quantized tensor over some batches.
