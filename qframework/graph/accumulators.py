@@ -38,7 +38,9 @@ def codes_of_role(module: nn.Module, attribute: str) -> Codes | None:
     bits = asked(proxy, "bit_width")
     if bits is None:
         inner: Any = proxy.tensor_quant
-        bits = inner.msb_clamp_bit_width_impl() if hasattr(inner, "msb_clamp_bit_width_impl") else None
+        bits = (
+            inner.msb_clamp_bit_width_impl() if hasattr(inner, "msb_clamp_bit_width_impl") else None
+        )
     if bits is None or bits.is_meta:
         return None
     return Codes(bits.detach(), bool(proxy.is_signed))

@@ -166,7 +166,9 @@ def detect_anomaly(
             loss(model(x), y).backward()
     """
     if saturation is not None and not 0 <= saturation <= 1:
-        raise ValueError(f"detect_anomaly: saturation={saturation} must be between 0 and 1, or None")
+        raise ValueError(
+            f"detect_anomaly: saturation={saturation} must be between 0 and 1, or None"
+        )
     watch = Watch(saturation, stop)
     inner = {p for m in model.modules() if isinstance(m, QuantProxy) for p in m.modules()}
     handles: list[Any] = []
@@ -176,7 +178,9 @@ def detect_anomaly(
             if module in inner:
                 continue
             called = name or WHOLE
-            handles.append(module.register_forward_pre_hook(_before(watch, called), with_kwargs=True))
+            handles.append(
+                module.register_forward_pre_hook(_before(watch, called), with_kwargs=True)
+            )
             handles.append(module.register_forward_hook(_after(watch, called)))
         if any(isinstance(m, QuantProxy) and m.is_quant_enabled for m in model.modules()):
             for place in places(model):

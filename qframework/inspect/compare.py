@@ -233,7 +233,9 @@ def compare(
 
     def check(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-            mine = output if name == WHOLE else found.setdefault(name, _Layer(type(module).__name__))
+            mine = (
+                output if name == WHOLE else found.setdefault(name, _Layer(type(module).__name__))
+            )
             if not exact.get(name):
                 return
             given, made = exact[name].pop(0)
@@ -244,7 +246,10 @@ def compare(
 
     handles = []
     try:
-        for model, modules, look in ((float_model, floats, keep), (quantized_model, quantized, check)):
+        for model, modules, look in (
+            (float_model, floats, keep),
+            (quantized_model, quantized, check),
+        ):
             for name in names:
                 handles.append(modules[name].register_forward_hook(look(name), with_kwargs=True))
             handles.append(model.register_forward_hook(look(WHOLE), with_kwargs=True))

@@ -92,30 +92,36 @@ def _of_tensor(t: TensorStatistics) -> list[Finding]:
 
     if not t.calibrated:
         message = "evaluated before calibration: its scale is a placeholder"
-        remedy = "Run batches under calibration_mode(model) or in training mode, or load a state dict"
+        remedy = (
+            "Run batches under calibration_mode(model) or in training mode, or load a state dict"
+        )
         return [finding("not calibrated", message, remedy)]
     found = []
     if t.not_finite:
         message = f"{t.not_finite:.2%} of its values are NaN or infinite"
-        found.append(finding("dead quantizer", message, "detect_anomaly(model) names where it begins"))
+        found.append(
+            finding("dead quantizer", message, "detect_anomaly(model) names where it begins")
+        )
     occupied = [c for c in t.histogram.counts if c]
     if t.codes_used == 1 and len(occupied) > 1:
         message = "dead quantizer: all values become one code"
         remedy = "Its scale is far too large: calibrate again, use a percentile, or more bits"
         found.append(finding("dead quantizer", message, remedy))
-    elif (
-        t.codes and t.codes_used and t.sampled >= 16 * t.codes and t.codes_used / t.codes < UNUSED
-    ):
+    elif t.codes and t.codes_used and t.sampled >= 16 * t.codes and t.codes_used / t.codes < UNUSED:
         message = f"{t.codes_used} of {t.codes} codes are used"
         remedy = "Fewer bits would do, or a smaller scale: a percentile or MSE statistic, or scales per channel"
         found.append(finding("unused codes", message, remedy))
     if t.saturated > SATURATION:
         ends = f"{t.clipped_low:.2%} below, {t.clipped_high:.2%} above"
         message = f"{t.saturated:.2%} of its values are beyond its range by more than a step (clipped: {ends})"
-        remedy = "Calibrate on more data or with a higher percentile, learn the scale, or use more bits"
+        remedy = (
+            "Calibrate on more data or with a higher percentile, learn the scale, or use more bits"
+        )
         found.append(finding("saturation", message, remedy))
     if t.scale_gradient is not None and not any(t.scale_gradient):
         message = "its learned scale has no gradient: it isn't trained"
-        remedy = "See that the loss depends on this layer and that it isn't under no_grad or detached"
+        remedy = (
+            "See that the loss depends on this layer and that it isn't under no_grad or detached"
+        )
         found.append(finding("scale not trained", message, remedy))
     return found

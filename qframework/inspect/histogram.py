@@ -64,4 +64,9 @@ class GrowingHistogram:
         width = 2 * reach / _BINS
         first, last = (used[0], used[-1]) if used else (0, _BINS - 1)
         counts = [int(c) for c in self.counts[first : last + 1].tolist()]
-        return Histogram(low=-reach + width * first, high=-reach + width * (last + 1), counts=counts)
+        # few values don't fill many bins
+        joined = max(1, len(counts) // max(20, int(4 * math.sqrt(sum(counts)))))
+        counts += [0] * (-len(counts) % joined)
+        high = -reach + width * (first + len(counts))
+        counts = [sum(counts[i : i + joined]) for i in range(0, len(counts), joined)]
+        return Histogram(low=-reach + width * first, high=high, counts=counts)

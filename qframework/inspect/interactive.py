@@ -65,7 +65,11 @@ def _data(t: TensorStatistics) -> dict[str, dict[str, list[float]]]:
     ends = [e for e in (t.lowest, t.highest) if e is not None]
     lines = [float(f"{v:.5g}") for v in grid]
     return {
-        "bars": {"left": edges[:-1], "right": edges[1:], "top": [float(c) for c in t.histogram.counts]},
+        "bars": {
+            "left": edges[:-1],
+            "right": edges[1:],
+            "top": [float(c) for c in t.histogram.counts],
+        },
         "grid": {"x": lines, "top": [float(top)] * len(lines)},
         "ends": {"x": ends, "top": [float(top)] * len(ends)},
     }
@@ -106,7 +110,15 @@ def _bars(names: list[str], values: list[float], label: str) -> Any:
     height = 80 + 18 * max(3, len(names))
     figure = _figure(height=height, y_range=list(reversed(names)), x_axis_label=label)
     source = models.ColumnDataSource(data={"name": names, "value": values})
-    figure.hbar(y="name", right="value", left=0, height=0.7, source=source, fill_color=_BLUE, line_color=None)
+    figure.hbar(
+        y="name",
+        right="value",
+        left=0,
+        height=0.7,
+        source=source,
+        fill_color=_BLUE,
+        line_color=None,
+    )
     figure.select_one(models.HoverTool).tooltips = [("", "@name"), (label, "@value{0.000e}")]
     figure.ygrid.grid_line_color = None
     return figure

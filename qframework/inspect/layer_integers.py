@@ -85,7 +85,9 @@ def integers(layer: nn.Module, input: Any = None) -> LayerIntegers:
             "quantize_model made"
         )
     parts: Any = layer
-    given = _of_tensor(input) if isinstance(input, (IntQuantTensor, GroupwiseIntQuantTensor)) else None
+    given = (
+        _of_tensor(input) if isinstance(input, (IntQuantTensor, GroupwiseIntQuantTensor)) else None
+    )
     own = _of_proxy(proxies, "input_quant")
     if own is not None:
         given = own
@@ -112,7 +114,11 @@ def integers(layer: nn.Module, input: Any = None) -> LayerIntegers:
 def _weight(layer: Any, proxies: dict[str, Any], x: Any) -> Any:
     if "weight_quant" not in proxies or not proxies["weight_quant"].is_quant_enabled:
         return None
-    return layer.quant_weight(x) if hasattr(layer, "quant_weight") else proxies["weight_quant"](layer.weight)
+    return (
+        layer.quant_weight(x)
+        if hasattr(layer, "quant_weight")
+        else proxies["weight_quant"](layer.weight)
+    )
 
 
 def _bias(layer: Any, proxies: dict[str, Any], x: Any, weight: Any) -> Any:
@@ -176,7 +182,9 @@ def _of_proxy(proxies: dict[str, Any], name: str) -> TensorIntegers | None:
 
 
 def _numbers(t: Tensor) -> Array:
-    found: Array = t.detach().float().cpu().numpy() if t.dtype != torch.float64 else t.detach().cpu().numpy()
+    found: Array = (
+        t.detach().float().cpu().numpy() if t.dtype != torch.float64 else t.detach().cpu().numpy()
+    )
     return found.reshape(()) if found.size == 1 else found
 
 

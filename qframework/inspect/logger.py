@@ -60,7 +60,9 @@ class QuantizationLogger:
         sample: int = 16384,
     ) -> None:
         if every < 1 or sample < 1:
-            raise ValueError(f"QuantizationLogger: every={every} and sample={sample} must be at least 1")
+            raise ValueError(
+                f"QuantizationLogger: every={every} and sample={sample} must be at least 1"
+            )
         self.records: MutableSequence[Any] = to if isinstance(to, MutableSequence) else []
         self._write = _writer(self.records if to is None else to)
         self.every, self.prefix, self.sample = every, prefix, sample
@@ -103,7 +105,11 @@ class QuantizationLogger:
     def _hook(self, place: Place) -> Callable[..., None]:
         @torch.no_grad()
         def hook(proxy: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not self._is_due or torch.compiler.is_compiling() or not isinstance(output, QuantTensor):
+            if (
+                not self._is_due
+                or torch.compiler.is_compiling()
+                or not isinstance(output, QuantTensor)
+            ):
                 return
             x = place.before(args)
             share = None if x is None else _share_clipped(place.proxy, x, output, self.sample)

@@ -17,7 +17,7 @@ body { margin: 0 auto; max-width: 72rem; padding: 1rem; font: 16px/1.5 system-ui
   background: var(--back); }
 h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p.lead { color: var(--soft); margin: 0 0 1rem; }
-nav a { margin-right: 1rem; color: var(--accent); }
+nav a { display: inline-block; margin-right: 1rem; color: var(--accent); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; }
 .tile { background: var(--panel); border-radius: .5rem; padding: .6rem .8rem; }
 .tile b { display: block; font-size: 1.25rem; overflow-wrap: anywhere; } .tile span { color: var(--soft); font-size: .85rem; }

@@ -89,7 +89,9 @@ def places(model: nn.Module, layers: list[str] | None = None) -> list[Place]:
     for name in layers:
         check_layer(model, name)
         if not any(_within(p.layer, name) for p in found):
-            raise LayerNameError(f"{name!r} is a {type(modules[name]).__name__} that quantizes nothing")
+            raise LayerNameError(
+                f"{name!r} is a {type(modules[name]).__name__} that quantizes nothing"
+            )
     return [p for p in found if any(_within(p.layer, n) for n in layers)]
 
 

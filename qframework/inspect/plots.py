@@ -51,7 +51,8 @@ def plot_histogram(statistics: TensorStatistics, axes: Any = None) -> Any:
         if end is not None:
             axes.axvline(end, color=_RED, linewidth=1.2)
     axes.set_title(
-        f"{statistics.name}: {statistics.sqnr:.1f} dB, {statistics.clipped:.2%} clipped", fontsize=10
+        f"{statistics.name}: {statistics.sqnr:.1f} dB, {statistics.clipped:.2%} clipped",
+        fontsize=10,
     )
     axes.set_xlabel("value before quantization")
     axes.set_ylabel("count")

@@ -73,9 +73,7 @@ class Sensitivity(BaseModel):
 
     def to_csv(self) -> str:
         """A line for each layer."""
-        rows = [
-            [x.layer, " ".join(x.tensors), str(x.loss), str(x.change)] for x in self.layers
-        ]
+        rows = [[x.layer, " ".join(x.tensors), str(x.loss), str(x.change)] for x in self.layers]
         return Table("", list(LayerSensitivity.model_fields), rows).to_csv()
 
     def plot(self, axes: Any = None) -> Any:
@@ -137,7 +135,9 @@ def sensitivity(
             result = dequantize(run(model))
             if loss is None:
                 result = _noise(result, outputs, i)
-            elif not isinstance(result, (int, float)) and getattr(result, "numel", lambda: 0)() != 1:
+            elif (
+                not isinstance(result, (int, float)) and getattr(result, "numel", lambda: 0)() != 1
+            ):
                 raise TypeError(f"sensitivity: loss must give one number, got {_kind(result)}")
             found.append(float(result))
         return sum(found) / len(found)
@@ -171,7 +171,9 @@ def _noise(result: Any, outputs: list[Tensor], index: int) -> float:
     if isinstance(result, (tuple, list)):
         result = result[0]
     if not isinstance(result, Tensor):
-        raise TypeError(f"sensitivity: the model gives a {_kind(result)}; give a loss(model, batch)")
+        raise TypeError(
+            f"sensitivity: the model gives a {_kind(result)}; give a loss(model, batch)"
+        )
     if index >= len(outputs):
         outputs.append(result.detach().clone())
         return 0.0
