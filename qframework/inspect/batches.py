@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,7 @@ def runs(batches: Any, loss: Loss | None = None, progress: bool | None = None) -
             f"batches is one {type(batches).__name__}, not an iterable of batches; give [batch]"
         )
     count = 0
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = len(batches) if isinstance(batches, Sized) else None
     for batch in _shown(batches, total, progress):
         count += 1
         if loss is None:

@@ -75,8 +75,7 @@ def grid_of(q: Any, narrow: bool) -> Grid | None:
     """
     if isinstance(q, CodebookQuantTensor):
         levels = upcast(q.codebook.detach())
-        bits = max(1, (levels.numel() - 1).bit_length())
-        return _table(levels, float(bits))
+        return _table(levels, float(max(1, (levels.numel() - 1).bit_length())))
     if isinstance(q, MinifloatRecord):
         return _minifloat(q)
     bits = getattr(q, "bit_width", None)

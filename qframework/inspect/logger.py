@@ -207,7 +207,8 @@ def _share_clipped(proxy: Any, x: Tensor, q: Any, sample: int) -> Tensor | None:
         scale, zero = (t.reshape(()) if t.numel() == 1 else t for t in (scale, zero))
     place = x / scale + zero
     beyond = (place < grid.low - grid.room[0]) | (place > grid.high + grid.room[1])
-    return beyond.float().mean()
+    share: Tensor = beyond.float().mean()
+    return share
 
 
 def _numbers(proxy: Any) -> dict[str, float]:
@@ -220,6 +221,7 @@ def _numbers(proxy: Any) -> dict[str, float]:
             continue
         if found is None or (what == "zero_point" and not bool(found.any())):
             continue
+        found = found.detach()
         values[what] = float(found.float().mean())
         if found.numel() > 1:
             values[f"{what}_min"], values[f"{what}_max"] = float(found.min()), float(found.max())

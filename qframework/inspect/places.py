@@ -105,7 +105,7 @@ def check_layer(model: nn.Module, name: str) -> nn.Module:
     Raises:
         LayerNameError: there is none.
     """
-    modules = {n or WHOLE: m for n, m in model.named_modules()}
+    modules: dict[str, nn.Module] = {n or WHOLE: m for n, m in model.named_modules()}
     if name in modules:
         return modules[name]
     if name == "":

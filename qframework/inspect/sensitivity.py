@@ -132,7 +132,7 @@ def sensitivity(
     def mean_loss() -> float:
         found = []
         for i, run in enumerate(runs(batches, loss, progress)):
-            result = dequantize(run(model))
+            result: Any = dequantize(run(model))
             if loss is None:
                 result = _noise(result, outputs, i)
             elif (
@@ -198,8 +198,10 @@ def _works_alone(place: Place, mine: list[Place]) -> bool:
 def _only(model: nn.Module, every: list[Place], on: list[Place]) -> Iterator[None]:
     """Only these quantizers are on, for a while; where some are off, layers return plain tensors."""
     proxies = {id(p.proxy) for p in on}
-    off = [p.proxy for p in every if id(p.proxy) not in proxies]
-    returning = [m for m in model.modules() if getattr(m, "return_quant_tensor", False) is True]
+    off: list[Any] = [p.proxy for p in every if id(p.proxy) not in proxies]
+    returning: list[Any] = [
+        m for m in model.modules() if getattr(m, "return_quant_tensor", False) is True
+    ]
     plain = returning if off else []
     try:
         for proxy in off:

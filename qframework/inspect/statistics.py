@@ -241,7 +241,9 @@ class Observer:
         tensors = [x, y, scale, zero]
         if x.numel() > self.sample:
             chosen = torch.randint(x.numel(), (self.sample,), generator=self.generator).to(x.device)
-            plain = all(t.numel() == 1 or (t.is_contiguous() and t.shape == x.shape) for t in tensors)
+            plain = all(
+                t.numel() == 1 or (t.is_contiguous() and t.shape == x.shape) for t in tensors
+            )
             if plain:
                 tensors = [t.reshape(()) if t.numel() == 1 else t.view(-1)[chosen] for t in tensors]
             else:

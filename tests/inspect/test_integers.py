@@ -51,8 +51,10 @@ def test_shifts_of_powers_of_two_and_the_multiplier() -> None:
     layer(torch.randn(8, 4))
     found = integers(layer.eval())
     assert float(found.weight.scale) == 2.0 ** -int(found.weight.shift)
-    factor = float(found.input.scale * found.weight.scale / found.output.scale)
-    assert found.multiplier * 2.0 ** -float(found.multiplier_shift) == pytest.approx(factor, rel=1e-8)
+    factor = float(found.input.scale) * float(found.weight.scale) / float(found.output.scale)
+    assert found.multiplier * 2.0 ** -float(found.multiplier_shift) == pytest.approx(
+        factor, rel=1e-8
+    )
     assert 2**30 <= found.multiplier <= 2**31
 
 
