@@ -31,7 +31,7 @@ def test_scales_widths_and_clipping_are_logged_each_so_many_steps() -> None:
         train(logger, model)
     assert [r["step"] for r in logger.records] == [0, 2]
     last = logger.records[-1]
-    assert last["1.act/scale"] == pytest.approx(float(model[1].act_quant.scale()))
+    assert last["1.act/scale"] == pytest.approx(model[1].act_quant.scale().item())
     assert last["0.weight/bit_width"] == 4 and 0 <= last["0.input/clipped"] < 0.2
     assert last["0.weight/scale_min"] <= last["0.weight/scale"] <= last["0.weight/scale_max"]
     assert last["1.act/scale_gradient"] > 0
@@ -74,4 +74,4 @@ def test_a_trainer_calls_it_as_a_callback() -> None:
     callback.on_train_end(trainer, model)
     assert to.seen[0][1] == {"step": 7} and callback.records[0]["step"] == 7
     with pytest.raises(AttributeError):
-        callback.nonsense
+        _ = callback.nonsense
