@@ -20,7 +20,7 @@ p.lead { color: var(--soft); margin: 0 0 1rem; }
 nav a { display: inline-block; margin-right: 1rem; color: var(--accent); }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem; }
 .tile { background: var(--panel); border-radius: .5rem; padding: .6rem .8rem; }
-.tile b { display: block; font-size: 1.25rem; overflow-wrap: anywhere; } .tile span { color: var(--soft); font-size: .85rem; }
+.tile b { display: block; font-size: 1.15rem; overflow-wrap: anywhere; } .tile span { color: var(--soft); font-size: .85rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .85rem; white-space: nowrap; }
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }

@@ -48,7 +48,7 @@ class Report(BaseModel):
         head = tiles(
             [
                 ("parameters", f"{numbers.parameters:,}"),
-                ("size without scales", f"{numbers.size_in_bits / 8 / 1024:,.1f} KiB"),
+                ("size without scales", _bytes(numbers.size_in_bits / 8)),
                 ("quantized tensors", str(len(self.statistics.tensors))),
                 ("warnings", str(len(self.findings))),
                 ("batches", str(self.statistics.batches)),
@@ -84,6 +84,11 @@ class Report(BaseModel):
         sections.append(("summary", "Summary", table(self.summary.table())))
         lead = "What quantization does to this model, layer by layer."
         return page(f"Quantization of {self.model}", lead, sections, script)
+
+
+def _bytes(size: float) -> str:
+    """A size in the unit that fits."""
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
 
 
 def report(

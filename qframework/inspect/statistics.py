@@ -245,7 +245,10 @@ class Observer:
                 t.numel() == 1 or (t.is_contiguous() and t.shape == x.shape) for t in tensors
             )
             if plain:
-                tensors = [t.reshape(()) if t.numel() == 1 else t.view(-1)[chosen] for t in tensors]
+                tensors = [
+                    t.reshape(()) if t.numel() == 1 else t.view(-1).index_select(0, chosen)
+                    for t in tensors
+                ]
             else:
                 at = torch.unravel_index(chosen, x.shape)
                 tensors = [
