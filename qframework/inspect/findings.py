@@ -17,7 +17,8 @@ class Finding(BaseModel):
         layer: name of the layer.
         tensor: of it; empty for the layer as a whole.
         kind: ``"dead quantizer"``, ``"saturation"``, ``"unused codes"``, ``"scale not trained"``, ``"not calibrated"``,
-            ``"float layer"`` or ``"not reached"``.
+            ``"float layer"``,
+            ``"float input"`` or ``"not reached"``.
         message: what was found.
         remedy: what to do.
     """
@@ -64,6 +65,16 @@ def findings(model: nn.Module, statistics: ModelStatistics) -> list[Finding]:
                 kind="not reached",
                 message="no value passed this quantizer: its tensor is read past it",
                 remedy="Call the layer itself rather than a function with its weight, or remove the quantizer",
+            )
+        )
+    for name in statistics.float_inputs:
+        found.append(
+            Finding(
+                layer=name,
+                tensor="input",
+                kind="float input",
+                message="its weight is quantized and its input isn't: the activation is read past its quantizer",
+                remedy="Give it input_quant=Int8ActPerTensorFloat, or quantize the activation in front of it",
             )
         )
     inner = {p for m in model.modules() if isinstance(m, QuantProxy) for p in m.modules()}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qframework.graph.table import Table
 from qframework.inspect.batches import Loss, evaluating, runs
+from qframework.inspect.float_inputs import FloatInputs
 from qframework.inspect.grid import Grid, grid_of
 from qframework.inspect.histogram import GrowingHistogram, Histogram
 from qframework.inspect.places import Place, places
@@ -97,11 +98,13 @@ class ModelStatistics(BaseModel):
         tensors: in the order of the model's modules; those that no batch reached are in ``not_reached``.
         not_reached: names of tensors whose quantizers weren't called.
         batches: how many there were.
+        float_inputs: layers that quantize their weight, and whose input came past every quantizer: most of its values differ.
     """
 
     tensors: list[TensorStatistics]
     not_reached: list[str]
     batches: int
+    float_inputs: list[str] = []
 
     def __getitem__(self, name: str) -> TensorStatistics:
         """A tensor by its name, ``"conv1.weight"``.
@@ -355,7 +358,9 @@ def collect_statistics(
     """
     if sample < 1:
         raise ValueError(f"collect_statistics: sample={sample} must be at least 1")
-    observers = [Observer(p, sample) for p in places(model, layers)]
+    chosen = places(model, layers)
+    observers = [Observer(p, sample) for p in chosen]
+    inputs = FloatInputs(chosen)
     handles = [o.place.proxy.register_forward_hook(_hook(o)) for o in observers]
     count = 0
     try:
@@ -366,12 +371,14 @@ def collect_statistics(
                     _gradients(observers, result)
                 count += 1
     finally:
+        inputs.close()
         for handle in handles:
             handle.remove()
     return ModelStatistics(
         tensors=[o.result() for o in observers if o.count],
         not_reached=[o.place.name for o in observers if not o.count],
         batches=count,
+        float_inputs=inputs.names,
     )
 
 

@@ -182,3 +182,16 @@ def test_evaluation_before_calibration_is_found() -> None:
     with pytest.warns(UserWarning, match="has seen no data"):
         found = collect_statistics(model, [torch.randn(4)])
     assert [f.kind for f in findings(model, found)] == ["not calibrated"]
+
+
+def test_an_input_that_is_read_past_its_quantizer_is_found() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1000, 4)
+    quantized = calibrated(Int8ActPerTensorFloat, x)
+    good = nn.Sequential(quantized, QuantLinear(4, 4)).eval()
+    past = nn.Sequential(quantized, nn.Softmax(-1), QuantLinear(4, 4)).eval()
+    assert collect_statistics(good, [x]).float_inputs == []
+    found = findings(past, collect_statistics(past, [x]))
+    assert [(f.layer, f.kind) for f in found] == [("2", "float input")]
+    weights_only = nn.Sequential(QuantLinear(4, 4)).eval()
+    assert collect_statistics(weights_only, [x]).float_inputs == []
