@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from qframework.graph.accumulators import Codes, bias_integers, codes_of_role, codes_of_tensor
 from qframework.graph.widths import bits_of_proxy, bits_of_tensor, inside_quantizers
 from qframework.layers import TransposedLinear
 from qframework.proxy import QuantProxy
@@ -38,10 +39,18 @@ class Product(NamedTuple):
 
 
 class Operations:
-    """What one module does in all of its calls."""
+    """What one module does in all of its calls.
+
+    Attributes:
+        products: of all calls.
+        input_codes: integers of the input of the last call; None where they aren't.
+        bias_integers: of the quantized bias in the last call; None without one.
+    """
 
     def __init__(self) -> None:
         self.products: list[Product] = []
+        self.input_codes: Codes | None = None
+        self.bias_integers: list[int] | None = None
 
     @property
     def macs(self) -> int | None:
@@ -75,10 +84,16 @@ class _Known:
 
     def __init__(self) -> None:
         self.tensors: dict[int, tuple[Any, int, float]] = {}  # kept alive: an id may come again
+        self.integers: dict[int, Codes | None] = {}
 
-    def add(self, x: Any, bits: float) -> None:
+    def add(self, x: Any, bits: float, codes: Codes | None) -> None:
         if isinstance(x, (Tensor, QuantTensor)):
             self.tensors[id(x)] = (x, getattr(x, "_version", 0), bits)
+            self.integers[id(x)] = codes
+
+    def codes(self, x: Any) -> Codes | None:
+        known = self.bits(x) is not None and id(x) in self.integers
+        return self.integers[id(x)] if known else codes_of_tensor(x)
 
     def bits(self, x: Any) -> float | None:
         _, version, bits = self.tensors.get(id(x), (None, 0, None))
@@ -117,15 +132,19 @@ def count_operations(
         given = [*bound.args, *bound.kwargs.values()]
         products = list(_products(module, given, output, known.bits))
         if products:
-            counts.setdefault(module, Operations()).products += products
-        made = None
+            found = counts.setdefault(module, Operations())
+            found.products += products
+            found.input_codes = known.codes(given[0])
+            found.bias_integers = bias_integers(module)
+        made, codes = None, None
         for attribute in ("output_quant", "act_quant", "trunc_quant"):
             bits = _bits_of_role(module, attribute)
-            made = made if bits is None else bits
+            if bits is not None:
+                made, codes = bits, codes_of_role(module, attribute)
         if made is None and isinstance(module, _KEEPING) and given:
-            made = known.bits(given[0])
+            made, codes = known.bits(given[0]), known.codes(given[0])
         if made is not None:
-            known.add(output, made)
+            known.add(output, made, codes)
 
     inner = inside_quantizers(model)
     handles = []

@@ -8,7 +8,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, computed_field
 from torch import Tensor, nn
 
+from qframework.graph.accumulators import accumulator_width, bias_integers
 from qframework.graph.operations import Operations, count_operations
+from qframework.graph.table import Table
 from qframework.graph.widths import asked, bits_of_proxy, bits_of_tensor, inside_quantizers
 from qframework.proxy import QuantProxy
 
@@ -26,6 +28,8 @@ class TensorSummary(BaseModel):
         zero_point: smallest and largest zero point; None where it is 0 throughout.
         parameters: elements that are stored; 0 for activations, and where another tensor is the same parameter.
         shared_with: that other tensor, ``layer.name``, which comes first; None for most.
+        integers: of a quantized bias, one for each channel; None for others, and where its scale is that of an input and neither the
+            example nor a forward pass has given one.
     """
 
     name: str
@@ -37,6 +41,7 @@ class TensorSummary(BaseModel):
     zero_point: tuple[float, float] | None = None
     parameters: int = 0
     shared_with: str | None = None
+    integers: list[int] | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -57,6 +62,8 @@ class LayerSummary(BaseModel):
         weight_bits: bits of its weight, the mean over multiply-accumulates where there are several; in products of
             activations, such as those of attention, bits of the second one. None where it has none.
         input_bits: bits of its input, 32 for floats, the mean over multiply-accumulates; None without an input.
+        accumulator_bits: bits of the integers that its sums of products, with an integer bias, need in the worst case; None where
+            input or weight aren't integers, or the input isn't known.
     """
 
     name: str
@@ -66,6 +73,7 @@ class LayerSummary(BaseModel):
     bops: float | None = None
     weight_bits: float | None = None
     input_bits: float | None = None
+    accumulator_bits: int | None = None
 
 
 class ModelSummary(BaseModel):
@@ -104,20 +112,26 @@ class ModelSummary(BaseModel):
         known = [x.bops for x in self.layers if x.bops is not None]
         return sum(known) if known else None
 
-    def _table(self) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows; the last row is that of totals."""
+    def table(self) -> Table:
+        """A row for each tensor; the last one is that of totals."""
         shifted = any(t.zero_point for x in self.layers for t in x.tensors)
+        counted = any(t.integers for x in self.layers for t in x.tensors)
+        summed = any(x.accumulator_bits for x in self.layers)
         zeros = ["zero"] if shifted else []
         headings = ["layer", "tensor", "quantizer", "per", "bits", "scale", *zeros]
+        headings += ["integers"] * counted + ["acc. bits"] * summed
         headings += ["params", "size", "MACs", "BOPs"]
         rows = []
         for layer in self.layers:
             heading = f"{layer.name} {layer.type}"
+            widths = [str(layer.accumulator_bits or "")] * summed
             counts = [_large(layer.macs), _large(layer.bops)]
             if not layer.tensors:
-                rows.append([heading, *[""] * (len(headings) - 3), *counts])
+                empty = [""] * (len(headings) - 5 - len(widths))
+                rows.append([heading, *empty, *widths, "", "", *counts])
             for i, t in enumerate(layer.tensors):
                 zero = "" if t.zero_point is None else _span(*t.zero_point)
+                whole = f"{min(t.integers)}..{max(t.integers)}" if t.integers else ""
                 rows.append(
                     [
                         heading if i == 0 else "",
@@ -127,6 +141,8 @@ class ModelSummary(BaseModel):
                         f"{t.bit_width:g}",
                         _span(t.scale_min, t.scale_max),
                         *([zero] if shifted else []),
+                        *([whole] if counted else []),
+                        *(widths if i == 0 else [""] * summed),
                         _large(t.parameters),
                         _large(t.size_in_bits),
                         *(counts if i == 0 else ["", ""]),
@@ -134,40 +150,46 @@ class ModelSummary(BaseModel):
                 )
         totals = [_large(n) for n in (self.parameters, self.size_in_bits, self.macs, self.bops)]
         rows.append(["total", *[""] * (len(headings) - 5), *totals])
-        return headings, rows
+        return Table("Summary", headings, rows, _TEXT_COLUMNS, total=True)
 
     def __str__(self) -> str:
-        headings, rows = self._table()
-        widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < _TEXT_COLUMNS else cell.rjust(w)
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in [headings, *rows]
-        ]
-        line = "-" * max(len(x) for x in lines)
-        return "\n".join([lines[0], line, *lines[1:-1], line, lines[-1]])
+        return str(self.table())
 
     def __rich__(self) -> Any:
-        from rich import box
-        from rich.table import Table
+        return self.table().__rich__()
 
-        headings, rows = self._table()
-        table = Table(title="Summary", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in headings[:_TEXT_COLUMNS]:
-            table.add_column(heading, overflow="fold", min_width=6)
-        for heading in headings[_TEXT_COLUMNS:]:
-            table.add_column(heading, justify="right", no_wrap=heading != "scale", overflow="fold")
-        for i, row in enumerate(rows):
-            if i and row[0]:
-                table.add_section()
-            table.add_row(*row)
-        return table
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values."""
+        return self.model_dump()
+
+    def to_json(self, **how: Any) -> str:
+        """JSON; keywords as for pydantic's ``model_dump_json``."""
+        return self.model_dump_json(**how)
+
+    def to_csv(self) -> str:
+        """A line for each tensor, with the numbers of its layer; bias integers are separated by blanks."""
+        of_layer = [n for n in LayerSummary.model_fields if n not in ("name", "tensors")]
+        of_tensor = [n for n in TensorSummary.model_fields if n != "name"]
+        rows = []
+        for layer in self.layers:
+            mine = [_cell(getattr(layer, n)) for n in of_layer]
+            for t in layer.tensors:
+                rest = [_cell(getattr(t, n)) for n in of_tensor]
+                rows.append([layer.name, t.name, *mine, *rest, _cell(t.size_in_bits)])
+            if not layer.tensors:
+                rows.append([layer.name, "", *mine, *[""] * (len(of_tensor) + 1)])
+        headings = ["layer", "tensor", *of_layer, *of_tensor, "size_in_bits"]
+        return Table("", headings, rows).to_csv()
 
 
 #: Columns of words; the others hold numbers.
 _TEXT_COLUMNS = 4
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _span(low: float | None, high: float | None) -> str:
@@ -202,7 +224,8 @@ def summary(model: nn.Module, *example_input: Any) -> ModelSummary:
             modules that keep elements, or is quantized by the layer itself; else it counts as 32.
 
     Returns:
-        Layers and tensors as data (``.model_dump()``, ``.model_dump_json()``), which rich prints as a table.
+        Layers and tensors as data (``to_dict``, ``to_json``, ``to_csv``), which print as a table: in aligned text by ``print``, in
+        colours by rich's ``print``.
     """
     counts = count_operations(model, example_input) if example_input else {}
     inner = inside_quantizers(model)
@@ -215,6 +238,9 @@ def summary(model: nn.Module, *example_input: Any) -> ModelSummary:
         tensors = list(_tensors(shown, module, seen))
         if tensors or module in counts:
             found = counts.get(module, Operations())
+            for t in tensors:
+                if t.name == "bias" and t.quantizer is not None:
+                    t.integers = found.bias_integers or bias_integers(module)
             weight_bits = next((t.bit_width for t in tensors if t.name == "weight"), None)
             layers.append(
                 LayerSummary(
@@ -225,6 +251,7 @@ def summary(model: nn.Module, *example_input: Any) -> ModelSummary:
                     bops=found.bops,
                     weight_bits=weight_bits if found.macs is None else found.weight_bits,
                     input_bits=found.input_bits,
+                    accumulator_bits=accumulator_width(module, found.input_codes),
                 )
             )
     return ModelSummary(layers=layers)

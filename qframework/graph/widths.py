@@ -21,7 +21,9 @@ def inside_quantizers(model: nn.Module) -> set[nn.Module]:
 
 @torch.no_grad()
 def asked(proxy: Any, what: str) -> Any:
-    """What a proxy tells, None where it depends on an input."""
+    """What a proxy tells, None where it depends on an input or the proxy has none, as a truncation has no scale."""
+    if not hasattr(proxy, what):
+        return None
     try:
         return getattr(proxy, what)()
     except RuntimeError:
