@@ -8,3 +8,4 @@ hypothesis.settings.load_profile("default")
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+pytest_plugins = ["pytester"]
