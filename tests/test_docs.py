@@ -16,6 +16,7 @@ RECIPES = ("new_quantizer", "new_format", "new_layer")
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # what Lightning uses of torch
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_snippets_run(page, monkeypatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
