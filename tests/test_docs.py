@@ -33,7 +33,13 @@ def test_snippets_run(page, monkeypatch, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("page", "writer"),
-    [("PAGE", "policies"), ("CATALOGUE", "catalogue"), ("MIGRATION", "migration")],
+    [
+        ("PAGE", "policies"),
+        ("CATALOGUE", "catalogue"),
+        ("MIGRATION", "migration"),
+        ("REFERENCE", "reference"),
+        ("LLMS", "llms"),
+    ],
 )
 def test_generated_pages_are_those_of_the_classes(page, writer) -> None:
     space: dict[str, object] = {

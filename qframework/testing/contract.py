@@ -137,7 +137,9 @@ class QuantizerContract:
         """``value / scale + zero_point`` is an integer that the bit width holds."""
         out = self.quantized(self.ready())
         if not isinstance(out, IntQuantTensor):
-            assert getattr(out, "is_valid", True), "is_valid says that some value is on no grid point"
+            assert getattr(out, "is_valid", True), (
+                "is_valid says that some value is on no grid point"
+            )
             return
         steps = (out.value.double() / out.scale.double() + out.zero_point.double()).detach()
         off = (steps - steps.round()).abs().max()
@@ -155,7 +157,9 @@ class QuantizerContract:
             f"integers from {least:g} to {most:g}, and {bits:g} bits hold {low:g} to {high:g}"
         )
 
-    @check("what is on the grid stays there when it is quantized again (idempotent = False says that it needn't)")
+    @check(
+        "what is on the grid stays there when it is quantized again (idempotent = False says that it needn't)"
+    )
     def test_quantizing_again_changes_nothing(self) -> None:
         """What is on the grid stays there; by a rounding rule other than to nearest, within a step."""
         layer = self.ready()

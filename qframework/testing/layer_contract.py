@@ -112,7 +112,9 @@ class LayerContract:
         sum(t.float().square().sum() for t in _flat(self.call(layer, x))).backward()  # type: ignore[union-attr]
         found = dict(layer.named_parameters())
         found |= {
-            f"input {i}": t for i, t in enumerate(x if isinstance(x, tuple) else (x,)) if _is_leaf(t)
+            f"input {i}": t
+            for i, t in enumerate(x if isinstance(x, tuple) else (x,))
+            if _is_leaf(t)
         }
         gradients = {n: p.grad for n, p in found.items() if p.grad is not None}
         assert any(bool((g != 0).any()) for g in gradients.values()), "all of them are 0 or missing"

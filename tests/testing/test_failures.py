@@ -134,7 +134,9 @@ def test_the_marker_registers_itself_and_failures_are_short(pytester, monkeypatc
             quantizer = Mine
         """
     )
-    done = pytester.runpytest_subprocess("--strict-markers", "-W", "error", "-m", "slow", "-k", "one_graph")
+    done = pytester.runpytest_subprocess(
+        "--strict-markers", "-W", "error", "-m", "slow", "-k", "one_graph"
+    )
     done.assert_outcomes(failed=1, deselected=10)
     assert len(done.outlines) < 25, "\n".join(done.outlines)
     assert not done.errlines
