@@ -8,6 +8,7 @@ from typing import Any
 
 from qframework import quantizers
 from qframework.core.codebook import CodebookQuant
+from qframework.core.zero_point import ZeroZeroPoint
 from qframework.inject import UnknownNameError
 from qframework.inject.errors import did_you_mean
 from qframework.inject.expressions import This, Value, arguments_of
@@ -46,7 +47,7 @@ class Entry:
 def catalogue() -> list[Entry]:
     """All of them, in the order of the package."""
     found = []
-    for name in quantizers.__all__:
+    for name in vars(quantizers)["__all__"]:
         cls = getattr(quantizers, name)
         if isinstance(cls, type) and issubclass(cls, QuantSolver) and not name.endswith("Solver"):
             found.append(_entry(name, cls))
@@ -102,9 +103,10 @@ def find(name: str) -> Any:
     Raises:
         UnknownNameError: there is none; the message has the nearest name.
     """
-    if name not in quantizers.__all__:
+    names = [e.name for e in catalogue()]
+    if name not in names:
         raise UnknownNameError(
-            f"no predefined quantizer is called {name!r}{did_you_mean(name, quantizers.__all__)}"
+            f"no predefined quantizer is called {name!r}{did_you_mean(name, names)}"
         )
     return getattr(quantizers, name)
 
@@ -118,17 +120,12 @@ def _entry(name: str, cls: Any) -> Entry:
     if kind == "fp":
         return Entry(name, role, "float", None, "", "", "", about)
     bits = names.read("bit_width", "?")
-    if names.find("codebook") is not None and _is_codebook(names):
+    if _is_codebook(names):
         levels = names.read("codebook", None)
         bits = max(1, (len(levels) - 1).bit_length()) if levels else "?"
-    built = names.find("tensor_quant")
-    by_itself = (
-        built is not None
-        and isinstance(built[0], type)
-        and not {"zero_point_impl", "scaling_impl"} & _needs(built[0])
-    )
-    zero = names.find("zero_point_impl")
-    zero_point = "" if zero is None or zero[0].__name__ == "ZeroZeroPoint" else zero[0].__name__
+    built, zero = _bound(names, "tensor_quant"), _bound(names, "zero_point_impl")
+    by_itself = isinstance(built, type) and not {"zero_point_impl", "scaling_impl"} & _needs(built)
+    zero_point = "" if zero is None or zero is ZeroZeroPoint else zero.__name__
     return Entry(
         name=name,
         role=role,
@@ -136,9 +133,15 @@ def _entry(name: str, cls: Any) -> Entry:
         bits=1 if kind == "binary" else int(bits) if bits != "?" else None,
         granularity=_granularity(names),
         scale=_scale(names, role),
-        zero_point=built[0].__name__ if by_itself else zero_point,
+        zero_point=built.__name__ if by_itself else zero_point,
         about=about,
     )
+
+
+def _bound(names: Resolver, name: str) -> Any:
+    """What a name is bound to, not built; None where nothing binds it."""
+    found = names.find(name)
+    return None if found is None else found[0]
 
 
 def _granularity(names: Resolver) -> str:
@@ -149,8 +152,7 @@ def _granularity(names: Resolver) -> str:
 
 
 def _is_codebook(names: Resolver) -> bool:
-    built = names.find("tensor_quant")
-    return built is not None and built[0] is CodebookQuant
+    return _bound(names, "tensor_quant") is CodebookQuant
 
 
 def _format(names: Resolver, role: str, kind: str, bits: object) -> str:
@@ -179,11 +181,11 @@ def _scale(names: Resolver, role: str) -> str:
         return "input times weight"
     if role == "accumulator" and names.read("trunc_scaling_impl_type") == "msb":
         return "2^bits removed"
-    tensor_quant = names.find("tensor_quant")[0]
+    tensor_quant = _bound(names, "tensor_quant")
     if isinstance(tensor_quant, type) and "scaling_impl" not in _needs(tensor_quant):
         return tensor_quant.__name__
     parts = [names.read("scaling_impl_type").value]
-    statistic = names.find("scaling_stats_impl")[0]
+    statistic = _bound(names, "scaling_stats_impl")
     if parts[0] not in ("const", "parameter", "he"):
         if isinstance(statistic, This):
             parts.append("MSE")
