@@ -1,10 +1,13 @@
 """How Sphinx builds these pages: ``make docs``, which also runs the notebooks. Warnings are errors."""
 
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "extensions"))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "docs" / "extensions"), str(ROOT)]
+# Notebooks run in processes of their own, with this checkout.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 import qframework
 
@@ -17,7 +20,6 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "api_links",
 ]
@@ -47,6 +49,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+
+toc_object_entries = False  # the side bar lists pages
 
 html_theme = "furo"
 html_title = "qframework"

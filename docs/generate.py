@@ -18,7 +18,9 @@ MIGRATION = DOCS / "migration.md"
 REFERENCE = DOCS / "api" / "quantizers.md"
 LLMS = DOCS / "llms.txt"
 _TABLE = "## The table"
-TOCTREE = re.compile(r"```{toctree}\n:caption: ([^\n]+)\n:maxdepth: \d\n\n(.*?)```", re.DOTALL)
+TOCTREE = re.compile(
+    r"```{toctree}\n:caption: ([^\n]+)\n:maxdepth: \d\n:hidden:\n\n(.*?)```", re.DOTALL
+)
 
 
 def policies() -> str:
@@ -134,14 +136,11 @@ def _head(path: Path) -> tuple[str, str]:
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     assert title is not None, path
-    plain = (
-        p
-        for p in text[title.end() :].split("\n\n")
-        if p.strip() and not p.strip().startswith(("```", "#", "|", "    ", ":::"))
-    )
+    rest = re.sub(r"^```.*?^```|^    .*?$", "", text[title.end() :], flags=re.DOTALL | re.MULTILINE)
+    plain = (p for p in rest.split("\n\n") if p.strip() and p.strip()[0] not in "#|:")
     first = " ".join(next(plain, "").split())
     first = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", first)
-    return title[1], re.split(r"(?<=[.:]) ", first)[0].rstrip(":")
+    return title[1], re.split(r"(?<=\.) ", first)[0]
 
 
 def migration() -> str:
