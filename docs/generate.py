@@ -59,6 +59,10 @@ def policies() -> str:
 def catalogue() -> str:
     """The page of all predefined quantizers, from the classes."""
     lines = [
+        "---",
+        "hide-toc: true",
+        "---",
+        "",
         "# Predefined quantizers",
         "",
         "All of them, as they are without a keyword; `python docs/generate.py` writes this page from the classes. Widths,",
