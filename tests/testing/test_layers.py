@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from qframework.layers import QuantConv2d, QuantEltwiseAdd, QuantLinear, QuantLSTM, QuantReLU
+from qframework.layers import QuantConv2d, QuantEltwiseAdd, QuantEmbedding, QuantLinear, QuantReLU
 from qframework.quantizers import Int8ActPerTensorFloat
 from qframework.testing import LayerContract
 
@@ -56,11 +56,33 @@ class TestAddition(LayerContract):
         return torch.randn(4, 16), torch.randn(4, 16)
 
 
-class TestLSTM(LayerContract):
-    """Results that are tuples of tuples."""
+class TestEmbedding(LayerContract):
+    """Inputs that are integers."""
 
     def layer(self, **keywords):
-        return QuantLSTM(4, 6, batch_first=True, **keywords)
+        return QuantEmbedding(10, 6, **keywords)
+
+    def sample(self):
+        return torch.arange(8).view(2, 4)
+
+    def float_layer(self):
+        return nn.Embedding(10, 6)
+
+
+class Pair(nn.Module):
+    """A layer of one's own with two results, one of them in a tuple."""
+
+    def __init__(self, **keywords):
+        super().__init__()
+        self.first, self.second = QuantLinear(4, 3, **keywords), QuantLinear(4, 2, **keywords)
+
+    def forward(self, x):
+        return self.first(x), (self.second(x),)
+
+
+class TestPair(LayerContract):
+    def layer(self, **keywords):
+        return Pair(**keywords)
 
     def sample(self):
         return torch.randn(2, 3, 4)
