@@ -59,7 +59,9 @@ def test_a_quantizer_gives_the_numbers_of_the_cpu(name: str, kernels: str) -> No
         else:
             expected, found = here(x), there(x.to(DEVICE))
     assert (found.value if isinstance(found, QuantTensor) else found).device.type == DEVICE.type
-    if "AccumulatorAware" in name:  # its scale is a sum, whose order differs: one code in a hundred at a tie
+    if (
+        "AccumulatorAware" in name
+    ):  # its scale is a sum, whose order differs: one code in a hundred at a tie
         assert ((plain(found) - plain(expected)).abs() > 1e-6).float().mean() < 0.02
         return
     assert_same_codes(plain(found), plain(expected))
