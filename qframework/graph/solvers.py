@@ -80,7 +80,8 @@ def upper_factor(hessian: Tensor, damping: Tensor | None = None) -> Tensor:
         raise NotSolvable(
             "the Hessian is not positive definite; give more samples, or dtype=torch.float64"
         )
-    return lower.flip(1, 2)
+    turned = lower.flip(1, 2)
+    return turned
 
 
 def gpfq(
@@ -143,7 +144,7 @@ def qronos(
     """
     original = weights if original is None else original
     dead = hessian.diagonal(dim1=1, dim2=2) == 0
-    weights = weights.masked_fill_(dead.unsqueeze(-1), 0)
+    weights = weights.masked_fill(dead.unsqueeze(-1), 0)
     order = by_input_energy(hessian) if act_order else None
     if order is not None:
         weights, original = reordered(weights, order), reordered(original, order)
@@ -155,7 +156,7 @@ def qronos(
     q = grid.of_columns(0, 1).nearest(start)
     if weights.shape[1] == 1:
         return q
-    damping = alpha * largest_eigenvalue(hessian, steps=10)[:, None]  # it needn't be exact
+    damping = alpha * largest_eigenvalue(hessian, steps=10)[:, None]
     upper = upper_factor(hessian[:, 1:, 1:], damping)
     right = cross[:, 1:] @ original
     right.add_(original[:, 1:] * damping.unsqueeze(-1))
