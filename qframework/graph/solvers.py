@@ -80,8 +80,8 @@ def upper_factor(hessian: Tensor, damping: Tensor | None = None) -> Tensor:
         raise NotSolvable(
             "the Hessian is not positive definite; give more samples, or dtype=torch.float64"
         )
-    turned = lower.flip(1, 2)
-    return turned
+    upper: Tensor = lower.flip(1, 2)
+    return upper
 
 
 def gpfq(
