@@ -13,8 +13,7 @@ from torch.func import functional_call
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.batches import Batches
 from qframework.graph.layer_by_layer import LayerByLayer
-from qframework.graph.layer_inputs import Reached
-from qframework.graph.node_execution import Call
+from qframework.graph.layer_inputs import Call, Reached
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.soft_rounding import METHODS
 from qframework.graph.weight_grid import NoGrid, grid_of

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +15,9 @@ from torch import Tensor, fx, nn
 
 from qframework.graph.batches import Batches
 from qframework.graph.graph_pass import is_leaf
-from qframework.graph.layer_inputs import Reached, watching
+from qframework.graph.layer_inputs import Call, Reached, watching
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.tracing import Traced, trace
-
-
-@dataclass
-class Call:
-    """The arguments of one call of a module."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Stream:
@@ -184,7 +175,10 @@ class NodeExecution:
         if isinstance(batch, Mapping):
             return dict(batch)
         args = batch if isinstance(batch, (tuple, list)) else (batch,)
-        bound = inspect.signature(self.model.forward).bind(*args)
+        kwargs = {}
+        if isinstance(batch, Call):
+            args, kwargs = batch.args, batch.kwargs
+        bound = inspect.signature(self.model.forward).bind(*args, **kwargs)
         return dict(bound.arguments)
 
 
