@@ -92,14 +92,23 @@ class BlockExecution:
         return found
 
     @torch.no_grad()
-    def compute(self, place: int, calls: list[dict[int, Call]]) -> None:
-        """Let all batches through a unit."""
+    def compute(
+        self, place: int, calls: list[dict[int, Call]], streams: tuple[int, ...] = (0, 1)
+    ) -> None:
+        """Let all batches through a unit.
+
+        Args:
+            place: of the unit.
+            calls: of :meth:`calls`.
+            streams: which ones.
+        """
         module = self.plan.units[place].module
-        for stream, own, kept in zip(self.streams, calls, self._kept, strict=True):
-            with stream.set_up(module, self.originals):
-                for b in list(own):
-                    call = own.pop(b)
-                    kept[b][place] = self.store.keep(module(*call.args, **call.kwargs))
+        for i, stream in enumerate(self.streams):
+            if i in streams:
+                with stream.set_up(module, self.originals):
+                    for b, call in calls[i].items():
+                        output = module(*call.args, **call.kwargs)
+                        self._kept[i][b][place] = self.store.keep(output)
 
     @torch.no_grad()
     def outputs(self) -> list[list[Any]]:
@@ -194,17 +203,24 @@ def _copied(t: Tensor) -> Tensor:
 
 
 def planned_for_execution(
-    model: nn.Module, batches: Batches, blocks: list[str] | None = None
+    model: nn.Module, batches: Batches, units: list[str] | None = None
 ) -> BlockPlan | str:
-    """The units of a model that is to be run block by block, or why it can't be."""
+    """The units of a model that is to be run block by block, or why it can't be.
+
+    Args:
+        model: in evaluation mode.
+        batches: the first one is run.
+        units: their names; None for those of :func:`~qframework.graph.block_plan.unit_names`.
+    """
     if batches.is_callable:
         return "the model is run by a callable"
-    hooked = [n for n in unit_names(model, blocks) if _has_hooks(model.get_submodule(n))]
+    names = unit_names(model) if units is None else units
+    hooked = [n for n in names if _has_hooks(model.get_submodule(n))]
     if hooked:
         return f"{hooked[0]} has hooks"
     first = next(iter(batches))
     try:
-        plan = plan_blocks(model, lambda m: call_with(m, first), blocks)
+        plan = plan_blocks(model, lambda m: call_with(m, first), names)
     except Unplannable as reason:
         return str(reason)
     return plan if len(plan.units) > 1 else "it has no blocks"

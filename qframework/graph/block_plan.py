@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from qframework.graph.layer_view import WEIGHTED
+from qframework.proxy import QuantProxy
 
 
 @dataclass
@@ -57,14 +58,9 @@ def block_names(model: nn.Module) -> list[str]:
     return [n for n in found if not any(n.startswith(o + ".") for o in found)]
 
 
-def unit_names(model: nn.Module, blocks: list[str] | None = None) -> list[str]:
-    """Blocks, and beside them the outermost modules that hold numbers or weighted layers.
-
-    Args:
-        model: any module.
-        blocks: names; None for :func:`block_names`.
-    """
-    inside = block_names(model) if blocks is None else blocks
+def unit_names(model: nn.Module) -> list[str]:
+    """Blocks, and beside them the outermost modules that hold numbers, quantizers or weighted layers."""
+    inside = block_names(model)
     found: list[str] = []
 
     def descend(name: str, module: nn.Module) -> None:
@@ -84,7 +80,8 @@ def unit_names(model: nn.Module, blocks: list[str] | None = None) -> list[str]:
 
 
 def _holds_numbers(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    held = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
+    return held or any(isinstance(m, QuantProxy) for m in module.modules())
 
 
 class Unplannable(Exception):
@@ -93,19 +90,19 @@ class Unplannable(Exception):
 
 @torch.no_grad()
 def plan_blocks(
-    model: nn.Module, run: Callable[[nn.Module], Any], blocks: list[str] | None = None
+    model: nn.Module, run: Callable[[nn.Module], Any], units: list[str] | None = None
 ) -> BlockPlan:
     """Run a model once, and see in which order its units are called and which results are used where.
 
     Args:
         model: in evaluation mode; may be on the ``meta`` device.
         run: calls it with one batch.
-        blocks: names of blocks; None for :func:`block_names`.
+        units: names of units; None for :func:`unit_names`.
 
     Raises:
         Unplannable: a unit is called twice, changes its inputs, or is called within another one.
     """
-    names = {model.get_submodule(n): n for n in unit_names(model, blocks)}
+    names = {model.get_submodule(n): n for n in units or unit_names(model)}
     watch = _Watch(names)
     with watch.on():
         output = run(model)

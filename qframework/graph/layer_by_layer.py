@@ -73,6 +73,7 @@ class LayerByLayer:
         float_weights: afterwards, from names of layers to their weights before, with ``create_weight_orig``.
         seconds: for each layer.
         store: where finished layers are kept; None for nowhere.
+        restores: whether an exception leaves the model as it was, for which weights are kept.
         kept: names of layers that ``keep_best`` left alone.
         errors: with ``measure``, from names of layers to the relative squared error of their outputs on the batches, with
             weights rounded to the nearest value and as they are now.
@@ -113,6 +114,7 @@ class LayerByLayer:
         self.kept: list[str] = []
         self.seconds: dict[str, float] = {}
         self.store: LayerStore | None = None
+        self.restores = True
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
         self.float_weights: dict[str, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
@@ -258,11 +260,16 @@ class LayerByLayer:
 
     def _update(self, layer: nn.Module, statistics: InputStatistics) -> None:
         name = self._names[layer]
-        self._before.append(Snapshot(layer))
-        shares = isinstance(layer, QuantWeightBiasInputOutputLayer)
-        weight: Any = own_parameter(layer) if shares else layer._parameters["weight"]
+        if self.restores:
+            self._before.append(Snapshot(layer))
+        weight: Any = layer._parameters["weight"]
+        original = weight.detach()
+        if isinstance(layer, QuantWeightBiasInputOutputLayer):
+            weight = own_parameter(layer)  # what it was stays in the old one
+        else:
+            original = original.clone()
         if self.create_weight_orig or self.needs_float_inputs:
-            self.weight_orig.setdefault(weight, weight.detach().clone())
+            self.weight_orig.setdefault(weight, original)
         start = time.perf_counter()
         note = None if self.store is None else self.store.load(name, layer)
         if note is not None:

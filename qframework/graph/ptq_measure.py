@@ -37,21 +37,25 @@ def output_sqnr(model: nn.Module, quantized: nn.Module, batches: Batches) -> flo
     """Energy of a float model's outputs over that of what the quantized model's lack, in dB; None for outputs without numbers."""
     if batches.is_callable:
         return None
-    signal = noise = 0.0
-    seen = False
     training = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        for batch in batches:
-            exact = tensors_of(call_with(model, batch))
-            found = tensors_of(call_with(quantized, batch))
-            for a, b in zip(exact, found, strict=True):
-                seen = True
-                signal += float(a.double().square().sum())
-                noise += float((a.double() - b.double()).square().sum())
+        pairs = [(call_with(model, b), call_with(quantized, b)) for b in batches]
     finally:
         for module, mode in training:
             module.training = mode
+    return sqnr_of_outputs([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def sqnr_of_outputs(exact: list[Any], found: list[Any]) -> float | None:
+    """Energy of outputs over that of what others lack, in dB; None for outputs without numbers."""
+    signal = noise = 0.0
+    seen = False
+    for one, other in zip(exact, found, strict=True):
+        for a, b in zip(tensors_of(one), tensors_of(other), strict=True):
+            seen = True
+            signal += float(a.double().square().sum())
+            noise += float((a.double() - b.double()).square().sum())
     return sqnr(signal, noise) if seen else None
 
 
