@@ -237,8 +237,8 @@ class LayerByLayer:
 
         Args:
             layer: one of :attr:`remaining`.
-            quantized: its inputs in the quantized model, in order.
-            exact: those in the float model, where ``needs_float_inputs``.
+            quantized: its inputs in the quantized model, in order; emptied, so that they needn't stay in memory.
+            exact: those in the float model, where ``needs_float_inputs``; likewise.
         """
         self._remaining.remove(layer)
         if not quantized:
@@ -246,10 +246,13 @@ class LayerByLayer:
             return
         where = quantized[0].device if self.device == "same" else torch.device(self.device)
         statistics = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
-        for i, x in enumerate(quantized):
-            statistics.add(x)
+        for rest in (quantized, exact):
+            if rest is not None:
+                rest.reverse()
+        while quantized:
+            statistics.add(quantized.pop())
             if exact is not None:
-                statistics.add(exact[i], is_float=True)
+                statistics.add(exact.pop(), is_float=True)
         self._update(layer, statistics)
 
     def leave_unreached(self, layers: set[nn.Module]) -> None:
@@ -319,21 +322,24 @@ class LayerByLayer:
         weight = held._parameters["weight"]
         grid = grid_of(held.weight_quant, weight)
         where = statistics.device
-        matrix = view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
-        solved = self.solve(matrix, statistics, grid.matrix(view).to(where, self.dtype))
+        of_matrix = grid.matrix(view).to(where, self.dtype)
+
+        def whole() -> Tensor:
+            return view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
+
+        solved = self.solve(whole(), statistics, of_matrix)
         if not bool(torch.isfinite(solved).all()):
             raise NotSolvable("the result isn't finite; give more samples, or dtype=torch.float64")
         if self.measure:
-            whole = view.to_matrix(weight.detach()).to(where, self.dtype)
-            near = grid.matrix(view).to(where, self.dtype).nearest(whole.clone())
-            errors = statistics.relative_error(whole, near, solved)
+            near = of_matrix.nearest(whole())
+            errors = statistics.relative_error(whole(), near, solved)
+            del near
             worse = self.keep_best and errors[1] > errors[0]
             self.errors[self._names[layer]] = (errors[0], errors[0] if worse else errors[1])
             if worse:
                 self.kept.append(self._names[layer])
                 return False
-        values = view.from_matrix(solved.to(weight.device))
-        if not write_weight(layer, values, grid):
+        if not write_weight(layer, view.from_matrix(solved.to(weight.device)), grid):
             raise NoGrid(f"{held.weight_quant.quantizer.__name__} can't be given these values")
         return True
 

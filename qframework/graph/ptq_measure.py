@@ -14,7 +14,7 @@ from qframework.graph.layer_view import WEIGHTED
 from qframework.graph.ptq_report import LayerRecord, sqnr
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.recipe_steps import Work
-from qframework.graph.weight_grid import NoGrid, grid_of
+from qframework.graph.weight_grid import NoGrid, WeightGrid, grid_of
 from qframework.graph.widths import bits_of_proxy
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -79,7 +79,7 @@ def layer_records(work: Work) -> list[LayerRecord]:
         and m.weight_quant.is_quant_enabled
     }
     records, energies = [], dict[Any, _Energies]()
-    nearest: dict[Any, tuple[Tensor, Tensor]] = {}
+    nearest: dict[Any, tuple[Tensor, WeightGrid]] = {}
     for layer, name in layers.items():
         record = LayerRecord(
             name=name,
@@ -105,7 +105,7 @@ def layer_records(work: Work) -> list[LayerRecord]:
         record.clipped = (
             float(((near - whole).abs() > room).float().mean()) if grid.is_even else None
         )
-        nearest[layer] = whole, near
+        nearest[layer] = whole, grid
         energies[layer] = _Energies()
     _measure(work, energies, nearest)
     for layer, record in zip(layers, records, strict=True):
@@ -116,19 +116,21 @@ def layer_records(work: Work) -> list[LayerRecord]:
     return records
 
 
+def _energy(t: Tensor) -> float:
+    return float(t.square().sum(dtype=torch.float64))
+
+
 def _measure(work: Work, energies: dict[Any, _Energies], nearest: dict[Any, Any]) -> None:
     def hook(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        whole, near = nearest[layer]
-        weight = layer._parameters["weight"]
+        whole, grid = nearest[layer]
+        weight, found = layer._parameters["weight"], energies[layer]
         with quantizers_off(layer), with_weights({weight: whole}):
             exact = dequantize(layer.forward(*args, **kwargs))
+        found.signal += _energy(exact)
+        found.now += _energy(exact - dequantize(output))
+        near = grid.nearest(whole.to(torch.float32)).to(whole.dtype)
         with quantizers_off(layer, biases=False, activations=False), with_weights({weight: near}):
-            rounded = dequantize(layer.forward(*args, **kwargs))
-        now = dequantize(output)
-        found = energies[layer]
-        found.signal += float(exact.double().square().sum())
-        found.near += float((exact - rounded).double().square().sum())
-        found.now += float((exact - now).double().square().sum())
+            found.near += _energy(exact - dequantize(layer.forward(*args, **kwargs)))
 
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in nearest]
     try:

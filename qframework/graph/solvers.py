@@ -54,27 +54,26 @@ def gptq(
         hessian = reordered_square(hessian, order).contiguous()
         diagonal = hessian.diagonal(dim1=1, dim2=2)
     diagonal.add_(damping * diagonal.mean(dim=1, keepdim=True))
-    upper = upper_factor(hessian)
+    turned = [hessian.flip(1, 2)]
+    del hessian, diagonal  # they may be the largest tensors that there are
+    upper = upper_factor(turned)
     ends = upper.diagonal(dim1=1, dim2=2)
     target = weights * ends.unsqueeze(-1)
     result = quantize_in_sequence(target, upper.transpose(1, 2), 1 / ends, grid, weights)
     return result if order is None else in_first_order(result, order)
 
 
-def upper_factor(hessian: Tensor, damping: Tensor | None = None) -> Tensor:
+def upper_factor(turned: list[Tensor]) -> Tensor:
     """Upper triangular ``v`` with ``v v^T = hessian``.
 
     Args:
-        hessian: symmetric, ``(groups, columns, columns)``.
-        damping: added to its diagonal before, ``(groups, 1)``.
+        turned: the matrix, ``(groups, columns, columns)``, both axes in reverse order; taken out of the list, so that its memory is
+            free again.
 
     Raises:
         NotSolvable: it isn't positive definite.
     """
-    turned = hessian.flip(1, 2)
-    if damping is not None:
-        turned.diagonal(dim1=1, dim2=2).add_(damping)
-    lower, failed = torch.linalg.cholesky_ex(turned)
+    lower, failed = torch.linalg.cholesky_ex(turned.pop())
     ends = lower.diagonal(dim1=1, dim2=2)
     if bool(failed.any()) or not bool(torch.isfinite(ends).all()):
         raise NotSolvable(
@@ -157,7 +156,9 @@ def qronos(
     if weights.shape[1] == 1:
         return q
     damping = alpha * largest_eigenvalue(hessian, steps=10)[:, None]
-    upper = upper_factor(hessian[:, 1:, 1:], damping)
+    turned = [hessian[:, 1:, 1:].flip(1, 2)]
+    turned[0].diagonal(dim1=1, dim2=2).add_(damping)
+    upper = upper_factor(turned)
     right = cross[:, 1:] @ original
     right.add_(original[:, 1:] * damping.unsqueeze(-1))
     right.baddbmm_(hessian[:, 1:, :1], q, alpha=-1)
