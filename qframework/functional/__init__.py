@@ -10,6 +10,7 @@ from qframework.functional.integer_range import (
     min_int,
 )
 from qframework.functional.minifloat import (
+    EXPONENTS,
     MinifloatFormat,
     largest_available,
     largest_minifloat,
@@ -74,6 +75,7 @@ from qframework.functional.straight_through import (
 )
 
 __all__ = [
+    "EXPONENTS",
     "Defined",
     "GRURanges",
     "Granularity",

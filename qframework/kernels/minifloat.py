@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qframework.functional import (
+    EXPONENTS,
     ROUNDINGS,
     MinifloatFormat,
     add_kernel,
@@ -17,16 +18,10 @@ from qframework.functional import (
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse_anywhere
 from qframework.kernels.integer import sum_to
 
-#: What is left of a floating-point number without its significand, by its dtype.
-_EXPONENT = {
-    torch.float32: (torch.int32, 0x7F800000),
-    torch.float64: (torch.int64, 0x7FF0000000000000),
-}
-
 
 def _power_below(x: Tensor) -> Tensor:
     """``2^floor(log2|x|)`` exactly; 0 for 0 and subnormal numbers, infinity for infinity, NaN."""
-    integers, mask = _EXPONENT[x.dtype]
+    integers, mask = EXPONENTS[x.dtype]
     return (x.view(integers) & mask).view(x.dtype)
 
 
