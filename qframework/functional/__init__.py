@@ -11,6 +11,7 @@ from qframework.functional.integer_range import (
 )
 from qframework.functional.minifloat import (
     MinifloatFormat,
+    MinifloatGrid,
     largest_available,
     largest_minifloat,
     max_float,
@@ -81,6 +82,7 @@ __all__ = [
     "Kernel",
     "LSTMRanges",
     "MinifloatFormat",
+    "MinifloatGrid",
     "RNNRanges",
     "ROUNDINGS",
     "Range",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,11 +12,19 @@ from torch import Tensor
 from qframework.functional import (
     ROUNDINGS,
     MinifloatFormat,
+    MinifloatGrid,
     add_kernel,
     compute_dtype,
     minifloat_quantize,
 )
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse_anywhere
+from qframework.kernels import native
+from qframework.kernels.autograd import (
+    Context,
+    Fused,
+    apply,
+    may_fuse_anywhere,
+    may_overwrite,
+)
 from qframework.kernels.integer import sum_to
 
 #: What is left of a floating-point number without its significand, by its dtype.
@@ -30,12 +40,33 @@ def _power_below(x: Tensor) -> Tensor:
     return (x.view(integers) & mask).view(x.dtype)
 
 
-def _rounded(v: Tensor, fmt: MinifloatFormat, rounding: str) -> tuple[Tensor, Tensor]:
-    """``v`` on the unbounded grid, and ``2^floor(log2|v|)``."""
+class _Placed(NamedTuple):
+    """Values on the unbounded grid.
+
+    Attributes:
+        q: the numbers.
+        slope: how far they move with the values: 1 but for normal numbers.
+        normal: whether they are.
+    """
+
+    q: Tensor
+    slope: Callable[[], Tensor]
+    normal: Callable[[], Tensor]
+
+
+def _placed(v: Tensor, fmt: MinifloatFormat, rounding: str) -> _Placed:
     power = _power_below(v)
-    unit = power.clamp_min(2.0 ** (1 - fmt.exponent_bias)) * 2.0**-fmt.mantissa_bits
-    q = ROUNDINGS[rounding](v / unit) * unit
-    return q if fmt.saturates else torch.where(v.isinf(), v, q), power
+    smallest = 2.0 ** (1 - fmt.exponent_bias)
+    unit = power.clamp_min(smallest) * 2.0**-fmt.mantissa_bits
+    steps = v / unit
+    whole = ROUNDINGS[rounding](steps)
+    q = whole * unit
+    q = q if fmt.saturates else torch.where(v.isinf(), v, q)
+
+    def normal() -> Tensor:
+        return (power >= smallest) & ~v.isnan()
+
+    return _Placed(q, lambda: torch.where(normal(), whole / steps, 1.0), normal)
 
 
 def _bounded(q: Tensor, fmt: MinifloatFormat) -> Tensor:
@@ -47,24 +78,70 @@ def _bounded(q: Tensor, fmt: MinifloatFormat) -> Tensor:
     return torch.where(q > fmt.largest, fmt.overflow, bounded)
 
 
+def _outside(q: Tensor, fmt: MinifloatFormat, clamp_gradient: bool) -> Tensor:
+    """Where what is bounded no longer moves with the value."""
+    above = q > fmt.largest if clamp_gradient or not fmt.saturates else q > math.inf
+    if not clamp_gradient and (fmt.saturates or not fmt.signed):
+        return above
+    return above | (q < (-fmt.largest if fmt.signed else 0.0))
+
+
+def round_minifloats(x: Tensor, scale: Tensor | None, grid: MinifloatGrid) -> Tensor:
+    """The values of :func:`~qframework.functional.minifloat_quantize`."""
+    layout = _native_layout(x, scale, grid)
+    if layout is not None:
+        return native.quantize(layout, x, scale, None, grid, False)
+    v = x.to(compute_dtype(x.dtype))
+    v = v if scale is None else v / scale
+    q = _bounded(_placed(v, grid.format, grid.rounding).q, grid.format)
+    return (q if scale is None else q * scale).to(x.dtype)
+
+
+def _native_layout(
+    x: Tensor, scale: Tensor | None, grid: MinifloatGrid, g: Tensor | None = None
+) -> native.Layout | None:
+    shape = () if scale is None else tuple(scale.shape)
+    return native.serves(x, shape, native.rounding_of(grid), scale, g=g)
+
+
+def minifloat_gradients(
+    grad: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    grid: MinifloatGrid,
+    need_scale: bool,
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of values and scale for that of the result of :func:`round_minifloats`."""
+    fmt, rounding, clamp_gradient = grid
+    layout = _native_layout(x, scale, grid, grad)
+    if layout is not None:
+        return native.gradients(
+            layout, grad, x, scale, None, grid, False, overwrite=overwrite
+        )[:2]
+    g = grad.to(compute_dtype(x.dtype))
+    v = x.to(g.dtype)
+    v = v if scale is None else v / scale
+    q, slope, normal = _placed(v, fmt, rounding)
+    inside = v.isinf() | ~_outside(q, fmt, clamp_gradient)
+    grad_x = torch.where(inside, g * slope(), 0.0)
+    grad_scale = None
+    if scale is not None and need_scale:
+        moved = torch.where(inside, torch.where(normal(), q, v), 0.0)
+        grad_scale = sum_to(g * (_bounded(q, fmt) - moved), scale)
+    return grad_x.to(grad.dtype), grad_scale
+
+
 class _Minifloat(Fused):
     tensors = (0, 1)
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context,
-        x: Tensor,
-        scale: Tensor | None,
-        format: MinifloatFormat,
-        rounding: str,
-        clamp_gradient: bool,
+        ctx: Context, x: Tensor, scale: Tensor | None, grid: MinifloatGrid
     ) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.how = (format, rounding, clamp_gradient)
-        v = x.to(compute_dtype(x.dtype))
-        v = v if scale is None else v / scale
-        q = _bounded(_rounded(v, format, rounding)[0], format)
-        return (q if scale is None else q * scale).to(x.dtype)
+        ctx.how = grid
+        return round_minifloats(x, scale, grid)
 
     @staticmethod
     def define(ctx: Context, x: Tensor, scale: Any) -> Tensor:  # type: ignore[override]
@@ -73,26 +150,13 @@ class _Minifloat(Fused):
     @staticmethod
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale = ctx.saved_tensors
-        fmt, rounding, clamp_gradient = ctx.how
-        g = grad.to(compute_dtype(x.dtype))
-        v = x.to(g.dtype)
-        v = v if scale is None else v / scale
-        q, power = _rounded(v, fmt, rounding)
-        normal = power >= 2.0 ** (1 - fmt.exponent_bias)
-        inside = None
-        grad_x = g * torch.where(normal, q / v, 1.0)
-        if clamp_gradient:
-            inside = (q.abs() if fmt.signed else q) <= fmt.largest
-            inside = inside if fmt.signed else inside & (q >= 0)
-            grad_x = torch.where(inside, grad_x, 0.0)
-        grad_scale = None
-        if scale is not None and ctx.needs_input_grad[1]:
-            moved = torch.where(normal, q, v)
-            moved = moved if inside is None else torch.where(inside, moved, 0.0)
-            grad_scale = sum_to(g * (_bounded(q, fmt) - moved), scale)
-        return grad_x.to(grad.dtype), grad_scale, None, None, None
+        overwrite, need_scale = may_overwrite(grad, x), ctx.needs_input_grad[1]
+        found = minifloat_gradients(grad, x, scale, ctx.how, need_scale, overwrite)
+        return found[0], found[1] if need_scale else None, None
 
 
 @add_kernel(minifloat_quantize, "fused", may_fuse_anywhere)
-def _fused(*args: Any) -> Tensor:
-    return apply(_Minifloat, *args)  # type: ignore[no-any-return]
+def _fused(
+    x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
+) -> Tensor:
+    return apply(_Minifloat, x, scale, MinifloatGrid(format, rounding, clamp_gradient))  # type: ignore[no-any-return]

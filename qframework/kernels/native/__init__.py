@@ -10,10 +10,18 @@ from qframework.kernels.native.calls import (
     gradients,
     quantize,
     quantize_by_learned_scale,
+    row_absmax,
+    row_tops,
     spread,
 )
 from qframework.kernels.native.static import StaticQuantizer
-from qframework.kernels.native.tensors import Layout, available, serves
+from qframework.kernels.native.tensors import (
+    Layout,
+    available,
+    rounding_of,
+    row_shape,
+    serves,
+)
 
 __all__ = [
     "Layout",
@@ -24,6 +32,10 @@ __all__ = [
     "gradients",
     "quantize",
     "quantize_by_learned_scale",
+    "rounding_of",
+    "row_absmax",
+    "row_shape",
+    "row_tops",
     "serves",
     "spread",
 ]
