@@ -19,8 +19,10 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_overwrite
-from qframework.kernels.integer import quantize, sum_to
-from qframework.kernels.minifloat import round_minifloats, minifloat_gradients
+from qframework.kernels.integer import sum_to
+from qframework.kernels.minifloat import minifloat_gradients
+from qframework.kernels.recomputation import note_origin
+from qframework.kernels.rounding import quantize, round_minifloats
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 from qframework.kernels.statistics import abs_max_values
 
@@ -192,4 +194,5 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
 def _fused(w: Tensor, grid: Grid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:2]
-    return apply(_QuantizeByAbsmax, w, grid, rule)
+    y, scale = apply(_QuantizeByAbsmax, w, grid, rule)
+    return note_origin(y, w, scale, None, grid), scale
