@@ -29,8 +29,9 @@ def _save(ctx: Context, x: Tensor | None, weight: Tensor | None, origins: _Origi
     """Save both operands, or what they are made of; None for one that no gradient needs."""
     kept, how = [], []
     for t, origin in zip((x, weight), origins, strict=True):
-        kept += [None, None, t] if origin is None else [*origin[1:3], origin.x]
-        how.append(None if origin is None else origin[3:])
+        anew = t is not None and origin is not None
+        kept += [*origin[1:3], origin.x] if anew else [None, None, t]  # type: ignore[index, union-attr]
+        how.append(origin[3:] if anew else None)  # type: ignore[index]
     ctx.save_for_backward(*kept)
     ctx.how = how
 
@@ -110,7 +111,8 @@ def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:
     if is_compiling() or type(x) is not Tensor or type(weight) is not Tensor:
         return None
     of_x = origin_of(x) if weight.requires_grad else None
-    of_weight = origin_of(weight) if x.requires_grad and _is_large(weight) else None
+    # Where no gradient needs the weight, that of the weight itself is one that its quantizer may overwrite.
+    of_weight = origin_of(weight) if _is_large(weight) else None
     return None if of_x is None and of_weight is None else (of_x, of_weight)
 
 

@@ -65,16 +65,27 @@ inline C bounded(C q, const Grid<C>& grid) {  // NaN stays NaN
   return q > grid.high ? grid.over : below;
 }
 
+// Work on n elements; n is a constant for short rows, as groups are, so that they take no more than their vectors.
+template <class F>
+inline auto of_length(int64_t n, F work) {
+  if (n == 32) return work(std::integral_constant<int64_t, 32>());
+  if (n == 16) return work(std::integral_constant<int64_t, 16>());
+  return work(n);
+}
+
 template <int R, class T, class C>
-void quantize_piece(const T* __restrict x, T* __restrict y, int64_t n, Grid<C> grid, bool relu) {
+inline void quantize_piece(const T* __restrict x, T* __restrict y, int64_t n, const Grid<C>& on, bool relu) {
+  const Grid<C> grid = on;
   const C floor = relu ? C(0) : -INFINITY;
+  of_length(n, [&](auto length) {
 #pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    C v = wide(x[i]);
-    v = v < floor ? floor : v;
-    const C q = bounded<R>(placed<R>(v / grid.scale, grid).q, grid);
-    put(y[i], (q - grid.zero) * grid.scale);
-  }
+    for (int64_t i = 0; i < length; i++) {
+      C v = wide(x[i]);
+      v = v < floor ? floor : v;
+      const C q = bounded<R>(placed<R>(v / grid.scale, grid).q, grid);
+      put(y[i], (q - grid.zero) * grid.scale);
+    }
+  });
 }
 
 constexpr int64_t kBlock = 1 << 9;  // elements that are summed in the precision of the tensor
@@ -82,21 +93,37 @@ constexpr int64_t kBlock = 1 << 9;  // elements that are summed in the precision
 struct Sums {
   double scale = 0, zero = 0;
   int64_t count = 0;  // of elements of a magnitude
+
+  void operator+=(const Sums& other) {
+    scale += other.scale;
+    zero += other.zero;
+    count += other.count;
+  }
 };
+
+// The sum over blocks of n elements, of what work gives for where one starts and its length.
+template <class F>
+inline Sums of_blocks(int64_t n, F work) {
+  Sums sums;
+  for (int64_t start = 0; start < n; start += kBlock)
+    sums += of_length(std::min(kBlock, n - start), [&](auto length) { return work(start, length); });
+  return sums;
+}
 
 // The gradient of each value, and the summands of those of scale and zero point. The scale's is, inside of the range, q - x / scale,
 // the difference itself, since the sum of each part is large; outside it is the clipped integer. A normal minifloat moves with its
 // value, y / x times as far, and the scale with neither. `grad_x` may be `g`.
 template <int R, class T, class C>
-Sums clamped_piece(const T* g, const T* __restrict x, T* grad_x, int64_t n, Grid<C> grid, bool relu, C top) {
-  Sums sums;
-  const C floor = relu ? C(0) : -INFINITY;
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, n);
+inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, bool relu, C top) {
+  return of_blocks(n, [=](int64_t start, auto length) {
+    const T *g = gs + start, *__restrict x = xs + start;
+    T* grad_x = grads + start;
+    const Grid<C> grid = on;
+    const C floor = relu ? C(0) : -INFINITY;
     C of_scale = 0, of_zero = 0;
     int32_t count = 0;
 #pragma omp simd reduction(+ : of_scale, of_zero, count)
-    for (int64_t i = start; i < end; i++) {
+    for (int64_t i = 0; i < length; i++) {
       C v = wide(x[i]), upstream = wide(g[i]);
       count += std::abs(v) == top;
       const bool active = !(relu & (v <= 0));
@@ -115,38 +142,34 @@ Sums clamped_piece(const T* g, const T* __restrict x, T* grad_x, int64_t n, Grid
         put(grad_x[i], only_if(inside, upstream * place.slope));
       }
     }
-    sums.scale += of_scale;
-    sums.zero += of_zero;
-    sums.count += count;
-  }
-  return sums;
+    return Sums{of_scale, of_zero, count};
+  });
 }
 
 // The same for integers where the clamp passes gradients on; they are copied to `grad_x`, unless that is `g` or null.
 template <int R, class T, class C>
-Sums passing_piece(const T* g, const T* __restrict x, T* grad_x, int64_t n, Grid<C> grid, C top) {
-  Sums sums;
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, n);
+inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, C top) {
+  if (grads && grads != gs) std::memcpy(grads, gs, n * sizeof(T));
+  return of_blocks(n, [=](int64_t start, auto length) {
+    const T *__restrict g = gs + start, *__restrict x = xs + start;
+    const Grid<C> grid = on;
     C of_scale = 0;
     int32_t count = 0;
-    if (grad_x && grad_x != g) std::memcpy(grad_x + start, g + start, (end - start) * sizeof(T));
 #pragma omp simd reduction(+ : of_scale, count)
-    for (int64_t i = start; i < end; i++) {
+    for (int64_t i = 0; i < length; i++) {
       const C v = wide(x[i]), exact = v / grid.scale;
       const C q = bounded<R>(placed<R>(exact, grid).q, grid);
       of_scale += (q - grid.zero - exact) * wide(g[i]);
       count += std::abs(v) == top;
     }
-    sums.scale += of_scale;
-    sums.count += count;
-  }
-  return sums;
+    return Sums{of_scale, 0, count};
+  });
 }
 
 // Either, as a call wants it.
 template <int R, class T, class C>
-Sums gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, Grid<C> grid, bool clamp_gradient, bool relu, C top) {
+Sums gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, const Grid<C>& grid, bool clamp_gradient, bool relu,
+                    C top) {
   if constexpr (R < kMinifloat)
     if (!clamp_gradient) return passing_piece<R>(g, x, grad_x, n, grid, top);
   return clamped_piece<R>(g, x, grad_x, n, grid, relu, top);
@@ -155,13 +178,35 @@ Sums gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, Grid<C> grid, 
 // The largest magnitude, as an integer, so that NaN is the largest.
 template <class T>
 Bits<Wide<T>> absmax_bits(const T* x, int64_t n) {
-  Bits<Wide<T>> top = 0;
+  return of_length(n, [x](auto length) {
+    Bits<Wide<T>> top = 0;
 #pragma omp simd reduction(max : top)
-  for (int64_t i = 0; i < n; i++) {
-    const Bits<Wide<T>> magnitude = magnitude_bits(wide(x[i]));
-    top = magnitude > top ? magnitude : top;
+    for (int64_t i = 0; i < length; i++) {
+      const Bits<Wide<T>> magnitude = magnitude_bits(wide(x[i]));
+      top = magnitude > top ? magnitude : top;
+    }
+    return top;
+  });
+}
+
+// The place of the first element of a magnitude, which is there.
+template <class T>
+inline int64_t first_of(const T* xs, int64_t n, Bits<Wide<T>> magnitude) {
+  constexpr int32_t kSome = 128;
+  for (int64_t start = 0; start < n; start += kSome) {
+    const T* x = xs + start;
+    const int32_t found = of_length(std::min<int64_t>(kSome, n - start), [=](auto length) {
+      int32_t first = kSome;
+#pragma omp simd reduction(min : first)
+      for (int32_t i = 0; i < int32_t(length); i++) {
+        const int32_t at = magnitude_bits(wide(x[i])) == magnitude ? i : kSome;
+        first = at < first ? at : first;
+      }
+      return first;
+    });
+    if (found < kSome) return start + found;
   }
-  return top;
+  return 0;
 }
 
 }  // namespace

@@ -75,12 +75,9 @@ struct Call {
 };
 
 template <class C>
-Grid<C> grid_of(const Call& call, int64_t row) {
-  const int64_t at = row % call.channels;
-  const C* zero = static_cast<const C*>(call.zero);
+Grid<C> grid_of(const Call& call) {
   Grid<C> grid;
-  grid.scale = call.scale ? static_cast<const C*>(call.scale)[at] : C(1);
-  grid.zero = zero ? zero[at] : C(0);
+  grid.scale = 1, grid.zero = 0;
   grid.low = C(call.low), grid.high = C(call.high);
   const bool saturates = call.overflow == 0;
   grid.over = saturates ? grid.high : C(call.overflow);
@@ -90,6 +87,15 @@ Grid<C> grid_of(const Call& call, int64_t row) {
   grid.infinite = saturates ? C(NAN) : C(1);
   grid.normal = magnitude_bits(C(call.least_normal));
   grid.shift = Bits<C>(call.mantissa_bits) << kFraction<C>;
+  return grid;
+}
+
+// The same with the scale and the zero point of a row.
+template <class C>
+Grid<C> grid_of(const Call& call, Grid<C> grid, int64_t row) {
+  const int64_t at = call.channels == 1 ? 0 : row % call.channels;
+  if (call.scale) grid.scale = static_cast<const C*>(call.scale)[at];
+  if (call.zero) grid.zero = static_cast<const C*>(call.zero)[at];
   return grid;
 }
 
@@ -120,13 +126,28 @@ double scale_slope(const Call& call, C top, C scale) {
   return size / (call.threshold * v);
 }
 
+// Rows that have a scale each, while they are in the cache.
+template <class F>
+void for_rows(const Call& call, F work) {
+  const int64_t rows = call.n / call.inner, some = std::max<int64_t>(1, kPiece / call.inner);
+  const int64_t pieces = (rows + some - 1) / some;
+#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.n >= kParallel && call.threads > 1)
+  for (int64_t piece = 0; piece < pieces; piece++)
+    for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * call.inner);
+}
+
 template <int R, class T>
 void quantize(const Call& call) {
   const T* x = static_cast<const T*>(call.x);
   T* y = static_cast<T*>(call.out);
   if (call.stored) make_scale<Wide<T>>(call, call.stored);
+  const auto grid = grid_of<Wide<T>>(call);
+  if (call.inner <= kPiece)
+    return for_rows(call, [&](int64_t row, int64_t at) {
+      quantize_piece<R>(x + at, y + at, call.inner, grid_of(call, grid, row), call.relu);
+    });
   for_pieces(call.n, call.inner, call.threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
-    quantize_piece<R>(x + at, y + at, n, grid_of<Wide<T>>(call, row), call.relu);
+    quantize_piece<R>(x + at, y + at, n, grid_of(call, grid, row), call.relu);
   });
 }
 
@@ -137,9 +158,10 @@ std::vector<Sums> summed(const Call& call) {
   const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
   T* grad_x = static_cast<T*>(call.out);
   const C top = call.top && !call.where ? *static_cast<const C*>(call.top) : C(-1);
+  const auto any = grid_of<C>(call);
   std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
   for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
-    const auto grid = grid_of<C>(call, row);
+    const auto grid = grid_of(call, any, row);
     sums[piece] = gradient_piece<R>(g + at, x + at, grad_x ? grad_x + at : nullptr, n, grid, call.clamp_gradient,
                                     call.relu, top);
   });
@@ -151,33 +173,20 @@ template <class C>
 std::vector<Sums> by_channel(const Call& call, const std::vector<Sums>& sums) {
   std::vector<Sums> totals(call.channels);
   for (size_t piece = 0; piece < sums.size(); piece++) {
-    Sums& total = totals[int64_t(piece) / pieces_of(call.inner) % call.channels];
-    total.scale += sums[piece].scale;
-    total.zero += sums[piece].zero;
-    total.count += sums[piece].count;
+    totals[int64_t(piece) / pieces_of(call.inner) % call.channels] += sums[piece];
   }
   if (call.grad_of_scale)
     for (int64_t c = 0; c < call.channels; c++) totals[c].scale += static_cast<const C*>(call.grad_of_scale)[c];
   return totals;
 }
 
-// Rows that have a scale each, while they are in the cache.
-template <class F>
-void for_rows(const Call& call, F work) {
-  const int64_t rows = call.n / call.inner, some = std::max<int64_t>(1, kPiece / call.inner);
-  const int64_t pieces = (rows + some - 1) / some;
-#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.n >= kParallel && call.threads > 1)
-  for (int64_t piece = 0; piece < pieces; piece++)
-    for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * call.inner);
-}
-
 // The gradients of the values of a row, and the sums over it.
 template <int R, class T>
-Sums row_sums(const Call& call, int64_t row, int64_t at) {
+Sums row_sums(const Call& call, const Grid<Wide<T>>& any, int64_t row, int64_t at) {
   using C = Wide<T>;
   const T *g = static_cast<const T*>(call.g) + at, *x = static_cast<const T*>(call.x) + at;
   T* out = call.out ? static_cast<T*>(call.out) + at : nullptr;
-  const Grid<C> grid = grid_of<C>(call, row);
+  const Grid<C> grid = grid_of(call, any, row);
   Sums sums = gradient_piece<R>(g, x, out, call.inner, grid, call.clamp_gradient, call.relu, C(-1));
   if (call.grad_of_scale) sums.scale += static_cast<const C*>(call.grad_of_scale)[row];
   return sums;
@@ -198,17 +207,26 @@ template <int R, class T>
 void gradients(const Call& call) {
   using C = Wide<T>;
   if (call.channels * call.inner == call.n && call.inner <= kPiece) {
-    for_rows(call, [&](int64_t row, int64_t at) { put_gradients<C>(call, row, row_sums<R, T>(call, row, at)); });
+    const auto grid = grid_of<C>(call);
+    for_rows(call, [&](int64_t row, int64_t at) { put_gradients<C>(call, row, row_sums<R, T>(call, grid, row, at)); });
     return;
   }
   const std::vector<Sums> totals = by_channel<C>(call, summed<R, T>(call));
   for (int64_t c = 0; c < call.channels; c++) put_gradients<C>(call, c, totals[c]);
 }
 
-// A row of `inner` elements in channels-last format has `taps` groups of them, whose indices are `taps` apart.
-inline int64_t index_of(const Call& call, int64_t place) {
+// Where the element of a magnitude is whose index is the first: a row of `inner` elements in channels-last format has `taps` groups of
+// them, whose indices are `taps` apart.
+template <class T>
+int64_t first_in_row(const Call& call, const T* x, Bits<Wide<T>> magnitude) {
+  if (call.taps == 1) return first_of(x, call.inner, magnitude);
   const int64_t groups = call.inner / call.taps;
-  return place % groups * call.taps + place / groups;
+  int64_t place = 0, first = call.inner;
+  for (int64_t i = 0; i < call.inner; i++) {
+    const int64_t index = i % groups * call.taps + i / groups;
+    if (magnitude_bits(wide(x[i])) == magnitude && index < first) first = index, place = i;
+  }
+  return place;
 }
 
 // The largest magnitude of the tensor, the scale that it makes, and all that is quantized by that.
@@ -259,9 +277,10 @@ template <int R, class T>
 void row_absmax(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
+  const auto grid = grid_of<C>(call);
   for_rows(call, [&](int64_t row, int64_t at) {
     static_cast<C*>(call.scale)[row] = scale_of(call, as<C>(absmax_bits(x + at, call.inner)));
-    quantize_piece<R>(x + at, static_cast<T*>(call.out) + at, call.inner, grid_of<C>(call, row), false);
+    quantize_piece<R>(x + at, static_cast<T*>(call.out) + at, call.inner, grid_of(call, grid, row), false);
   });
 }
 
@@ -271,15 +290,11 @@ void row_absmax_gradients(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
   T* out = static_cast<T*>(call.out);
+  const auto grid = grid_of<C>(call);
   for_rows(call, [&](int64_t row, int64_t at) {
     const Bits<C> top = absmax_bits(x + at, call.inner);
-    int64_t first = call.inner, place = 0;
-    for (int64_t i = 0; i < call.inner; i++)
-      if (magnitude_bits(wide(x[at + i])) == top && index_of(call, i) < first) {
-        first = index_of(call, i), place = at + i;
-        if (call.taps == 1) break;
-      }
-    const double whole = row_sums<R, T>(call, row, at).scale;
+    const int64_t place = at + first_in_row(call, x + at, top);
+    const double whole = row_sums<R, T>(call, grid, row, at).scale;
     const C scale = static_cast<const C*>(call.scale)[row], share = C(whole * scale_slope<C>(call, as<C>(top), scale));
     if (top > 0) put(out[place], wide(out[place]) + share * sign(wide(x[place])));
   });
