@@ -85,7 +85,9 @@ def _tops(x: Tensor, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     return top.to(compute_dtype(x.dtype)).reshape(rule.shape), where
 
 
-class _QuantizeByAbsmax(Fused):
+class QuantizeByAbsmax(Fused):
+    """See :func:`~qframework.functional.quantize_by_absmax`."""
+
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Context, x: Tensor, grid: Grid, rule: ScaleRule
@@ -104,6 +106,10 @@ class _QuantizeByAbsmax(Fused):
     def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
         x, scale, top = ctx.saved_tensors
         overwrite = grad is not None and may_overwrite(grad, x)
+        if grad is not None and grad_scale is None:
+            found = sums_of(grad)
+            if found is not None:
+                return _with_shares(grad, x, *found, ctx.how[1], overwrite), None, None
         if grad is None:
             grad, overwrite = torch.zeros_like(x), True
         elif grad.stride() != x.stride() and grad.dtype is x.dtype:
@@ -170,6 +176,44 @@ def _to_places(
     return g.scatter_add(rule.reduced_axis, where, shares)
 
 
+# ------------------------------------------------------------ sums that a product has taken already
+
+
+def takes_sums(x: Tensor, grid: Grid, rule: ScaleRule, scale: Tensor) -> bool:
+    """Whether the gradient of a weight's quantized values is that of the weight, but for an element of each row."""
+    return (
+        isinstance(grid, IntegerGrid)
+        and not grid.clamp_gradient
+        and rule.channel_axis == 0
+        and x.is_contiguous()
+        and _native_layout(x, grid, rule, scale) is not None
+    )
+
+
+def note_sums(grad: Tensor, sums: Tensor, where: Tensor) -> None:
+    """Let a gradient know what it gives each row's scale, and which element of the row gets it."""
+    grad.sums = (sums, where, grad._version)  # type: ignore[attr-defined]
+
+
+def sums_of(grad: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What :func:`note_sums` noted, as long as the gradient is as it was."""
+    found = grad.__dict__.get("sums")
+    return None if found is None or found[2] != grad._version else found[:2]
+
+
+def _with_shares(
+    g: Tensor, x: Tensor, sums: Tensor, where: Tensor, rule: ScaleRule, overwrite: bool
+) -> Tensor:
+    rows = x.view(x.shape[0], -1)
+    largest = rows.gather(1, where.unsqueeze(1))
+    top = largest.abs().to(sums.dtype)
+    shares = sums.unsqueeze(1) * statistic_scale_slope(top, rule) * largest.sign()
+    shares = torch.where(largest == 0, 0.0, shares).to(g.dtype)
+    out = g if overwrite else g.clone(memory_format=torch.contiguous_format)
+    out.view(rows.shape).scatter_add_(1, where.unsqueeze(1), shares)
+    return out
+
+
 def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | None) -> Tensor:
     """``g``, and for each channel what is added to one of its elements.
 
@@ -194,5 +238,5 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
 def _fused(w: Tensor, grid: Grid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:2]
-    y, scale = apply(_QuantizeByAbsmax, w, grid, rule)
+    y, scale = apply(QuantizeByAbsmax, w, grid, rule)
     return note_origin(y, w, scale, None, grid), scale

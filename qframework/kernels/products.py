@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from qframework.configuration import settings
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
+from qframework.kernels import native
+from qframework.kernels.absmax import QuantizeByAbsmax, note_sums, takes_sums
 from qframework.kernels.autograd import Context, is_compiling
 from qframework.kernels.recomputation import Origin, origin_of
 from qframework.quant_tensor import TensorLike
@@ -21,7 +23,9 @@ _Origins = tuple[Origin | None, Origin | None]
 
 #: Weights of fewer elements are saved: to make them again costs more than their memory.
 _LARGE = 1 << 16
-#: With fewer rows a weight is made and multiplied in parts, which stay in the cache.
+#: Bytes of a weight that are made at a time, to be multiplied while they are in a cache: of the first level that several cores share
+#: where there are few rows, since each part of the weight adds to all of the product.
+_AT_ONCE = {True: 1 << 20, False: 1 << 22}
 _FEW_ROWS = 64
 
 
@@ -29,9 +33,8 @@ def _save(ctx: Context, x: Tensor | None, weight: Tensor | None, origins: _Origi
     """Save both operands, or what they are made of; None for one that no gradient needs."""
     kept, how = [], []
     for t, origin in zip((x, weight), origins, strict=True):
-        anew = t is not None and origin is not None
-        kept += [*origin[1:3], origin.x] if anew else [None, None, t]  # type: ignore[index, union-attr]
-        how.append(origin[3:] if anew else None)  # type: ignore[index]
+        kept += [None, None, t] if origin is None else [*origin[1:3], origin.x]
+        how.append(None if origin is None else origin[3:])
     ctx.save_for_backward(*kept)
     ctx.how = how
 
@@ -84,26 +87,60 @@ class _Linear(Function):
         x, weight = _operands(ctx)
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_x = grad_weight = None
-        if need_weight:
-            x = _made(x)
-            grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1]))
+        grad_bias = rows.sum(0) if need_bias else None
+        x = _made(x).reshape(-1, x.shape[-1]) if need_weight else None
+        if isinstance(weight, Origin) and rows.is_cpu and not torch.is_grad_enabled():
+            grad_x, grad_weight = _in_parts(rows, x, weight, need_x)
+        else:
+            grad_weight = None if x is None else rows.t().mm(x)
+            grad_x = rows.mm(_made(weight)) if need_x else None
+        if grad_x is not None:
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def _in_parts(
+    rows: Tensor, x: Tensor | None, weight: Origin, need_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of rows and weight, part by part of the weight, which is made for it.
+
+    Args:
+        rows: the gradient of the product.
+        x: the other operand, where the weight has a gradient.
+        weight: what it was made of.
+        need_x: whether the other operand has one.
+    """
+    grad_x: Tensor | None = None
+    grad_weight = None if x is None else _room_for(weight)
+    sums: list[tuple[Tensor, Tensor]] | None = [] if _takes_sums(weight) else None
+    for part in weight.parts(_AT_ONCE[rows.shape[0] <= _FEW_ROWS]):
+        some = rows[:, part.place]
         if need_x:
-            grad_x = _times(rows, weight).view(*grad.shape[:-1], -1)
-        return grad_x, grad_weight, rows.sum(0) if need_bias else None, None, None
+            made = part.values()
+            grad_x = some.mm(made) if grad_x is None else grad_x.addmm_(some, made)
+        if grad_weight is None or x is None:
+            continue
+        of_part = grad_weight[part.place]
+        torch.mm(some.t(), x, out=of_part)
+        if sums is not None:
+            layout, grid = (part.x.shape[0], part.x[0].numel()), weight.grid
+            sums.append(native.row_absmax_sums(layout, of_part, part.x, part.scale, grid))  # type: ignore[arg-type]
+    if sums and grad_weight is not None:
+        note_sums(grad_weight, *map(torch.cat, zip(*sums, strict=True)))
+    return grad_x, grad_weight
 
 
-def _times(rows: Tensor, weight: Any) -> Tensor:
-    """The product of rows and a weight, which is made for it in parts where there are few rows."""
-    apart = isinstance(weight, Origin) and not torch.is_grad_enabled()
-    if not apart or rows.shape[0] > _FEW_ROWS or not rows.is_cpu:
-        return rows.mm(_made(weight))
-    out: Tensor | None = None
-    for place, part in weight.parts():
-        some = rows[:, place]
-        out = some.mm(part) if out is None else out.addmm_(some, part)
-    assert out is not None
-    return out
+def _room_for(weight: Origin) -> Tensor:
+    like = weight.x.detach()
+    plain = like.shape == weight.shape and like.is_contiguous() and native.available()
+    return native.empty_like(like) if plain else like.new_empty(weight.shape)
+
+
+def _takes_sums(weight: Origin) -> bool:
+    node = weight.node
+    if getattr(node, "_forward_cls", None) is not QuantizeByAbsmax or weight.scale is None:
+        return False
+    return takes_sums(weight.x, *node.how, weight.scale)
 
 
 def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:

@@ -19,10 +19,6 @@ from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize, round_minifloats
 
-#: Bytes of a weight that are made at a time, which stay in the cache until they are multiplied.
-_AT_ONCE = 1 << 20
-
-
 class Origin(NamedTuple):
     """Values before they were quantized, and what they were quantized by.
 
@@ -46,9 +42,10 @@ class Origin(NamedTuple):
 
     def values(self) -> Tensor:
         """The quantized values again."""
-        return self._of(self.x, self.scale, self.zero_point).view(self.shape)
+        return self.quantized(self.x, self.scale, self.zero_point).view(self.shape)
 
-    def _of(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
+    def quantized(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
+        """Values on the same grid, by numbers of their own."""
         if isinstance(self.grid, MinifloatGrid):
             return round_minifloats(x, scale, self.grid)
         assert scale is not None
@@ -60,15 +57,42 @@ class Origin(NamedTuple):
         made = kind.define(self.node, *self.node.saved_tensors[: len(kind.tensors)])
         return (made[0] if isinstance(made, tuple) else made).view(self.shape)  # type: ignore[no-any-return]
 
-    def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """The quantized values again, some indices of the first axis at a time."""
+    def parts(self, at_once: int) -> Iterator[Part]:
+        """Of what the quantized values are made, some indices of the first axis at a time.
+
+        Args:
+            at_once: how many bytes they are to have.
+        """
         length = self.shape[0]
-        some = max(1, _AT_ONCE * length // max(1, self.x.numel() * self.x.element_size()))
+        some = max(1, at_once * length // max(1, self.x.numel() * self.x.element_size()))
         for start in range(0, length, some):
             place = slice(start, min(start + some, length))
             x, *numbers = (_some(t, self.x, place) for t in (self.x, self.scale, self.zero_point))
             assert x is not None
-            yield place, self._of(x, *numbers).view(-1, *self.shape[1:])
+            yield Part(place, x, numbers[0], numbers[1], self)
+
+
+class Part(NamedTuple):
+    """Some rows of quantized values.
+
+    Attributes:
+        place: which.
+        x: what they were made of.
+        scale: by this scale.
+        zero_point: and this zero point.
+        whole: of which they are a part.
+    """
+
+    place: slice
+    x: Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+    whole: Origin
+
+    def values(self) -> Tensor:
+        """The quantized values again."""
+        made = self.whole.quantized(self.x, self.scale, self.zero_point)
+        return made.view(-1, *self.whole.shape[1:])
 
 
 def _some(t: Tensor | None, x: Tensor, place: slice) -> Tensor | None:

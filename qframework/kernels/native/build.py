@@ -115,6 +115,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
     tops = loaded.qframework_row_tops
     tops.argtypes, tops.restype = [c_int, POINTER(Call)], None
+    large = loaded.qframework_in_large_pages
+    large.argtypes, large.restype = [c_void_p, c_int64], None
     quantize.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
     quantize.restype = None
     spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]

@@ -19,9 +19,12 @@ from qframework.kernels.native.tensors import (
     rounding_of,
 )
 
-_threads, _empty_like = torch.get_num_threads, torch.empty_like
+_threads = torch.get_num_threads
+#: Bytes from which on memory is asked for in large pages.
+_MANY = 1 << 22
 
 _QUANTIZE, _GRADIENTS, _ABSMAX, _ABSMAX_GRADIENTS, _ROW_ABSMAX, _ROW_ABSMAX_GRADIENTS = range(6)
+_ROW_ABSMAX_SUMS = 6
 _DOMAINS = {"fp": 0, "log_fp": 1, "power_of_two": 2}
 #: What a C++ function rounds to.
 Grid = IntegerGrid | MinifloatGrid
@@ -55,6 +58,15 @@ def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) 
     library().qframework_run(function, DTYPES[x.dtype][0], rounding, ctypes.byref(call))
 
 
+def empty_like(x: Tensor) -> Tensor:
+    """``torch.empty_like``, for results that are written by C++ functions or in parts; large ones in large pages."""
+    made = torch.empty_like(x)
+    size = made.numel() * made.element_size()
+    if size >= _MANY:
+        library().qframework_in_large_pages(made.data_ptr(), size)
+    return made
+
+
 def _taps(x: Tensor) -> int:
     """How far apart the indices of neighbours in memory are: 1, or in channels-last format the taps of a kernel."""
     return 1 if x.is_contiguous() else math.prod(x.shape[2:])
@@ -78,7 +90,7 @@ def quantize(
     relu: bool,
 ) -> Tensor:
     """``(clamp(round(x / scale + zero_point)) - zero_point) * scale``, of ``relu(x)`` where ``relu``; or the nearest minifloats."""
-    y = _empty_like(x)
+    y = empty_like(x)
     operands = {"out": y.data_ptr(), "scale": at(scale), "zero": at(zero_point)}
     _run(_QUANTIZE, layout, x, grid, **operands, relu=relu)
     return y
@@ -88,7 +100,7 @@ def quantize_by_learned_scale(
     layout: Layout, x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
 ) -> tuple[Tensor, Tensor]:
     """:func:`quantize` by ``scale = max(|stored|, minimum) / threshold``, and that scale."""
-    y, scale = _empty_like(x), _empty_like(stored)
+    y, scale = empty_like(x), empty_like(stored)
     _run(
         _QUANTIZE,
         layout,
@@ -123,11 +135,11 @@ def gradients(
     from elsewhere. With ``overwrite`` that of values is written where ``g`` is.
     """
     passes = isinstance(grid, IntegerGrid) and not grid.clamp_gradient
-    grad_x = g if passes or overwrite else _empty_like(x)
-    grad_scale = None if scale is None else _empty_like(scale)
+    grad_x = g if passes or overwrite else empty_like(x)
+    grad_scale = None if scale is None else empty_like(scale)
     if scale is not None:
         grad_of_scale = _laid_out(grad_of_scale, scale)
-    grad_zero = None if zero_point is None else _empty_like(zero_point)
+    grad_zero = None if zero_point is None else empty_like(zero_point)
     _run(
         _GRADIENTS,
         layout,
@@ -166,7 +178,7 @@ def absmax(
         Values, scale and magnitude.
     """
     small = DTYPES[x.dtype][1]
-    y, scale = _empty_like(x), torch.empty(rule.shape, dtype=small, device=x.device)
+    y, scale = empty_like(x), torch.empty(rule.shape, dtype=small, device=x.device)
     top = torch.empty((), dtype=small, device=x.device)
     operands = {"out": y.data_ptr(), "scale": scale.data_ptr(), "top": top.data_ptr()}
     _run(_ABSMAX, layout, x, grid, **operands, **_scale_numbers(rule))
@@ -177,7 +189,7 @@ def row_absmax(
     layout: Layout, x: Tensor, shape: tuple[int, ...], grid: Grid, rule: ScaleRule
 ) -> tuple[Tensor, Tensor]:
     """:func:`absmax` for rows with a scale each, of a shape; values and scales."""
-    y, scale = _empty_like(x), torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
+    y, scale = empty_like(x), torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
     operands = {"out": y.data_ptr(), "scale": scale.data_ptr()}
     _run(_ROW_ABSMAX, layout, x, grid, **operands, **_scale_numbers(rule))
     return y, scale
@@ -222,7 +234,7 @@ def absmax_gradients(
         rule: of the scale, of any domain.
         overwrite: write where ``g`` is.
     """
-    grad_x, grad_of_scale = g if overwrite else _empty_like(x), _laid_out(grad_of_scale, scale)
+    grad_x, grad_of_scale = g if overwrite else empty_like(x), _laid_out(grad_of_scale, scale)
     _run(
         _ROW_ABSMAX_GRADIENTS if top is None else _ABSMAX_GRADIENTS,
         layout,
@@ -240,12 +252,27 @@ def absmax_gradients(
     return grad_x
 
 
+def row_absmax_sums(
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid
+) -> tuple[Tensor, Tensor]:
+    """What comes in through the scale of each row, and the index of the element that gets it, as :func:`absmax_gradients` has it.
+
+    For contiguous rows, of whose values the gradient is that of the result itself.
+    """
+    sums = torch.empty(layout[0], dtype=scale.dtype, device=x.device)
+    where = torch.empty(layout[0], dtype=torch.int64, device=x.device)
+    operands = {"g": address_to_read(g), "scale": address_to_read(scale)}
+    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr()}
+    _run(_ROW_ABSMAX_SUMS, layout, x, grid, **operands, **made)
+    return sums, where
+
+
 def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
     """``g``, and each share divided among the elements of ``x`` that equal the value at its index.
 
     ``values`` and ``shares`` have one or two elements, in the dtype of scales.
     """
-    out = _empty_like(x)
+    out = empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],
         address_to_read(g),

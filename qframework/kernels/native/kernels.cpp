@@ -10,6 +10,10 @@
 #include <cstring>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include "grids.h"
 
 namespace {
@@ -300,7 +304,22 @@ void row_absmax_gradients(const Call& call) {
   });
 }
 
-enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients, kRowAbsmax, kRowAbsmaxGradients };
+// The summands that row_absmax_gradients has of each row, and where the element is that gets them, for gradients that are those of the
+// values as they are.
+template <int R, class T>
+void row_absmax_sums(const Call& call) {
+  using C = Wide<T>;
+  const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
+  const auto grid = grid_of<C>(call);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    call.where[row] = first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+    const Grid<C> of_row = grid_of(call, grid, row);
+    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1));
+    static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
+  });
+}
+
+enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients, kRowAbsmax, kRowAbsmaxGradients, kRowAbsmaxSums };
 
 template <int R, class T>
 void run(int function, const Call& call) {
@@ -310,8 +329,10 @@ void run(int function, const Call& call) {
     case kAbsmax: return absmax<R, T>(call);
     case kAbsmaxGradients: return absmax_gradients<R, T>(call);
     case kRowAbsmax: return row_absmax<R, T>(call);
-    default: return row_absmax_gradients<R, T>(call);
+    case kRowAbsmaxGradients: return row_absmax_gradients<R, T>(call);
+    default: break;
   }
+  if constexpr (R < kMinifloat) row_absmax_sums<R, T>(call);
 }
 
 template <class T>
@@ -349,6 +370,16 @@ extern "C" {
 
 void qframework_run(int function, int dtype, int rounding, const Call* call) {
   of_dtype(dtype, [&](auto t) { run_rounded<decltype(t)>(function, rounding, *call); });
+}
+
+// Let memory that is about to be written for the first time come in large pages: to bring it in small ones takes longer than to write it.
+void qframework_in_large_pages(void* memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kLarge = 1 << 21;
+  const uintptr_t start = (uintptr_t(memory) + kLarge - 1) / kLarge * kLarge;
+  const uintptr_t end = (uintptr_t(memory) + bytes) / kLarge * kLarge;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
 }
 
 // The largest magnitude of each row, into `top`.
