@@ -13,6 +13,10 @@ WITHOUT_KERNELS := tests/test_staleness.py $(addprefix tests/,core functional go
 # What a docstring says of arguments, results and yields is there; these rules are in ruff's preview.
 DOCSTRINGS := DOC102,DOC202,DOC403
 
+# In short, for make test.
+EXAMPLES := "quickstart.py --epochs 2 --output .venv/demo_output" ptq.py "keyword_spotting.py --epochs 2" transformer.py \
+	mixed_precision.py quantize_a_model.py "new_format.py --epochs 3" "formats.py --output .venv/demo_output" custom_quantizer.py
+
 .PHONY: demo test docs lint format benchmark coverage clean
 
 demo: $(STAMP)
@@ -37,15 +41,8 @@ docs: $(STAMP)
 
 test: lint docs
 	@echo "== examples, in short"
-	@$(BIN)/python examples/quickstart.py --epochs 2 --output .venv/demo_output > .venv/demo.log || (cat .venv/demo.log; exit 1)
-	@$(BIN)/python examples/custom_quantizer.py > .venv/custom.log || (cat .venv/custom.log; exit 1)
-	@$(BIN)/python examples/mixed_precision.py > .venv/mixed.log || (cat .venv/mixed.log; exit 1)
-	@$(BIN)/python examples/transformer.py > .venv/transformer.log || (cat .venv/transformer.log; exit 1)
-	@$(BIN)/python examples/keyword_spotting.py --epochs 2 > .venv/keyword.log || (cat .venv/keyword.log; exit 1)
-	@$(BIN)/python examples/quantize_a_model.py > .venv/quantize.log || (cat .venv/quantize.log; exit 1)
-	@$(BIN)/python examples/ptq.py > .venv/ptq.log || (cat .venv/ptq.log; exit 1)
-	@$(BIN)/python examples/new_format.py --epochs 3 > .venv/new_format.log || (cat .venv/new_format.log; exit 1)
-	@$(BIN)/python examples/formats.py --output .venv/demo_output > .venv/formats.log || (cat .venv/formats.log; exit 1)
+	@printf '%s\n' $(EXAMPLES) | OMP_NUM_THREADS=1 xargs -P 2 -I {} bash -c \
+		'log=$$(mktemp); $(BIN)/python examples/{} > $$log 2>&1 || (cat $$log; exit 255)'
 	@$(BIN)/torchrun --nproc-per-node 2 examples/distributed.py > .venv/distributed.log 2>&1 || (cat .venv/distributed.log; exit 1)
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -q -n 2 -m "not exhaustive"

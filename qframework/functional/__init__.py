@@ -10,7 +10,9 @@ from qframework.functional.integer_range import (
     min_int,
 )
 from qframework.functional.minifloat import (
+    EXPONENTS,
     MinifloatFormat,
+    MinifloatGrid,
     largest_available,
     largest_minifloat,
     max_float,
@@ -74,6 +76,7 @@ from qframework.functional.straight_through import (
 )
 
 __all__ = [
+    "EXPONENTS",
     "Defined",
     "GRURanges",
     "Granularity",
@@ -81,6 +84,7 @@ __all__ = [
     "Kernel",
     "LSTMRanges",
     "MinifloatFormat",
+    "MinifloatGrid",
     "RNNRanges",
     "ROUNDINGS",
     "Range",

@@ -27,6 +27,12 @@ from qframework.functional.straight_through import (
 #: A number, or a 0-dim tensor that is differentiated.
 Number = float | Tensor
 
+#: What is left of a floating-point number without its significand, by its dtype: integers of its size, and a mask.
+EXPONENTS = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
+
 
 class MinifloatFormat(NamedTuple):
     """A format whose parameters are numbers.
@@ -49,6 +55,20 @@ class MinifloatFormat(NamedTuple):
     def saturates(self) -> bool:
         """Whether what is too large becomes the largest number."""
         return self.overflow == 0.0
+
+
+class MinifloatGrid(NamedTuple):
+    """The numbers of a quantizer to minifloats.
+
+    Attributes:
+        format: of the numbers.
+        rounding: of significands, a name of :data:`~qframework.functional.ROUNDINGS`.
+        clamp_gradient: differentiate the clamp, so that what is clamped gets no gradient.
+    """
+
+    format: MinifloatFormat
+    rounding: str = "round"
+    clamp_gradient: bool = True
 
 
 def largest_minifloat(exponent_bits: Any, mantissa_bits: Any, exponent_bias: Any) -> Any:

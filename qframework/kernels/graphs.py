@@ -37,7 +37,8 @@ from qframework.kernels.autograd import (
     is_compiling,
     may_fuse_in_graph,
 )
-from qframework.kernels.integer import can_fuse_relu, quantize, quantize_gradients, sum_to
+from qframework.kernels.integer import can_fuse_relu, quantize_gradients, sum_to
+from qframework.kernels.rounding import quantize
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
 
