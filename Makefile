@@ -7,6 +7,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 # Of what pip says only what takes time.
 TOLD := | awk '/^ *Downloading .*\(/ {print "   " $$0; fflush()} /^Installing collected/ {print "   installing"; fflush()}'
 STAMP := .venv/.installed
+FOR_DEMO := .venv/.installed_for_demo
 # What is tested without kernels, too; the tests of kernels themselves choose them.
 WITHOUT_KERNELS := tests/test_staleness.py $(addprefix tests/,core functional golden layers proxy quant_tensor quantizers)
 
@@ -19,7 +20,7 @@ EXAMPLES := "quickstart.py --epochs 2 --output .venv/demo_output" ptq.py "keywor
 
 .PHONY: demo test docs lint format benchmark coverage clean
 
-demo: $(STAMP)
+demo: $(FOR_DEMO)
 	@echo "== training a small network at 8, 4 and 2 bits on handwritten digits (a minute)"
 	@$(BIN)/python examples/quickstart.py
 
@@ -37,7 +38,8 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	@echo "== documentation: notebooks run, warnings are errors; docs/_build/html/index.html"
-	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html 2>&1 \
+		| awk '!/IPKernelApp|traitlets client/ && NF'
 
 test: lint docs
 	@echo "== examples, in short"
@@ -60,12 +62,17 @@ format: $(STAMP)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-$(STAMP): pyproject.toml constraints.txt
-	@echo "== setting up .venv, once: 1 of 3, the environment"
+$(FOR_DEMO): pyproject.toml constraints.txt
+	@echo "== setting up .venv, once: the environment"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "== 2 of 3, torch, which is the largest part (some hundred MB)"
+	@echo "== torch, which is the largest part (some hundred MB)"
 	@$(INSTALL) torch $(TOLD)
-	@echo "== 3 of 3, this library and what examples, tests and documentation need"
+	@echo "== this library, and what the examples need"
+	@$(INSTALL) --editable ".[examples,export]" $(TOLD)
+	@touch $(FOR_DEMO)
+
+$(STAMP): $(FOR_DEMO)
+	@echo "== what tests, linters and the documentation need"
 	@$(INSTALL) --editable ".[dev]" $(TOLD)
 	@touch $(STAMP)
 
