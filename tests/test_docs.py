@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: What one can derive from, each with tests of its own in the page.
 RECIPES = ("new_quantizer", "new_format", "new_layer")
-BLOCK = re.compile(r"^```(?:python|{code-cell} python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"^```(?:python|{code-cell} python)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL
+)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # what Lightning uses of torch
