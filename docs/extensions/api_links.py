@@ -51,7 +51,7 @@ def _names(objects: Any) -> dict[str, str]:
     """Full names, and short ones that mean one thing."""
     short = defaultdict(list)
     for full, entry in objects.items():
-        if entry.objtype in ("class", "function", "exception", "data"):
+        if not entry.aliased and entry.objtype in ("class", "function", "exception", "data"):
             short[full.rpartition(".")[2]].append(full)
     found = {full: full for full in objects}
     for name, places in short.items():
