@@ -1,5 +1,6 @@
 """Writes the pages that are made from the classes, and the index for language models: python docs/generate.py."""
 
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
@@ -106,9 +107,28 @@ def reference() -> str:
         about = (import_module(module).__doc__ or "").strip().splitlines()[0]
         lines += [f"## {module.rpartition('.')[2]}", "", about, "", "```{eval-rst}"]
         for name in names:
-            lines += [f".. autoclass:: qframework.quantizers.{name}", ""]
+            lines += _described(name, getattr(quantizers, name))
         lines += ["```", ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _described(name: str, cls: type) -> list[str]:
+    """A class as autodoc would write it, which would read, and so resolve, every name of a quantizer."""
+    bases = ", ".join(f":class:`~{_public(b)}`" for b in cls.__bases__ if b is not object)
+    about = (inspect.getdoc(cls) or "").splitlines()
+    lines = [
+        f".. py:class:: qframework.quantizers.{name}",
+        f"   :canonical: {cls.__module__}.{name}",
+        "",
+    ]
+    lines += [f"   Bases: {bases}", ""] if bases else []
+    return [*lines, *(f"   {line}".rstrip() for line in about), ""]
+
+
+def _public(cls: type) -> str:
+    """The name that users import a class by."""
+    package = "qframework.quantizers" if cls.__name__ in quantizers.__all__ else "qframework.inject"
+    return f"{package}.{cls.__name__}"
 
 
 def llms() -> str:
