@@ -109,7 +109,7 @@ BY_ABSMAX = [
     by_absmax("integers of rows", UNTIED, IntegerGrid(-128.0, 127.0, "round", False), 128.0, reduced_axis=1),
     by_absmax("integers of columns", ROWS, CLAMPED, 128.0, reduced_axis=0),
     by_absmax("integers of groups", ROWS.view(6, 2, 32), CLAMPED, 128.0, reduced_axis=-1, **POWERS),
-    by_absmax("integers of groups inside", ROWS.view(6, 4, 16).mT, CLAMPED, 128.0, reduced_axis=1),
+    by_absmax("integers of groups inside", ROWS.view(6, 4, 16).mT.contiguous(), CLAMPED, 128.0, reduced_axis=1),
     by_absmax("minifloats of the tensor", UNTIED, MINIFLOATS, 512.0, minimum=0.01),
     by_absmax("minifloats of channels", UNTIED, MINIFLOATS, 512.0, shape=(6, 1), channel_axis=0),
     by_absmax("minifloats of rows", UNTIED, MINIFLOATS, 512.0, reduced_axis=-1),
