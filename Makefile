@@ -39,7 +39,7 @@ test: lint
 	@QFRAMEWORK_KERNELS=reference $(BIN)/python -m pytest -q -n 2 -m "not slow and not exhaustive" $(WITHOUT_KERNELS)
 
 benchmark: $(STAMP)
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks --check
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .
