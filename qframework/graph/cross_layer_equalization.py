@@ -38,6 +38,8 @@ class EqualizeGraph(GraphPass):
         ValueError: another ``scale_computation_type`` or ``bias_shrinkage``.
     """
 
+    scales_channels = True
+
     def __init__(
         self,
         iterations: int = 10,

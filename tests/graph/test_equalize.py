@@ -214,3 +214,30 @@ def test_every_linear_layer_s_input_turns() -> None:
     assert set(rotation.report.changed) == {"q", "k", "v", "out", "head"}
     assert "embed" in rotation.report.skipped
     assert unchanged(net(TOKENS), before, 1e-4)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.b, self.c = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = x + self.m(x, x, x, need_weights=False)[0]
+        return x + self.c(torch.relu(self.b(self.norm(x))))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [EqualizeGraph(), GraphRotationEqualization(orphan_sink=True), LayerwiseActivationRotation()],
+    ids=lambda made: type(made).__name__,
+)
+def test_attention_of_torch_is_left_alone_and_reported(made) -> None:
+    torch.manual_seed(0)
+    net, x = Attention().eval(), torch.randn(3, 5, 8)
+    before = net(x)
+    net = made.apply(net, x)
+    assert unchanged(net(x), before)
+    assert made.report.changed
+    assert [n for n in made.report.skipped if n.startswith("m")]
