@@ -216,7 +216,7 @@ def test_every_linear_layer_s_input_turns() -> None:
     assert unchanged(net(TOKENS), before, 1e-4)
 
 
-class Attention(nn.Module):
+class WithAttention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.m = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
@@ -235,7 +235,7 @@ class Attention(nn.Module):
 )
 def test_attention_of_torch_is_left_alone_and_reported(made) -> None:
     torch.manual_seed(0)
-    net, x = Attention().eval(), torch.randn(3, 5, 8)
+    net, x = WithAttention().eval(), torch.randn(3, 5, 8)
     before = net(x)
     net = made.apply(net, x)
     assert unchanged(net(x), before)
