@@ -115,5 +115,5 @@ def check_fits(model: Any, batch: Any) -> None:
         raise BatchError(
             f"{type(model).__name__}.forward doesn't take a batch of {len(args) + len(kwargs)} arguments ({error}). A batch "
             "is what the model takes: a tensor, a tuple of arguments or a dict of keywords. For pairs of inputs and labels "
-            "give ((x,) for x, _ in loader), or, where there is one, a loss(model, batch)"
+            "give a loss(model, batch) where that is taken, or [(x,) for x, _ in loader]"
         ) from None
