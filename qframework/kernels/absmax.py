@@ -133,7 +133,7 @@ def _gradient(
         return native.absmax_gradients(
             layout, g, x, scale, top, grad_scale, grid, rule, overwrite
         )
-    grad_x, whole = _parts(g, x, scale, grid)
+    grad_x, whole = parts_of_gradient(g, x, scale, grid)
     whole = whole if grad_scale is None else whole + grad_scale
     if top is None:
         top, where = _tops(x, rule)
@@ -146,7 +146,7 @@ def _gradient(
     return largest.mul_(x).mul_(share).add_(grad_x)
 
 
-def _parts(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def parts_of_gradient(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The gradients of values and scale, each taken for itself."""
     if isinstance(grid, MinifloatGrid):
         grad_x, of_scale = minifloat_gradients(g, x, scale, grid, True)

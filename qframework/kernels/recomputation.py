@@ -125,7 +125,7 @@ def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:
         viewed: all elements of ``y``, in the same order, or a part of them.
         y: quantized values.
     """
-    found: Any = y.__dict__.get("origin")
+    found: Any = None if is_compiling() else y.__dict__.get("origin")
     if found is not None and viewed.numel() == y.numel() and viewed is not y:
         viewed.origin = found._replace(shape=viewed.shape)  # type: ignore[attr-defined]
     return viewed
