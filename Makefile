@@ -56,7 +56,7 @@ coverage: $(STAMP)
 	@$(BIN)/python -m pytest -q -n 2 -m "not exhaustive" --cov --cov-report=term:skip-covered
 
 benchmark: $(STAMP)
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks --check
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -126,6 +126,10 @@ class LayerByLayer:
 
     def __enter__(self) -> Self:
         self._names = {m: n for n, m in self.result.named_modules() if self._takes(m)}
+        if self.needs_quantized:
+            for name, others in _tied(self.result, self._names.values()).items():
+                del self._names[self.result.get_submodule(name)]
+                self.failed[name] = f"its weight is {', '.join(others)} too"
         self._remaining = list(self._names)
         grouped = {n: i for i, names in enumerate(self.parallel) for n in names}
         self._group_of = {m: grouped.get(n, n) for m, n in self._names.items()}
@@ -346,6 +350,25 @@ class LayerByLayer:
     def solve(self, weights: Tensor, statistics: InputStatistics, grid: Any) -> Tensor:
         """For subclasses: the quantized matrix."""
         raise TypeError(f"{type(self).__name__} has to define solve(weights, statistics, grid)")
+
+
+def _tied(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """For layers whose weight other modules hold as well, where."""
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    found = {}
+    for name in layers:
+        weight = model.get_submodule(name)._parameters["weight"]
+        assert weight is not None
+        others = [
+            n
+            for n in places[weight]
+            if model.get_submodule(n.rpartition(".")[0]) is not model.get_submodule(name)
+        ]
+        if others:
+            found[name] = others
+    return found
 
 
 def _check_groups(

@@ -85,7 +85,10 @@ class NodeExecution:
 
     Attributes:
         originals: float contents of parameters that were changed, for the float stream.
+        look: called with each node that calls something, and its arguments in the first stream, before it runs.
     """
+
+    look: Callable[[fx.Node, Call], object] | None = None
 
     def __init__(
         self,
@@ -129,6 +132,9 @@ class NodeExecution:
                     [s.call(node, b, device) for b in range(len(self.batches))]
                     for s in self.streams
                 ]
+                if self.look is not None:
+                    for call in calls[0]:
+                        self.look(node, call)
                 visit(module, calls)
                 self._compute(node, module, calls)
             elif node.op == "output":
@@ -166,6 +172,8 @@ class NodeExecution:
                 found = getattr(found, part)
             return found
         call = stream.call(node, batch)
+        if self.look is not None and stream is self.streams[0]:
+            self.look(node, call)
         if node.op == "call_function":
             return target(*call.args, **call.kwargs)
         owner, *rest = call.args

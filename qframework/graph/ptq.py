@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from qframework.graph.by_block import (
 )
 from qframework.graph.function_kinds import PRODUCTS
 from qframework.graph.layer_store import LayerStore, fingerprint_of
+from qframework.graph.progress import Bar, progress_bar
 from qframework.graph.ptq_measure import layer_records, output_sqnr
 from qframework.graph.ptq_report import PTQReport, StepRecord
 from qframework.graph.recipe import QuantizeStep, find_recipe
@@ -67,7 +67,7 @@ def ptq(
             touched, so that beside the model there are one block, what its layers' inputs tell, and the activations between blocks.
         weights: those of a model on the ``meta`` device, read when their block has its turn: a state dict, a function from a name to
             its tensor, or a path of safetensors. Goes with ``by_block``.
-        progress: show steps and the time left, where a person looks on.
+        progress: show a bar with the time left (by rich or tqdm, where installed), where a person looks on.
 
     Returns:
         The quantized model, in evaluation mode, and a report.
@@ -82,7 +82,7 @@ def ptq(
     plan = find_recipe(recipe)
     data = Batches(batches)
     start = time.perf_counter()
-    with _own_random_numbers(model, plan.seed):
+    with _own_random_numbers(model, plan.seed), progress_bar(None if progress else False) as bar:
         store = None
         if resume is not None:
             identity = f"{plan.model_dump_json()}{keep_best}{fingerprint_of(model)}"
@@ -95,7 +95,7 @@ def ptq(
         work = Work(own.eval(), data, plan, keep_best, strict, offload, store)
         report = PTQReport(recipe=plan.name)
         for i, step in enumerate(plan.steps):
-            _tell(progress, f"{i + 1} of {len(plan.steps)}: {step.step}", start, i, len(plan.steps))
+            bar.at(i, len(plan.steps), f"ptq: {step.step}")
             if store is not None:
                 store.step = i
             began = time.perf_counter()
@@ -107,7 +107,7 @@ def ptq(
             if isinstance(step, QuantizeStep):
                 _list_floats(work, report, strict)
                 if by_block:
-                    _blocks(work, whole, i, weights, offload, report, progress)
+                    _blocks(work, whole, i, weights, offload, report, bar)
                     break
             if step.step in ("quantize", "awq", "low_rank"):
                 work.originals = _weights(work.model)
@@ -118,7 +118,6 @@ def ptq(
             report.layers = layer_records(work)
             report.sqnr = output_sqnr(model, work.model, data)
         report.seconds = time.perf_counter() - start
-        _tell(progress, "", start, 1, 1)
     return work.model, report
 
 
@@ -142,15 +141,14 @@ def _blocks(
     weights: Any,
     offload: bool | str | Path,
     report: PTQReport,
-    progress: bool,
+    bar: Bar,
 ) -> None:
     """All steps behind ``quantize``, block by block."""
     source = None if weights is None else WeightSource(weights)
     blocks = plan_of(whole, work.model, work.batches, source is not None)
-    start = time.perf_counter()
 
     def tell(done: int, count: int) -> None:
-        _tell(progress, f"block {done + 1} of {count}", start, done, count)
+        bar.at(done, count, "ptq: blocks")
 
     later = list(enumerate(work.recipe.steps))[place + 1 :]
     tensors = dict([*whole.named_parameters(), *whole.named_buffers()])
@@ -186,13 +184,3 @@ def _own_random_numbers(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _tell(progress: bool, what: str, start: float, done: int, whole: int) -> None:
-    if not progress or not sys.stderr.isatty():
-        return
-    spent = time.perf_counter() - start
-    left = f", about {spent / done * (whole - done):.0f} s left" if done else ""
-    text = f"\rptq {what}{left}" if what else "\r"
-    sys.stderr.write(text.ljust(78) + ("" if what else "\r"))
-    sys.stderr.flush()

@@ -130,10 +130,8 @@ def _gradient(
     """The gradient of ``x`` for those of its quantized values and of the scale."""
     layout = _native_layout(x, grid, rule, scale, g=g, incoming=(grad_scale,))
     if layout is not None:
-        return native.absmax_gradients(
-            layout, g, x, scale, top, grad_scale, grid, rule, overwrite
-        )
-    grad_x, whole = _parts(g, x, scale, grid)
+        return native.absmax_gradients(layout, g, x, scale, top, grad_scale, grid, rule, overwrite)
+    grad_x, whole = parts_of_gradient(g, x, scale, grid)
     whole = whole if grad_scale is None else whole + grad_scale
     if top is None:
         top, where = _tops(x, rule)
@@ -146,7 +144,7 @@ def _gradient(
     return largest.mul_(x).mul_(share).add_(grad_x)
 
 
-def _parts(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def parts_of_gradient(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """The gradients of values and scale, each taken for itself."""
     if isinstance(grid, MinifloatGrid):
         grad_x, of_scale = minifloat_gradients(g, x, scale, grid, True)
@@ -162,9 +160,7 @@ def _parts(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Ten
     return g * inside, sum_to(rounded.clamp_(*bounds).sub_(moved).mul_(g), scale)
 
 
-def _to_places(
-    g: Tensor, x: Tensor, grad_top: Tensor, where: Tensor, rule: ScaleRule
-) -> Tensor:
+def _to_places(g: Tensor, x: Tensor, grad_top: Tensor, where: Tensor, rule: ScaleRule) -> Tensor:
     """``g``, and at the element of the largest magnitude of each row the gradient of that."""
     if rule.reduced_axis is None:
         signs = rows_of(x, rule.channel_axis).gather(1, where.unsqueeze(1)).sign()

@@ -88,7 +88,7 @@ inline void quantize_piece(const T* __restrict x, T* __restrict y, int64_t n, co
   });
 }
 
-constexpr int64_t kBlock = 1 << 9;  // elements that are summed in the precision of the tensor
+constexpr int64_t kBlock = 1 << 7;  // elements that are summed in the precision of the tensor
 
 struct Sums {
   double scale = 0, zero = 0;
