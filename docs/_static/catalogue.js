@@ -1,4 +1,5 @@
 // The filters of the catalogue: role, bits, granularity, scale, and any text. Without this script the page shows all tables.
+// catalogue.html?text=lsq&role=weight sets them.
 (() => {
   const place = document.getElementById("catalogue-filter");
   if (!place) return;
@@ -41,6 +42,9 @@
   labelled("text", search);
   const choices = { role: choice("role", "role"), bits: choice("bits", "bits"),
     granularity: choice("a scale per", "granularity"), scale: choice("scale from", "scale") };
+  const asked = new URLSearchParams(location.search);
+  search.value = asked.get("text") ?? "";
+  for (const [key, field] of Object.entries(choices)) field.value = asked.get(key) ?? "";
   const count = document.createElement("output");
   form.append(count);
   place.append(form);
