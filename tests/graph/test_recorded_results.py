@@ -41,6 +41,11 @@ def linear(quantizer=Int8WeightPerChannelFloat, width: int = 24, out: int = 10, 
     return QuantLinear(width, out, bias=True, weight_quant=quantizer, weight_bit_width=bits)
 
 
+def grouped() -> QuantConv2d:
+    keywords = {"weight_bit_width": 3, "weight_quant": Int8WeightPerChannelFloat}
+    return QuantConv2d(4, 6, 3, groups=2, **keywords)
+
+
 @pytest.mark.parametrize(
     ("case", "make", "algorithm"),
     [
