@@ -52,9 +52,7 @@ def grouped() -> QuantConv2d:
         ("gptq_act_order", linear, lambda m, b: gptq(m, b, act_order=True)),
         (
             "gptq_groups",
-            lambda: QuantConv2d(
-                4, 6, 3, groups=2, weight_bit_width=3, weight_quant=Int8WeightPerChannelFloat
-            ),  # fmt: skip
+            grouped,
             gptq,
         ),
         ("gpfq", lambda: linear(Int8WeightPerTensorFloat), gpfq),
