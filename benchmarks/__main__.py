@@ -16,7 +16,8 @@ from rich.table import Table
 from torch import nn
 
 import qframework
-from benchmarks import growth, recurrent
+from benchmarks import growth, recurrent, rows
+from benchmarks.kit import QuantKit, freeze
 from benchmarks.measure import compare, evaluator, ratio, seconds, trainer
 from benchmarks.network import Network, float_network
 from qframework import quantizers as q
@@ -145,11 +146,11 @@ def _compiled(rounds: int) -> dict[str, float]:
     return out
 
 
-def _peer(python: str, rounds: int) -> dict[str, Any]:
+def _run_peer(python: str, *arguments: str) -> dict[str, Any]:
     """The measures of a peer, by the interpreter of its own environment."""
     root = Path(__file__).parents[1]
     run = subprocess.run(
-        [python, "-m", "benchmarks.peer", str(rounds)],
+        [python, "-m", "benchmarks.peer", *arguments],
         cwd=root,
         check=True,
         capture_output=True,
@@ -157,6 +158,50 @@ def _peer(python: str, rounds: int) -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return found
+
+
+def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
+    """The networks of all formats, of this library and of a peer; prints their table."""
+    names = list(rows.ROWS | rows.MORE) if options.rows == "all" else (options.rows or "").split(",")
+    names = [n for n in names if n] or list(rows.ROWS)
+    found = {"this library": rows.measure(QuantKit(), options.rounds, freeze, names)}
+    if options.compile:
+        found["compiled"] = rows.measure(QuantKit(), options.rounds, freeze, names, compiled=True)
+    if options.peer:
+        peer = _run_peer(options.peer, "rows", str(options.rounds), ",".join(names))
+        found[peer["name"]] = peer["measures"]
+    table = Table(title=f"Times and bytes over those of floats ({machine})")
+    table.add_column("network")
+    for measure in rows.MEASURES:
+        for who in found:
+            table.add_column(measure if who == "this library" else f"{measure}, {who}", justify="right")
+        table.add_column("goal", justify="right")
+    for name in names:
+        cells = []
+        for i, measure in enumerate(rows.MEASURES):
+            ratios = [found[who].get(name, {}).get(measure) for who in found]
+            goal = (rows.ROWS | rows.MORE)[name].goals[i]
+            cells += ["" if r is None else f"{r:.2f}" for r in (*ratios, goal)]
+        table.add_row((rows.ROWS | rows.MORE)[name].what, *cells)
+    Console(width=160).print(table)
+    for who, measures in found.items():
+        shown = ", ".join(f"{m} {v:.2f}" for m, v in rows.means(measures).items())
+        print(f"geometric means, {who}: {shown}")
+    return found
+
+
+def _check(found: dict[str, dict[str, float]], fails: bool) -> None:
+    beyond = rows.exceeded(found)
+    if not fails:
+        return
+    if beyond:
+        raise SystemExit("beyond the limits:\n" + "\n".join(beyond))
+    print("within all limits")
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2))
 
 
 def main() -> None:
@@ -170,9 +215,17 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="whether anything grows in long work (half a minute)"
     )
+    parser.add_argument("--rows", help="names of networks of all formats to measure, alone; 'all' for every one")
+    parser.add_argument("--check", action="store_true", help="fail where a network of a format is beyond benchmarks/limits.json")
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    formats = _formats(options, machine)
+    if options.rows:
+        _write(options.output, {"machine": machine, "formats": formats})
+        _check(formats["this library"], options.check)
+        return
     columns: dict[str, dict[str, float]] = {}
     for kernels in options.kernels.split(","):
         with qframework.settings.use(kernels=kernels):
@@ -182,9 +235,8 @@ def main() -> None:
     if options.long:
         next(iter(columns.values())).update(growth.measure())
     if options.peer:
-        found = _peer(options.peer, options.rounds)
+        found = _run_peer(options.peer, "network", str(options.rounds))
         columns[found["name"]] = found["measures"]
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     table = Table(title=f"What quantization costs ({machine})")
     for heading in ("measure", "unit", "goal", *columns):
         table.add_column(heading, justify="left" if heading == "measure" else "right")
@@ -193,8 +245,8 @@ def main() -> None:
             values = [f"{c[name]:.3g}" if name in c else "" for c in columns.values()]
             table.add_row(what, unit, "" if goal is None else f"{goal:g}", *values)
     Console(width=120).print(table)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"machine": machine, "measures": columns}, indent=2))
+    _write(options.output, {"machine": machine, "measures": columns, "formats": formats})
+    _check(formats["this library"], options.check)
 
 
 if __name__ == "__main__":

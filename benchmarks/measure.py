@@ -74,8 +74,12 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def saved_bytes(model: nn.Module) -> int:
+    """:func:`kept_bytes` for the images."""
+    return kept_bytes(model, data()[0])
+
+
+def kept_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that autograd saves for the backward pass of one forward pass, parameters aside."""
-    images, _ = data()
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}
 
@@ -85,7 +89,7 @@ def saved_bytes(model: nn.Module) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        model(images).sum().backward()
+        model(x).sum().backward()
     return sum(size for place, size in found.items() if place not in own)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule
+from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.function_wrapper import OverOutputFeaturesView, OverTensorView
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.zero_point import shift_zero_point
-from qframework.functional import upcast
+from qframework.functional import ScaleRule, StatisticRule, upcast
 
 
 def _view(per_row: bool) -> nn.Module:
@@ -56,6 +56,15 @@ class RuntimeDynamicStatsScaling(CoreModule):
             restrict_scale_threshold_impl,
             scaling_min_val,
         )
+
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The scale for a threshold, of the largest magnitude of the tensor or of each row."""
+        statistic: StatisticRule = stated(self.scaling_stats_impl)
+        axis = 1 if self.per_row else None
+        if statistic.kind != "absmax" or statistic.axis != axis or statistic.keepdim:
+            raise NotStated(f"no faster form has the statistic {statistic.kind!r} of each input")
+        rows = -1 if self.per_row else None
+        return stated(self.restriction, "absmax", threshold, (), None, rows)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for ``x``: 0-dim, or of the shape of ``x`` with a last axis of 1."""

@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stateless
+from qframework.core.base import CoreModule, NotStated, Stated, Stateless
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
+from qframework.core.scaling.from_parameter import group_axis
 from qframework.core.zero_point import shift_zero_point
-from qframework.functional import MinifloatFormat, minifloat_quantize, split_groups
+from qframework.functional import (
+    Granularity,
+    MinifloatFormat,
+    ScaleRule,
+    StatisticRule,
+    minifloat_quantize,
+    split_groups,
+)
 
 
 class OverSubChannelBlockView(Stateless):
@@ -23,6 +31,10 @@ class OverSubChannelBlockView(Stateless):
     def __init__(self, group_size: int, group_dim: int, group_padding: bool = True) -> None:
         super().__init__()
         self.group_size, self.group_dim, self.padding = group_size, group_dim, group_padding
+
+    def rule(self, stated: Stated) -> Granularity:
+        """The groups."""
+        return Granularity(None, (self.group_size, self.group_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         if not -x.dim() <= self.group_dim < x.dim():
@@ -70,6 +82,15 @@ class RuntimeDynamicGroupStatsScaling(CoreModule):
             restrict_scale_threshold_impl,
             scaling_min_val,
         )
+
+    def rule(self, stated: Stated, threshold: float) -> ScaleRule:
+        """The scales for a threshold, of the largest magnitudes of groups."""
+        statistic: StatisticRule = stated(self.scaling_stats_impl)
+        view: Granularity = stated(self.view)
+        axis = group_axis(statistic, view)
+        if statistic.kind != "absmax" or axis is None:
+            raise NotStated(f"no faster form has the statistic {statistic.kind!r} of groups")
+        return stated(self.restriction, "absmax", threshold, (), None, axis, view.groups)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scales for ``x``, of its grouped shape with 1 for the elements of a group."""

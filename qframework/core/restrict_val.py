@@ -7,6 +7,7 @@ A learned scale is stored in the domain where gradient steps make sense (log2 fo
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,8 @@ class ScaleRestriction(Stateless):
         threshold: float,
         shape: tuple[int, ...],
         channel_axis: int | None = None,
+        reduced_axis: int | None = None,
+        groups: tuple[int, int] | None = None,
     ) -> ScaleRule:
         """The scale that is made of a source; see :class:`~qframework.functional.ScaleRule`.
 
@@ -153,16 +156,17 @@ class ScaleRestriction(Stateless):
             threshold: the integer that the magnitude is divided by, before its own restriction.
             shape: of the scale.
             channel_axis: whose indices have a scale each.
+            reduced_axis: whose elements share one.
+            groups: that the values are split into.
         """
         if stated(self.restrict_quotient) is not None:
             raise NotStated("restrict_scale_threshold_impl changes the scale")
         restriction: RestrictionRule = stated(self.restrict)
         of_threshold: RestrictionRule = stated(self.restrict_threshold)
-        if of_threshold.domain != "fp" and not math.log2(threshold).is_integer():
-            raise NotStated(f"the threshold {threshold:g} is rounded in its domain")
+        threshold = _restricted(threshold, of_threshold)
         minimum = stated(self.clamp_min)
         how = (restriction.domain, restriction.rounding, minimum)
-        return ScaleRule(source, threshold, *how, shape, channel_axis)
+        return ScaleRule(source, threshold, *how, shape, channel_axis, reduced_axis, groups)
 
     def to_domain(self, scale: Tensor) -> Tensor:
         """The stored number for ``scale``, which is first kept above the minimum."""
@@ -200,3 +204,29 @@ class ScaleRestriction(Stateless):
     def of_statistic(self, statistic: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a statistic: ``forward(to_domain(statistic))``."""
         return self(self.to_domain(statistic), threshold)  # type: ignore[no-any-return]
+
+
+_WHOLE: dict[str, Callable[[float], int]] = {
+    "round": round,
+    "ceil": math.ceil,
+    "floor": math.floor,
+    "round_to_zero": math.trunc,
+}
+
+
+def _restricted(threshold: float, restriction: RestrictionRule) -> float:
+    """A threshold as its domain has it.
+
+    Raises:
+        NotStated: it is rounded there in a way that isn't known.
+    """
+    if restriction.domain == "fp":
+        return threshold
+    exponent = math.log2(threshold)
+    if exponent.is_integer():
+        return threshold
+    # Near an integer, or half of one, a logarithm in single precision may fall on another side.
+    clear = abs(2 * exponent - round(2 * exponent)) > 1e-4
+    if restriction.domain == "power_of_two" and clear and restriction.rounding in _WHOLE:
+        return float(2.0 ** _WHOLE[restriction.rounding](exponent))
+    raise NotStated(f"the threshold {threshold:g} is rounded in its domain")

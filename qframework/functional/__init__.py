@@ -12,6 +12,7 @@ from qframework.functional.integer_range import (
 from qframework.functional.minifloat import (
     EXPONENTS,
     MinifloatFormat,
+    MinifloatGrid,
     largest_available,
     largest_minifloat,
     max_float,
@@ -83,6 +84,7 @@ __all__ = [
     "Kernel",
     "LSTMRanges",
     "MinifloatFormat",
+    "MinifloatGrid",
     "RNNRanges",
     "ROUNDINGS",
     "Range",

@@ -57,6 +57,20 @@ class MinifloatFormat(NamedTuple):
         return self.overflow == 0.0
 
 
+class MinifloatGrid(NamedTuple):
+    """The numbers of a quantizer to minifloats.
+
+    Attributes:
+        format: of the numbers.
+        rounding: of significands, a name of :data:`~qframework.functional.ROUNDINGS`.
+        clamp_gradient: differentiate the clamp, so that what is clamped gets no gradient.
+    """
+
+    format: MinifloatFormat
+    rounding: str = "round"
+    clamp_gradient: bool = True
+
+
 def largest_minifloat(exponent_bits: Any, mantissa_bits: Any, exponent_bias: Any) -> Any:
     """The largest number of a format without reserved codes: ``(2 - 2^-m) * 2^(2^e - 1 - B)``; numbers or tensors."""
     return (2.0 - 2.0 ** (-mantissa_bits)) * 2.0 ** (2.0**exponent_bits - 1 - exponent_bias)

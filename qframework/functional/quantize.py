@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qframework.functional.minifloat import MinifloatGrid, minifloat_quantize
 from qframework.functional.precision import upcast
 from qframework.functional.registry import defined
 from qframework.functional.rules import IntegerGrid, ScaleRule
@@ -128,22 +129,30 @@ def _smallest(rows: Tensor) -> Tensor:
 
 
 @defined
-def quantize_by_absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
-    """Quantize by the largest magnitude, of the tensor or of each channel.
+def quantize_by_absmax(
+    w: Tensor, grid: IntegerGrid | MinifloatGrid, rule: ScaleRule
+) -> tuple[Tensor, Tensor]:
+    """Quantize by the largest magnitude, of the tensor, or of each channel, row or group.
 
     The gradient also passes through the scale, to the elements of the largest magnitude: shared evenly among equals of
-    a tensor, to the first of a channel.
+    a tensor, else to the first.
 
     Args:
         w: floating-point tensor, such as a weight.
-        grid: the integers.
+        grid: the integers, or the minifloats.
         rule: the scale, of source ``'absmax'``.
 
     Returns:
         Dequantized values with the shape and dtype of ``w``, and the scale.
     """
-    largest = _largest(rows_of(upcast(w).abs(), rule.channel_axis)).reshape(rule.shape)
+    magnitudes = upcast(w).abs()
+    if rule.reduced_axis is not None:
+        largest = magnitudes.max(dim=rule.reduced_axis, keepdim=True).values
+    else:
+        largest = _largest(rows_of(magnitudes, rule.channel_axis)).reshape(rule.shape)
     scale = statistic_scale(largest, rule)
+    if isinstance(grid, MinifloatGrid):
+        return minifloat_quantize(w, scale, *grid), scale
     return fake_quantize(w, scale, None, grid), scale
 
 

@@ -40,13 +40,15 @@ class RestrictionRule:
 
 @dataclass(frozen=True)
 class Granularity:
-    """What shares a statistic: the whole tensor, or each channel.
+    """What shares a statistic: the whole tensor, each channel, or each group.
 
     Attributes:
         channel_axis: the axis of the channels; None for the tensor.
+        groups: how many neighbours are a group, and along which axis; None for none.
     """
 
     channel_axis: int | None = None
+    groups: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class ScaleRule:
         minimum: lower bound of the magnitude, None for none.
         shape: of the scale.
         channel_axis: the axis whose indices have a scale each; None where there is one for all.
+        reduced_axis: the axis whose elements share a scale, one for each index of all others, as those of rows and groups do, so
+            that the shape is another for each tensor; None for no such axis.
     """
 
     source: str
@@ -90,3 +94,5 @@ class ScaleRule:
     minimum: float | None = None
     shape: tuple[int, ...] = ()
     channel_axis: int | None = None
+    reduced_axis: int | None = None
+    groups: tuple[int, int] | None = None

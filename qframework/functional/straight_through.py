@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from qframework.functional.registry import defined
+
+_transforms_active = torch._C._are_functorch_transforms_active
 
 #: Of a clamp: a number, a tensor that broadcasts, or None for none.
 Bound = Tensor | float | None
@@ -82,6 +84,8 @@ def apply_step(x: Tensor, step: str) -> Tensor:
     Returns:
         Tensor with the shape and dtype of ``x``.
     """
+    if not (x.requires_grad or _transforms_active() or forward_ad._current_level >= 0):
+        return STEPS[step](x)  # there is no gradient to pass
     return StraightThroughStep.apply(x, step)  # type: ignore[no-any-return, no-untyped-call]
 
 

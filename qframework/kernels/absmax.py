@@ -1,4 +1,4 @@
-"""Values quantized by their own largest magnitude, in one differentiable step, for the whole tensor or per channel."""
+"""Values quantized by their own largest magnitude, in one differentiable step: of the tensor, or of each channel, row or group."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from qframework.functional import (
     ROUNDINGS,
     IntegerGrid,
+    MinifloatGrid,
     ScaleRule,
     add_kernel,
     compute_dtype,
@@ -17,45 +18,82 @@ from qframework.functional import (
     rows_of,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse
-from qframework.kernels.integer import quantize, sum_to
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_overwrite
+from qframework.kernels.integer import sum_to
+from qframework.kernels.minifloat import minifloat_gradients
+from qframework.kernels.recomputation import note_origin
+from qframework.kernels.rounding import quantize, round_minifloats
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 from qframework.kernels.statistics import abs_max_values
 
-_Found = tuple[Tensor, Tensor, Tensor, Tensor | None]
+Grid = IntegerGrid | MinifloatGrid
 
 
 def _native_layout(
-    x: Tensor, grid: IntegerGrid, rule: ScaleRule, **gradients: Any
+    x: Tensor, grid: Grid, rule: ScaleRule, *numbers: Tensor, **gradients: Any
 ) -> native.Layout | None:
     if rule.channel_axis not in (None, 0):
         return None
-    return native.serves(x, rule.shape, grid.rounding, **gradients)
-
-
-def _values(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> _Found:
-    """Values, scale, largest magnitudes and, per channel, where they are."""
-    if rule.domain == "fp":
-        layout = _native_layout(x, grid, rule)
-        if layout is not None:
-            return native.absmax(layout, x, grid, rule)
-    where = None
-    if rule.channel_axis is None:
-        top = abs_max_values(x)
+    if rule.reduced_axis is None:
+        shape = rule.shape
+    elif rule.reduced_axis in (-1, x.dim() - 1):
+        shape = native.row_shape(x)
     else:
-        top, where = rows_of(x, rule.channel_axis).abs().max(dim=1)
-    top = top.to(compute_dtype(x.dtype))
-    scale = statistic_scale_values(top, rule).reshape(rule.shape)
-    return quantize(x, scale, None, grid), scale, top, where
+        return None
+    return native.serves(x, shape, native.rounding_of(grid), *numbers, **gradients)
 
 
-class _QuantizeByAbsmax(Fused):
+def _is_whole(rule: ScaleRule) -> bool:
+    """Whether there is one scale for all."""
+    return rule.channel_axis is None and rule.reduced_axis is None
+
+
+def _rounded(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    if isinstance(grid, MinifloatGrid):
+        return round_minifloats(x, scale, grid)
+    return quantize(x, scale, None, grid)
+
+
+def _values(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Values and scale, and the largest magnitude where there is one."""
+    whole, layout = _is_whole(rule), _native_layout(x, grid, rule)
+    top: Tensor | None
+    if layout is not None and rule.domain == "fp":
+        if whole:
+            return native.absmax(layout, x, grid, rule)
+        shape = rule.shape if rule.reduced_axis is None else native.row_shape(x)
+        return *native.row_absmax(layout, x, shape, grid, rule), None
+    if whole:
+        top = abs_max_values(x).to(compute_dtype(x.dtype))
+        scale = statistic_scale_values(top, rule).reshape(rule.shape)
+        return _rounded(x, scale, grid), scale, top
+    if layout is not None:
+        shape = rule.shape if rule.reduced_axis is None else native.row_shape(x)
+        top = native.row_tops(layout, x, shape)
+    else:
+        top = _tops(x, rule)[0]
+    scale = statistic_scale_values(top, rule)
+    return _rounded(x, scale, grid), scale, None
+
+
+def _tops(x: Tensor, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+    """The largest magnitudes of channels, rows or groups, in the shape of the scale; and their places, in the rows of each."""
+    if rule.reduced_axis is not None:
+        top, where = x.abs().max(dim=rule.reduced_axis, keepdim=True)
+        return top.to(compute_dtype(x.dtype)), where
+    top, where = rows_of(x, rule.channel_axis).abs().max(dim=1)
+    return top.to(compute_dtype(x.dtype)).reshape(rule.shape), where
+
+
+class QuantizeByAbsmax(Fused):
+    """See :func:`~qframework.functional.quantize_by_absmax`."""
+
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, grid: IntegerGrid, rule: ScaleRule
+        ctx: Context, x: Tensor, grid: Grid, rule: ScaleRule
     ) -> tuple[Tensor, Tensor]:
-        y, scale, top, where = _values(x, grid, rule)
-        ctx.save_for_backward(x, scale, top, where)
+        y, scale, top = _values(x, grid, rule)
+        ctx.save_for_backward(x, scale, top)
         ctx.how = (grid, rule)
         ctx.set_materialize_grads(False)
         return y, scale
@@ -66,9 +104,17 @@ class _QuantizeByAbsmax(Fused):
 
     @staticmethod
     def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
-        x, *found = ctx.saved_tensors
-        g = torch.zeros_like(x) if grad is None else grad
-        return _gradient(g, grad_scale, x, *found, *ctx.how), None, None
+        x, scale, top = ctx.saved_tensors
+        overwrite = grad is not None and may_overwrite(grad, x)
+        if grad is not None and grad_scale is None:
+            found = sums_of(grad)
+            if found is not None:
+                return _with_shares(grad, x, *found, ctx.how[1], overwrite), None, None
+        if grad is None:
+            grad, overwrite = torch.zeros_like(x), True
+        elif grad.stride() != x.stride() and grad.dtype is x.dtype:
+            grad, overwrite = torch.empty_like(x).copy_(grad), True
+        return _gradient(grad, grad_scale, x, scale, top, *ctx.how, overwrite), None, None
 
 
 def _gradient(
@@ -76,30 +122,96 @@ def _gradient(
     grad_scale: Tensor | None,
     x: Tensor,
     scale: Tensor,
-    top: Tensor,
-    where: Tensor | None,
-    grid: IntegerGrid,
+    top: Tensor | None,
+    grid: Grid,
     rule: ScaleRule,
+    overwrite: bool,
 ) -> Tensor:
     """The gradient of ``x`` for those of its quantized values and of the scale."""
-    layout = _native_layout(x, grid, rule, g=g, incoming=(grad_scale,))
+    layout = _native_layout(x, grid, rule, scale, g=g, incoming=(grad_scale,))
     if layout is not None:
-        slope = None if rule.domain == "fp" else statistic_scale_slope(top, rule)
-        found = (scale, top, where, grad_scale, slope)
-        return native.absmax_gradients(layout, g, x, *found, grid, rule)
-    exact = x.to(compute_dtype(x.dtype)) / scale
-    bounds: Any = (grid.minimum, grid.maximum)
-    error = ROUNDINGS[grid.rounding](exact).clamp_(*bounds).sub_(exact).mul_(g)
-    whole = sum_to(error, scale)
+        return native.absmax_gradients(
+            layout, g, x, scale, top, grad_scale, grid, rule, overwrite
+        )
+    grad_x, whole = parts_of_gradient(g, x, scale, grid)
     whole = whole if grad_scale is None else whole + grad_scale
+    if top is None:
+        top, where = _tops(x, rule)
+        grad_top = whole * statistic_scale_slope(top, rule)
+        return _to_places(grad_x, x, grad_top, where, rule)
     grad_top = whole.reshape(top.shape) * statistic_scale_slope(top, rule)
-    if where is not None:
-        signs = rows_of(x, rule.channel_axis).gather(1, where.unsqueeze(1)).sign()
-        return spread_rows(g, grad_top.reshape(-1, 1) * signs, where, rule.channel_axis)
     largest = x.abs().eq_(top.to(x.dtype))  # 1 and 0, without a boolean tensor
     count = largest.sum(dtype=top.dtype)
     share = torch.where(top > 0, grad_top / (count * top), 0.0)
-    return largest.mul_(x).mul_(share).add_(g)
+    return largest.mul_(x).mul_(share).add_(grad_x)
+
+
+def parts_of_gradient(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """The gradients of values and scale, each taken for itself."""
+    if isinstance(grid, MinifloatGrid):
+        grad_x, of_scale = minifloat_gradients(g, x, scale, grid, True)
+        assert of_scale is not None
+        return grad_x, of_scale
+    bounds: Any = (grid.minimum, grid.maximum)
+    exact = x.to(compute_dtype(x.dtype)) / scale
+    rounded = ROUNDINGS[grid.rounding](exact)
+    if not grid.clamp_gradient:
+        return g, sum_to(rounded.clamp_(*bounds).sub_(exact).mul_(g), scale)
+    inside = ~((rounded < bounds[0]) | (rounded > bounds[1]))
+    moved = torch.where(inside, exact, 0.0)
+    return g * inside, sum_to(rounded.clamp_(*bounds).sub_(moved).mul_(g), scale)
+
+
+def _to_places(
+    g: Tensor, x: Tensor, grad_top: Tensor, where: Tensor, rule: ScaleRule
+) -> Tensor:
+    """``g``, and at the element of the largest magnitude of each row the gradient of that."""
+    if rule.reduced_axis is None:
+        signs = rows_of(x, rule.channel_axis).gather(1, where.unsqueeze(1)).sign()
+        shares = grad_top.reshape(-1, 1) * signs
+        shares = torch.where(signs == 0, 0.0, shares)  # a slope may be infinite at 0
+        return spread_rows(g, shares, where, rule.channel_axis)
+    signs = x.gather(rule.reduced_axis, where).sign()
+    shares = torch.where(signs == 0, 0.0, grad_top * signs).to(g.dtype)
+    return g.scatter_add(rule.reduced_axis, where, shares)
+
+
+# ------------------------------------------------------------ sums that a product has taken already
+
+
+def takes_sums(x: Tensor, grid: Grid, rule: ScaleRule, scale: Tensor) -> bool:
+    """Whether the gradient of a weight's quantized values is that of the weight, but for an element of each row."""
+    return (
+        isinstance(grid, IntegerGrid)
+        and not grid.clamp_gradient
+        and rule.channel_axis == 0
+        and x.is_contiguous()
+        and _native_layout(x, grid, rule, scale) is not None
+    )
+
+
+def note_sums(grad: Tensor, sums: Tensor, where: Tensor) -> None:
+    """Let a gradient know what it gives each row's scale, and which element of the row gets it."""
+    grad.sums = (sums, where, grad._version)  # type: ignore[attr-defined]
+
+
+def sums_of(grad: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What :func:`note_sums` noted, as long as the gradient is as it was."""
+    found = grad.__dict__.get("sums")
+    return None if found is None or found[2] != grad._version else found[:2]
+
+
+def _with_shares(
+    g: Tensor, x: Tensor, sums: Tensor, where: Tensor, rule: ScaleRule, overwrite: bool
+) -> Tensor:
+    rows = x.view(x.shape[0], -1)
+    largest = rows.gather(1, where.unsqueeze(1))
+    top = largest.abs().to(sums.dtype)
+    shares = sums.unsqueeze(1) * statistic_scale_slope(top, rule) * largest.sign()
+    shares = torch.where(largest == 0, 0.0, shares).to(g.dtype)
+    out = g if overwrite else g.clone(memory_format=torch.contiguous_format)
+    out.view(rows.shape).scatter_add_(1, where.unsqueeze(1), shares)
+    return out
 
 
 def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | None) -> Tensor:
@@ -122,10 +234,9 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
     return rows.scatter_add(1, where, values).view(shape).transpose(0, channel_axis)
 
 
-@add_kernel(
-    quantize_by_absmax, "fused", lambda w, grid, rule: may_fuse() and not grid.clamp_gradient
-)
-def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Any:
+@add_kernel(quantize_by_absmax, "fused", may_fuse)
+def _fused(w: Tensor, grid: Grid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:2]
-    return apply(_QuantizeByAbsmax, w, grid, rule)
+    y, scale = apply(QuantizeByAbsmax, w, grid, rule)
+    return note_origin(y, w, scale, None, grid), scale

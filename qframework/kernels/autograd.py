@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -201,3 +203,54 @@ def apply(function: type[Function], *args: Any) -> Any:
     if not _is_grad_enabled():
         return function.forward(_NoGraph(), *args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
+
+
+# ------------------------------------------------------------ gradients that may be overwritten
+
+
+def _holders(grad: Tensor) -> tuple[int, int, int]:
+    """How many hold a gradient, in Python and in C++, and its memory."""
+    storage = grad.untyped_storage()
+    memory: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+    return sys.getrefcount(grad), grad._use_count(), memory  # type: ignore[attr-defined]
+
+
+class _Probe(Fused):
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, found: list[Any]) -> Tensor:  # type: ignore[override]
+        ctx.how = found
+        return x.clone()
+
+    @staticmethod
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
+        _note_holders(grad, ctx.how)
+        return grad, None
+
+
+def _note_holders(grad: Tensor, found: list[Any]) -> None:
+    """In a frame of its own, as :func:`may_overwrite` is one."""
+    found.append(_holders(grad))
+
+
+@cache
+def _alone() -> tuple[int, int, int]:
+    """The holders of a gradient that nobody but the engine has."""
+    found: list[tuple[int, int, int]] = []
+    with torch.enable_grad(), torch.inference_mode(False):
+        x = torch.zeros(2, requires_grad=True, device="cpu")
+        _Probe.apply(x, found).mul(2.0).sum().backward()  # type: ignore[no-untyped-call]
+    return found[0]
+
+
+def may_overwrite(grad: Tensor, like: Tensor) -> bool:
+    """Whether a gradient may be written to: nobody else can see it, and it is laid out as a tensor is.
+
+    Asked by ``gradients`` of a :class:`Fused` function itself, of one of its arguments.
+    """
+    return (
+        grad.is_cpu
+        and grad.stride() == like.stride()
+        and not is_compiling()
+        and not torch.is_grad_enabled()
+        and _holders(grad) == _alone()
+    )

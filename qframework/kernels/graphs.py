@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from qframework.functional import (
-    ROUNDINGS,
     IntegerGrid,
+    MinifloatGrid,
     ScaleRule,
     add_kernel,
     apply_step,
@@ -30,6 +30,7 @@ from qframework.functional.straight_through import (
     StraightThroughClamp,
     StraightThroughStep,
 )
+from qframework.kernels.absmax import Grid, parts_of_gradient
 from qframework.kernels.autograd import (
     Context,
     in_any_graph,
@@ -37,7 +38,8 @@ from qframework.kernels.autograd import (
     is_compiling,
     may_fuse_in_graph,
 )
-from qframework.kernels.integer import can_fuse_relu, quantize, quantize_gradients, sum_to
+from qframework.kernels.integer import can_fuse_relu, quantize_gradients, sum_to
+from qframework.kernels.rounding import quantize, round_minifloats
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
 
@@ -141,16 +143,18 @@ def places_in(shape: torch.Size, device: torch.device) -> Tensor:
 
 
 class _Absmax(Function):
-    """Channels come first, or there is one scale. Sums are by channel first, as :func:`sum_to` does in graphs."""
+    """Channels come first, rows and groups are along one axis, or there is one scale. Sums are by channel first, as :func:`sum_to`
+    does in graphs."""
 
     @staticmethod
-    def forward(x: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
-        magnitudes = x.abs()
-        per_channel = rule.channel_axis is not None
-        top = magnitudes.amax(_inner(x), keepdim=True) if per_channel else magnitudes.amax()
+    def forward(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
+        magnitudes, axes = x.abs(), _reduced(x, rule)
+        top = magnitudes.amax() if axes is None else magnitudes.amax(axes, keepdim=True)
         upcast = torch.float64 if x.dtype == torch.float64 else torch.float32
         scale = statistic_scale_values(top.to(upcast), rule)
-        scale = own_buffer(scale.reshape(rule.shape))
+        scale = own_buffer(scale if rule.reduced_axis is not None else scale.reshape(rule.shape))
+        if isinstance(grid, MinifloatGrid):
+            return round_minifloats(x, scale, grid), scale, top
         return quantize(x, scale, None, grid), scale, top
 
     @staticmethod
@@ -164,31 +168,42 @@ class _Absmax(Function):
     def backward(ctx: Context, grad: Tensor, grad_scale: Tensor, _: Any) -> Any:  # type: ignore[override]
         x, scale, top = ctx.saved_tensors
         grid, rule = ctx.how
-        exact = x.to(scale.dtype) / scale
-        error = ROUNDINGS[grid.rounding](exact).clamp(grid.minimum, grid.maximum) - exact
-        hit = x.abs() == top
+        grad_x, of_scale = parts_of_gradient(grad, x, scale, grid)
+        hit, axes = x.abs() == top, _reduced(x, rule)
         slope = statistic_scale_slope(top.to(scale.dtype), rule)
-        share = (sum_to(error * grad, scale) + grad_scale).reshape(top.shape) * slope
-        if rule.channel_axis is not None:
-            places = places_in(x.shape[1:], x.device)
-            first = torch.where(hit, places, x[0].numel()).amin(_inner(x), keepdim=True)
+        share = (of_scale + grad_scale).reshape(top.shape) * slope
+        if axes is not None:
+            places, length = _places(x, axes)
+            first = torch.where(hit, places, length).amin(axes, keepdim=True)
             hit = places == first
         else:
             share = share / sum_to(hit.to(scale.dtype), top)
         moved = torch.where(top > 0, share, 0.0).to(x.dtype) * x.sign()
-        return torch.where(hit, grad + moved, grad), None, None
+        return torch.where(hit, grad_x + moved, grad_x), None, None
 
 
-def _inner(x: Tensor) -> list[int]:
-    return list(range(1, x.dim()))
+def _reduced(x: Tensor, rule: ScaleRule) -> list[int] | None:
+    """The axes whose elements share a scale; None for all."""
+    if rule.reduced_axis is not None:
+        return [rule.reduced_axis % x.dim()]
+    return None if rule.channel_axis is None else list(range(1, x.dim()))
 
 
-def _serves_absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> bool:
-    return may_fuse_in_graph() and not grid.clamp_gradient and rule.channel_axis in (None, 0)
+def _places(x: Tensor, axes: list[int]) -> tuple[Tensor, int]:
+    """Where elements are among those that share a scale, and how many these are."""
+    if len(axes) == x.dim() - 1:
+        return places_in(x.shape[1:], x.device), x[0].numel()
+    length = x.shape[axes[0]]
+    shape = [length if i == axes[0] else 1 for i in range(x.dim())]
+    return places_in(torch.Size([length]), x.device).view(shape), length
+
+
+def _serves_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> bool:
+    return may_fuse_in_graph() and rule.channel_axis in (None, 0)
 
 
 @add_kernel(quantize_by_absmax, "in a graph", _serves_absmax)
-def _absmax(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
+def _absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     found = _Absmax.apply(w, grid, rule)  # type: ignore[no-untyped-call]
     return found[0], found[1]
 

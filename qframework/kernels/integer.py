@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.configuration import settings
 from qframework.functional import (
     ROUNDINGS,
     IntegerGrid,
@@ -27,7 +26,8 @@ from qframework.kernels.autograd import (
     is_compiling,
     may_fuse,
 )
-from qframework.kernels.native import tensors
+from qframework.kernels.recomputation import note_origin
+from qframework.kernels.rounding import integer_layout, quantize
 
 
 def sum_to(grad: Tensor, like: Tensor) -> Tensor:
@@ -60,37 +60,6 @@ def can_fuse_relu(zero_point: Tensor | None, grid: IntegerGrid) -> bool:
     )
 
 
-def quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid, relu: bool = False
-) -> Tensor:
-    """The values of :func:`~qframework.functional.fake_quantize`; ``relu`` where :func:`can_fuse_relu` allows it."""
-    layout = _native_layout(x, scale, zero_point, grid)
-    if layout is not None:
-        return native.quantize(layout, x, scale, zero_point, grid, relu)
-    q = x.to(compute_dtype(x.dtype)) / scale
-    if zero_point is not None:
-        q += zero_point
-    q = q.round_() if grid.rounding == "round" else ROUNDINGS[grid.rounding](q)
-    q = q.clamp_(grid.minimum, grid.maximum)  # type: ignore[arg-type]
-    if zero_point is not None:
-        q -= zero_point
-    return q.mul_(scale).to(x.dtype)
-
-
-def _native_layout(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    grid: IntegerGrid,
-    g: Tensor | None = None,
-) -> native.Layout | None:
-    if zero_point is not None and zero_point.shape != scale.shape:
-        return None
-    if isinstance(grid.minimum, Tensor):
-        return None
-    return native.serves(x, scale.shape, grid.rounding, scale, zero_point, g=g)
-
-
 # ------------------------------------------------------------ gradients
 
 
@@ -117,7 +86,7 @@ def quantize_gradients(
     """The gradients of ``x``, scale and zero point for that of the result of :func:`quantize`; bounds are numbers."""
     if not (grid.clamp_gradient or need_scale):
         return grad, None, None
-    layout = _native_layout(x, scale, zero_point, grid, grad)
+    layout = integer_layout(x, scale, zero_point, grid, grad)
     if layout is not None:
         return native.gradients(layout, grad, x, scale, zero_point, grid, relu)
     compute = compute_dtype(x.dtype)
@@ -281,19 +250,3 @@ def _fused(
         return apply(_LearnedBounds, x, scale, zero_point, *bounds)  # type: ignore[no-any-return]
     y = apply(_FakeQuantize, x, scale, zero_point, grid, relu)
     return note_origin(y, x, scale, zero_point, grid, relu)
-
-
-def note_origin(
-    y: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    grid: IntegerGrid,
-    relu: bool,
-) -> Tensor:
-    """Let ``y`` know what it can be made of again, where that is quick; see :mod:`qframework.kernels.recomputation`."""
-    wanted = settings.recompute
-    quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
-    if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
-        y.origin = (x, scale, zero_point, grid, relu)  # type: ignore[attr-defined]
-    return y

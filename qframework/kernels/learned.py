@@ -15,7 +15,9 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
-from qframework.kernels.integer import can_fuse_relu, note_origin, quantize, quantize_gradients
+from qframework.kernels.integer import can_fuse_relu, quantize_gradients
+from qframework.kernels.recomputation import note_origin
+from qframework.kernels.rounding import quantize
 from qframework.kernels.scales import learned_scale_gradient, learned_scale_values
 
 

@@ -19,7 +19,9 @@ from qframework.functional import (
 from qframework.kernels import native
 from qframework.kernels.absmax import spread_rows
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
-from qframework.kernels.integer import quantize, sum_to
+from qframework.kernels.integer import sum_to
+from qframework.kernels.recomputation import note_origin
+from qframework.kernels.rounding import quantize
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
 
@@ -127,4 +129,5 @@ def _spread(g: Tensor, x: Tensor, shares: Any, ends: Any, memory: Any) -> Tensor
 def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:3]
-    return apply(_QuantizeByMinmax, w, grid, rule)
+    y, scale, zero_point = apply(_QuantizeByMinmax, w, grid, rule)
+    return note_origin(y, w, scale, zero_point, grid), scale, zero_point

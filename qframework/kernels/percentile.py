@@ -17,7 +17,9 @@ from qframework.functional import (
     quantize_by_percentile,
 )
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
-from qframework.kernels.integer import can_fuse_relu, note_origin, quantize, quantize_gradients
+from qframework.kernels.integer import can_fuse_relu, quantize_gradients
+from qframework.kernels.recomputation import note_origin
+from qframework.kernels.rounding import quantize
 from qframework.kernels.statistics import can_search_blocks, from_end, search_blocks
 
 

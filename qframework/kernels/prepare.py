@@ -22,6 +22,7 @@ from qframework.functional import (
     ROUNDINGS,
     Granularity,
     IntegerGrid,
+    MinifloatGrid,
     ScaleRule,
     StatisticRule,
     fake_quantize,
@@ -173,7 +174,7 @@ class Plan:
             return "composed: settings.kernels is 'reference'"
         if self.form is None:
             return f"composed: {self.reason}"
-        if settings.kernels == "auto" and self.name not in _NOT_NATIVE and native.available():
+        if settings.kernels == "auto" and native.available():
             if x is None:
                 least = native.tensors.SMALLEST
                 return f"C++ function from {least:,} elements on, else fused: {self.name}"
@@ -182,7 +183,6 @@ class Plan:
         return f"fused: {self.name}"
 
 
-_NOT_NATIVE = ("minifloat_quantize",)
 
 
 def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
@@ -197,7 +197,7 @@ def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
     try:
         _find_form(plan, Reader(guards))
     except NotStated as why:
-        plan.reason = str(why)
+        plan.reason = why.args[0]
     if guards is not None:
         guards.watch(quantizer)
         if activation is not None:
@@ -218,8 +218,7 @@ def _find_form(plan: Plan, reader: Reader) -> None:
     elif isinstance(quantizer, PrescaledRestrictIntQuant):
         _plan_prescaled(plan, reader)
     elif isinstance(quantizer, FloatQuant):
-        _known_rounding(rule[1])
-        plan.name, plan.form, plan.format = "minifloat_quantize", _minifloat(quantizer, *rule), rule
+        _plan_minifloats(plan, reader, MinifloatGrid(*rule))
     else:
         raise NotStated(f"no faster form is known of {type(quantizer).__name__}")
 
@@ -241,24 +240,27 @@ def _plan_integers(plan: Plan, reader: Reader) -> None:
     if bits is None:
         return
     try:
-        reader.stated(quantizer.int_quant.input_view_impl)
-        plan.grid, plan.symmetric = grid, symmetric
+        view: Granularity | None = reader.stated(quantizer.int_quant.input_view_impl)
+        if view is None:
+            plan.grid, plan.symmetric = grid, symmetric
         threshold = reader.stated(quantizer.int_scaling_impl, bits)
         rule: ScaleRule = reader.stated(quantizer.scaling_impl, threshold)
         if not isinstance(rule, ScaleRule):
             return
         _known_rounding(rule.rounding)
+        if rule.groups != (None if view is None else view.groups):
+            return
         if rule.source == "learned":
-            if not symmetric:
+            if not symmetric or view is not None:
                 return
             plan.name = "quantize_by_learned_scale"
             plan.fuses_relu = _is_relu(plan.activation)
             ranks = _ranks(reader, quantizer.scaling_impl)
             plan.form = _by_learned_scale(quantizer, bits, grid, rule, plan.fuses_relu, ranks)
-        elif grid.clamp_gradient:
-            return
         elif rule.source == "absmax" and symmetric:
             plan.name, plan.form = "quantize_by_absmax", _by_absmax(quantizer, bits, grid, rule)
+        elif grid.clamp_gradient or view is not None:
+            return
         elif rule.source == "minmax" and _follows(reader, quantizer, rule):
             plan.name, plan.form = "quantize_by_minmax", _by_minmax(quantizer, bits, grid, rule)
     except NotStated:  # the scale is computed by its parts
@@ -373,10 +375,13 @@ def may_collect(scaling: Any) -> bool:
 
 def _by_absmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
-    quantize = _quickest(quantize_by_absmax)
+    quantize, view = _quickest(quantize_by_absmax), quantizer.int_quant.input_view_impl
+    by_parts = _by_parts(quantizer, grid, False, True)
 
     def run(x: Tensor) -> Any:
-        y, scale = quantize(x, grid, rule)
+        if x.numel() == 0 or x.dim() == 0:  # there may be no rows
+            return by_parts(x)
+        y, scale = quantize(view(x), grid, rule)
         return y, scale, _zero(scale), width()
 
     return run
@@ -424,15 +429,45 @@ def _plan_prescaled(plan: Plan, reader: Reader) -> None:
 # ------------------------------------------------------------ minifloats
 
 
-def _minifloat(quantizer: FloatQuant, format: Any, rounding: str, clamp_gradient: bool) -> Form:
+def _plan_minifloats(plan: Plan, reader: Reader, grid: MinifloatGrid) -> None:
+    quantizer: FloatQuant = plan.quantizer
+    _known_rounding(grid.rounding)
+    plan.name, plan.form, plan.format = "minifloat_quantize", _by_scale(quantizer, grid), grid
+    if quantizer.scaling_impl is None:
+        return
+    try:
+        view: Granularity | None = reader.stated(quantizer.input_view_impl)
+        rule: ScaleRule = reader.stated(quantizer.scaling_impl, grid.format.largest)
+        if not isinstance(rule, ScaleRule) or rule.source != "absmax":
+            return
+        _known_rounding(rule.rounding)
+        if rule.groups != (None if view is None else view.groups):
+            return
+    except NotStated:  # the scale is computed by its parts
+        return
+    plan.name, plan.form = "quantize_by_absmax", _minifloats_by_absmax(quantizer, grid, rule)
+
+
+def _by_scale(quantizer: FloatQuant, grid: MinifloatGrid) -> Form:
     def run(x: Tensor) -> Any:
         scale = quantizer.scale_for(x)
         used = None if quantizer.scaling_impl is None else scale
         viewed = quantizer.input_view_impl(x)
         if is_plain(scale):
-            y = minifloat_quantize(viewed, used, format, rounding, clamp_gradient)
+            y = minifloat_quantize(viewed, used, *grid)
         else:
             y = quantizer.quantize(viewed, used)
         return quantizer.described(y, scale)
+
+    return run
+
+
+def _minifloats_by_absmax(quantizer: FloatQuant, grid: MinifloatGrid, rule: ScaleRule) -> Form:
+    quantize, by_scale = _quickest(quantize_by_absmax), _by_scale(quantizer, grid)
+
+    def run(x: Tensor) -> Any:
+        if x.numel() == 0 or x.dim() == 0:
+            return by_scale(x)
+        return quantizer.described(*quantize(quantizer.input_view_impl(x), grid, rule))
 
     return run

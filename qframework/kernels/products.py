@@ -1,4 +1,4 @@
-"""Convolutions and matrix products whose quantized input is made again in the backward pass instead of being saved."""
+"""Convolutions and matrix products whose quantized operands are made again in the backward pass instead of being saved."""
 
 from __future__ import annotations
 
@@ -9,79 +9,167 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from qframework.configuration import settings
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
+from qframework.kernels import native
+from qframework.kernels.absmax import QuantizeByAbsmax, note_sums, takes_sums
 from qframework.kernels.autograd import Context, is_compiling
 from qframework.kernels.recomputation import Origin, origin_of
 from qframework.quant_tensor import TensorLike
 
-
-def _save(ctx: Context, weight: Tensor, origin: Origin, *how: Any) -> None:
-    ctx.how = (origin[3:], *how)
-    ctx.save_for_backward(weight, *origin[:3])
+_Origins = tuple[Origin | None, Origin | None]
 
 
-def _operands(ctx: Context) -> tuple[Tensor, Tensor]:
-    """Weight and quantized input."""
-    weight, *before = ctx.saved_tensors
-    origin = Origin(*before, *ctx.how[0])
-    return weight, origin.differentiable() if torch.is_grad_enabled() else origin.values()
+#: Weights of fewer elements are saved: to make them again costs more than their memory.
+_LARGE = 1 << 16
+#: Bytes of a weight that are made at a time, to be multiplied while they are in a cache: of the first level that several cores share
+#: where there are few rows, since each part of the weight adds to all of the product.
+_AT_ONCE = {True: 1 << 20, False: 1 << 22}
+_FEW_ROWS = 64
+
+
+def _save(ctx: Context, x: Tensor | None, weight: Tensor | None, origins: _Origins) -> None:
+    """Save both operands, or what they are made of; None for one that no gradient needs."""
+    kept, how = [], []
+    for t, origin in zip((x, weight), origins, strict=True):
+        kept += [None, None, t] if origin is None else [*origin[1:3], origin.x]
+        how.append(None if origin is None else origin[3:])
+    ctx.save_for_backward(*kept)
+    ctx.how = how
+
+
+def _operands(ctx: Context) -> _Origins | tuple[Any, Any]:
+    """Both operands, or what they are made of."""
+    saved = ctx.saved_tensors
+    found = []
+    for place, how in zip((0, 3), ctx.how[:2], strict=True):
+        scale, zero_point, t = saved[place : place + 3]
+        found.append(t if how is None else Origin(t, scale, zero_point, *how))
+    return tuple(found)
+
+
+def _made(operand: Any) -> Any:
+    if not isinstance(operand, Origin):
+        return operand
+    return operand.differentiable() if torch.is_grad_enabled() else operand.values()
 
 
 class _Convolution(Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin, how: Any
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, origins: _Origins, how: Any
     ) -> Tensor:
-        _save(ctx, weight, origin, *how)
+        _save(ctx, x, weight, origins)
+        ctx.how.append(how)
         return torch.convolution(x, weight, bias, *how)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
-        weight, x = _operands(ctx)
+        x, weight = map(_made, _operands(ctx))
         needed = ctx.needs_input_grad[:3]
         of_bias = [grad.shape[1]] if needed[2] else None
-        grads = torch.ops.aten.convolution_backward(grad, x, weight, of_bias, *ctx.how[1:], needed)
+        grads = torch.ops.aten.convolution_backward(grad, x, weight, of_bias, *ctx.how[2], needed)
         return *grads, None, None
 
 
 class _Linear(Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, origin: Origin
+        ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None, origins: _Origins
     ) -> Tensor:
-        _save(ctx, weight, origin)
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        _save(ctx, x if need_weight else None, weight if need_x else None, origins)
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
-        weight, x = _operands(ctx)
+        x, weight = _operands(ctx)
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1]))
-        grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
-        return rows.mm(weight).view(x.shape), grad_weight, grad_bias, None, None
+        grad_bias = rows.sum(0) if need_bias else None
+        x = _made(x).reshape(-1, x.shape[-1]) if need_weight else None
+        if isinstance(weight, Origin) and rows.is_cpu and not torch.is_grad_enabled():
+            grad_x, grad_weight = _in_parts(rows, x, weight, need_x)
+        else:
+            grad_weight = None if x is None else rows.t().mm(x)
+            grad_x = rows.mm(_made(weight)) if need_x else None
+        if grad_x is not None:
+            grad_x = grad_x.view(*grad.shape[:-1], -1)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
-def _origin(x: TensorLike, weight: TensorLike) -> Origin | None:
-    """What to save instead of ``x``; None where that is ``x`` itself."""
-    if is_compiling() or type(x) is not Tensor or x.grad_fn is None or not weight.requires_grad:
+def _in_parts(
+    rows: Tensor, x: Tensor | None, weight: Origin, need_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of rows and weight, part by part of the weight, which is made for it.
+
+    Args:
+        rows: the gradient of the product.
+        x: the other operand, where the weight has a gradient.
+        weight: what it was made of.
+        need_x: whether the other operand has one.
+    """
+    grad_x: Tensor | None = None
+    grad_weight = None if x is None else _room_for(weight)
+    sums: list[tuple[Tensor, Tensor]] | None = [] if _takes_sums(weight) else None
+    for part in weight.parts(_AT_ONCE[rows.shape[0] <= _FEW_ROWS]):
+        some = rows[:, part.place]
+        if need_x:
+            made = part.values()
+            grad_x = some.mm(made) if grad_x is None else grad_x.addmm_(some, made)
+        if grad_weight is None or x is None:
+            continue
+        of_part = grad_weight[part.place]
+        torch.mm(some.t(), x, out=of_part)
+        if sums is not None:
+            layout, grid = (part.x.shape[0], part.x[0].numel()), weight.grid
+            sums.append(native.row_absmax_sums(layout, of_part, part.x, part.scale, grid))  # type: ignore[arg-type]
+    if sums and grad_weight is not None:
+        note_sums(grad_weight, *map(torch.cat, zip(*sums, strict=True)))
+    return grad_x, grad_weight
+
+
+def _room_for(weight: Origin) -> Tensor:
+    like = weight.x.detach()
+    plain = like.shape == weight.shape and like.is_contiguous() and native.available()
+    return native.empty_like(like) if plain else like.new_empty(weight.shape)
+
+
+def _takes_sums(weight: Origin) -> bool:
+    node = weight.node
+    if getattr(node, "_forward_cls", None) is not QuantizeByAbsmax or weight.scale is None:
+        return False
+    return takes_sums(weight.x, *node.how, weight.scale)
+
+
+def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:
+    """What to save instead of both operands, None for one that is saved itself; None where both are."""
+    if is_compiling() or type(x) is not Tensor or type(weight) is not Tensor:
         return None
-    return origin_of(x)
+    of_x = origin_of(x) if weight.requires_grad else None
+    # Where no gradient needs the weight, that of the weight itself is one that its quantizer may overwrite.
+    of_weight = origin_of(weight) if _is_large(weight) else None
+    return None if of_x is None and of_weight is None else (of_x, of_weight)
+
+
+def _is_large(weight: Tensor) -> bool:
+    return weight.numel() >= _LARGE or settings.recompute == "always"
 
 
 def _serves_linear(x: TensorLike, weight: TensorLike, *_: object) -> bool:
-    return _origin(x, weight) is not None and x.dim() >= 2 and weight.dim() == 2
+    return _origins(x, weight) is not None and x.dim() >= 2 and weight.dim() == 2
 
 
 @add_kernel(linear, "recomputing", _serves_linear)
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-    return super(Function, _Linear).apply(x, weight, bias, _origin(x, weight))  # type: ignore[misc]
+    return super(Function, _Linear).apply(x, weight, bias, _origins(x, weight))  # type: ignore[misc]
 
 
 def _serves_convolution(
     x: TensorLike, weight: TensorLike, bias: object, stride: object, padding: object, *_: object
 ) -> bool:
-    if _origin(x, weight) is None:
+    if _origins(x, weight) is None:
         return False
     return bool(x.dim() == weight.dim()) and not isinstance(padding, str)
 
@@ -130,5 +218,5 @@ def _call(
         for n in (stride, padding, dilation, output_padding)
     )
     how = (steps, pads, gaps, transposed, output_pads, groups)
-    origin = _origin(x, weight)
-    return super(Function, _Convolution).apply(x, weight, bias, origin, how)  # type: ignore[misc, no-any-return]
+    origins = _origins(x, weight)
+    return super(Function, _Convolution).apply(x, weight, bias, origins, how)  # type: ignore[misc, no-any-return]

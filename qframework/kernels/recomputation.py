@@ -2,58 +2,111 @@
 
 A quantizer saves its input for the backward pass, and the layer behind it would save the quantized values, too. But these are
 ``quantize(input)``, one pass over memory where C++ functions compute: such layers save the quantizer's input, which is saved
-anyway. Quantized values know what they were made of by an attribute.
+anyway, and of a weight is the parameter. Quantized values know what they were made of by an attribute.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qframework.functional import IntegerGrid
-from qframework.kernels.autograd import Fused, transforms_active
-from qframework.kernels.integer import quantize
-
+from qframework.configuration import settings
+from qframework.functional import IntegerGrid, MinifloatGrid
+from qframework.kernels.autograd import Fused, is_compiling, transforms_active
+from qframework.kernels.native import tensors
+from qframework.kernels.rounding import quantize, round_minifloats
 
 class Origin(NamedTuple):
     """Values before they were quantized, and what they were quantized by.
 
     Attributes:
-        x: the values.
-        scale: see :func:`~qframework.functional.fake_quantize`.
+        x: the values; those of groups are split.
+        scale: see :func:`~qframework.functional.fake_quantize`; None for 1.
         zero_point: see :func:`~qframework.functional.fake_quantize`.
-        grid: the integers.
+        grid: the integers, or the minifloats.
         relu: whether ``relu(x)`` was quantized.
         node: of the graph, that made the quantized values.
+        shape: of the quantized values.
     """
 
     x: Tensor
-    scale: Tensor
+    scale: Tensor | None
     zero_point: Tensor | None
-    grid: IntegerGrid
+    grid: IntegerGrid | MinifloatGrid
     relu: bool
     node: Any
+    shape: torch.Size
 
     def values(self) -> Tensor:
         """The quantized values again."""
-        return quantize(self.x, self.scale, self.zero_point, self.grid, self.relu)
+        return self.quantized(self.x, self.scale, self.zero_point).view(self.shape)
+
+    def quantized(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
+        """Values on the same grid, by numbers of their own."""
+        if isinstance(self.grid, MinifloatGrid):
+            return round_minifloats(x, scale, self.grid)
+        assert scale is not None
+        return quantize(x, scale, zero_point, self.grid, self.relu)
 
     def differentiable(self) -> Tensor:
         """The quantized values again, by the definition, as part of the graph that they were part of."""
         kind: type[Fused] = self.node._forward_cls
         made = kind.define(self.node, *self.node.saved_tensors[: len(kind.tensors)])
-        return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]
+        return (made[0] if isinstance(made, tuple) else made).view(self.shape)  # type: ignore[no-any-return]
+
+    def parts(self, at_once: int) -> Iterator[Part]:
+        """Of what the quantized values are made, some indices of the first axis at a time.
+
+        Args:
+            at_once: how many bytes they are to have.
+        """
+        length = self.shape[0]
+        some = max(1, at_once * length // max(1, self.x.numel() * self.x.element_size()))
+        for start in range(0, length, some):
+            place = slice(start, min(start + some, length))
+            x, *numbers = (_some(t, self.x, place) for t in (self.x, self.scale, self.zero_point))
+            assert x is not None
+            yield Part(place, x, numbers[0], numbers[1], self)
+
+
+class Part(NamedTuple):
+    """Some rows of quantized values.
+
+    Attributes:
+        place: which.
+        x: what they were made of.
+        scale: by this scale.
+        zero_point: and this zero point.
+        whole: of which they are a part.
+    """
+
+    place: slice
+    x: Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+    whole: Origin
+
+    def values(self) -> Tensor:
+        """The quantized values again."""
+        made = self.whole.quantized(self.x, self.scale, self.zero_point)
+        return made.view(-1, *self.whole.shape[1:])
+
+
+def _some(t: Tensor | None, x: Tensor, place: slice) -> Tensor | None:
+    """What belongs to some indices of the first axis of ``x``."""
+    apart = t is not None and t.dim() == x.dim() and t.shape[0] != 1
+    return t[place] if apart else t  # type: ignore[index]
 
 
 def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
-    found: tuple[Any, ...] | None = y.__dict__.get("origin")
-    node = y.grad_fn
+    found: Origin | None = y.__dict__.get("origin")
     if (
         found is None
-        or node is None
+        or y.grad_fn is None
         or y.output_nr != 0
         or y._version != 0
         or not torch.is_grad_enabled()
@@ -62,5 +115,33 @@ def origin_of(y: Tensor) -> Origin | None:
         or torch._C._get_tracing_state() is not None
     ):
         return None
-    x, scale, zero_point, grid, relu = found
-    return Origin(x, scale, zero_point, grid, relu, node)
+    return found
+
+
+def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:
+    """``viewed``, which is ``y`` in another shape and knows so what it was made of.
+
+    Args:
+        viewed: all elements of ``y``, in the same order, or a part of them.
+        y: quantized values.
+    """
+    found: Any = None if is_compiling() else y.__dict__.get("origin")
+    if found is not None and viewed.numel() == y.numel() and viewed is not y:
+        viewed.origin = found._replace(shape=viewed.shape)  # type: ignore[attr-defined]
+    return viewed
+
+
+def note_origin(
+    y: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    zero_point: Tensor | None,
+    grid: IntegerGrid | MinifloatGrid,
+    relu: bool = False,
+) -> Tensor:
+    """Let ``y`` know what it can be made of again, where that is quick."""
+    wanted = settings.recompute
+    quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
+    if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
+        y.origin = Origin(x, scale, zero_point, grid, relu, y.grad_fn, y.shape)  # type: ignore[attr-defined]
+    return y

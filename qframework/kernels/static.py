@@ -125,12 +125,21 @@ def _integers(scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> St
 
 
 def _minifloats(plan: Plan, quantizer: FloatQuant, scale: Tensor) -> Step:
-    used = None if quantizer.scaling_impl is None else scale
+    used, known = None if quantizer.scaling_impl is None else scale, None
 
     def step(x: Tensor, relu: bool) -> Tensor:
+        nonlocal known
         x = quantizer.input_view_impl(torch.relu(x) if relu else x)
-        if not is_compiling() and (modes_active() or not is_plain(x)):
+        if is_compiling():
+            return minifloat_quantize(x, used, *plan.format)
+        if modes_active() or not is_plain(x):
             return minifloat_quantize.definition(x, used, *plan.format)
+        if may_fuse() and not torch.is_grad_enabled():
+            quick: StaticQuantizer | None = known
+            y = None if quick is None else quick(x, False)
+            if y is not None:
+                return y
+            known = StaticQuantizer.for_values(x, used, None, plan.format)  # type: ignore[arg-type]
         return minifloat_quantize(x, used, *plan.format)
 
     return step

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qframework.functional import join_groups
+from qframework.kernels.recomputation import keep_origin
 from qframework.proxy.base import QuantProxy
 from qframework.proxy.codes import know_codes
 from qframework.proxy.dynamic_quant import DynamicActQuantProxyFromInjector
@@ -33,7 +34,7 @@ class GroupwiseQuantProxy(QuantProxy):
             self.group_dim: int = resolution.read("group_dim")
 
     def _joined(self, value: Tensor, x: Tensor) -> Tensor:
-        return join_groups(value, self.group_dim % x.dim(), x.shape)
+        return keep_origin(join_groups(value, self.group_dim % x.dim(), x.shape), value)
 
     def _int_groups(
         self, output: tuple[Any, ...], x: Tensor, source: object

@@ -6,13 +6,14 @@ a - b: q = qa - qb, z = za - zb                         a * b: q = qa * qb, z = 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
 from qframework.functional import ceil_ste, max_int, min_int
 from qframework.quant_tensor.base import Operand, QuantTensor, TensorLike
+from qframework.quant_tensor.record import has_field
 from qframework.quant_tensor.registry import rule
 from qframework.quant_tensor.source import (
     Source,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def _is_int(x: Operand) -> TypeGuard[IntQuantTensor]:
-    return isinstance(x, QuantTensor) and hasattr(x, "bit_width") and not hasattr(x, "group_size")
+    return isinstance(x, QuantTensor) and has_field(x, "bit_width") and not hasattr(x, "group_size")
 
 
 def in_float64(t: Tensor) -> Tensor:
@@ -56,14 +57,34 @@ def bits_of_range(low: Tensor, high: Tensor, signed: bool) -> Tensor:
     return bits_of_codes(torch.maximum(high + 1, -low)) + 1
 
 
-def bounds(q: IntQuantTensor) -> tuple[Tensor, Tensor]:
+class IntegerType(NamedTuple):
+    """The type of integers, without them.
+
+    Attributes:
+        bit_width: in bits.
+        signed: whether they are two's complement.
+        has_zero: whether 0 is among them.
+    """
+
+    bit_width: Tensor
+    signed: bool
+    has_zero: bool
+
+
+def _type_of(q: IntQuantTensor) -> IntegerType:
+    return IntegerType(q.bit_width, q.signed, q.has_zero)
+
+
+def bounds(q: IntQuantTensor | IntegerType) -> tuple[Tensor, Tensor]:
     """Smallest and largest integer of the type of ``q``, in float64; one signed bit is -1 or 1."""
     bits = in_float64(q.bit_width)
     high = max_int(q.signed, False, bits)
     return min_int(q.signed, False, bits), high.clamp_min(1.0) if q.signed else high
 
 
-def _sum_bits(a: IntQuantTensor, b: IntQuantTensor, difference: bool) -> Tensor:
+def _sum_bits(
+    a: IntQuantTensor | IntegerType, b: IntQuantTensor | IntegerType, difference: bool
+) -> Tensor:
     alike = a.bit_width is b.bit_width and a.signed == b.signed and (a.signed or not difference)
     if alike and a.has_zero:
         return a.bit_width + 1  # what the general case gives, for fewer operations
@@ -127,11 +148,15 @@ def add(a: Operand, b: Operand) -> Any:
         return q.value + b.value if isinstance(b, QuantTensor) else _shifted(q, b)
     require_same_scale("the sum", q, b)
     scale, source = _common_scale(q, b)
-    return q.replace(
+    zero_points, types = (q.zero_point, b.zero_point), (_type_of(q), _type_of(b))
+
+    def later() -> dict[str, Tensor]:
+        return {"zero_point": zero_points[0] + zero_points[1], "bit_width": _sum_bits(*types, difference=False)}
+
+    return q.replace_later(
+        later,
         value=q.value + b.value,
         scale=scale,
-        zero_point=q.zero_point + b.zero_point,
-        bit_width=_sum_bits(q, b, difference=False),
         signed=q.signed or b.signed,
         training=q.training or b.training,
         source=source,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from qframework.quant_tensor.base import QuantTensor
@@ -17,6 +18,50 @@ from qframework.quant_tensor.validation import check_names
 Self = TypeVar("Self", bound="Record")
 #: See :meth:`Record.with_codes`.
 Codes = Tensor | Callable[[], Tensor | None] | None
+
+
+_tracing_state = torch._C._get_tracing_state
+_transforms_active = torch._C._are_functorch_transforms_active
+_dispatch_modes, _function_modes = (
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+)
+
+
+def _can_wait() -> bool:
+    """Whether what is computed later is what would be computed now: nothing looks on that may look no more."""
+    return not (
+        torch.compiler.is_compiling()
+        or _tracing_state() is not None
+        or _transforms_active()
+        or _dispatch_modes()
+        or _function_modes()
+        or forward_ad._current_level >= 0
+    )
+
+
+class Later:
+    """Fields of records that are computed when they are first looked at, once for all records that share them.
+
+    Args:
+        make: gives them.
+    """
+
+    __slots__ = ("_found", "_grad", "_make")
+
+    def __init__(self, make: Callable[[], dict[str, Tensor]]) -> None:
+        self._make: Callable[[], dict[str, Tensor]] | None = make
+        self._found: dict[str, Tensor] = {}
+        self._grad = torch.is_grad_enabled()
+
+    def fields(self) -> dict[str, Tensor]:
+        """The tensors, by the names of their fields."""
+        make = self._make
+        if make is not None:
+            with torch.inference_mode(False), torch.set_grad_enabled(self._grad):
+                self._found = make()
+            self._make = None
+        return self._found
 
 
 class Record(QuantTensor):
@@ -49,12 +94,48 @@ class Record(QuantTensor):
         """All fields, in the order of their names."""
         return tuple(getattr(self, n) for n in self.tensor_names + self.static_names)
 
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        return zip(self.tensor_names + self.static_names, self.fields(), strict=True)
+
     def replace(self: Self, **changes: object) -> Self:
         """The same record with exactly these fields replaced, for rules: nothing is checked or looked up."""
         out = object.__new__(type(self))
+        if not torch.compiler.is_compiling():
+            held = {**self.__dict__, **changes}
+            held.pop("_codes", None)
+            out.__dict__.update(held)
+            return out
         names = self.tensor_names + self.static_names
         fill(out, tuple([changes[n] if n in changes else getattr(self, n) for n in names]))
         return out
+
+    def replace_later(self: Self, later: Callable[[], dict[str, Tensor]], **changes: object) -> Self:
+        """As :meth:`replace`, with further tensors that are computed when one of them is first looked at.
+
+        What stands beside a value costs more than the value where tensors are small, and a quantizer behind has no use for it. It
+        is what it would have been at once, gradients included.
+
+        Args:
+            later: gives the tensors, by the names of their fields.
+            **changes: as for :meth:`replace`.
+        """
+        if not _can_wait():
+            return self.replace(**later(), **changes)
+        wait = Later(later)
+        given = {n: changes[n] if n in changes else getattr(self, n) for n in self.static_names}
+        out = object.__new__(type(self))
+        out.__dict__.update({**given, **changes, "_later": wait})
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        wait: Later | None = self.__dict__.get("_later")
+        if wait is None or name not in self.tensor_names:
+            return super().__getattr__(name)
+        held = self.__dict__
+        for n, t in wait.fields().items():
+            held.setdefault(n, t)
+        del held["_later"]
+        return getattr(self, name)
 
     def set(self: Self, **changes: object) -> Self:
         """The same record with fields replaced.
@@ -67,7 +148,8 @@ class Record(QuantTensor):
 
     def __getstate__(self) -> dict[str, Any]:
         # A source is known by identity, and means nothing elsewhere.
-        state = {**self.__dict__, "source": None}
+        state = {**dict(self._named()), "source": None}
+        state |= {n: held for n, held in self.__dict__.items() if n not in (*state, "_later")}
         if "_codes" in state:
             state["_codes"] = self.known_codes()
         return state
@@ -146,6 +228,12 @@ def _shown(field: object, name: str) -> str:
         if can_read(field):  # type: ignore[arg-type]
             return repr(field.item())  # type: ignore[attr-defined]
     return repr(field)
+
+
+def has_field(x: object, name: str) -> bool:
+    """Whether something is a record with a field, which isn't looked at; or has an attribute of that name."""
+    names = getattr(type(x), "tensor_names", None)
+    return hasattr(x, name) if names is None else name in names
 
 
 def fill(record: Record, fields: tuple[Any, ...]) -> None:

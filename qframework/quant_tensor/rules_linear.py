@@ -17,12 +17,13 @@ from qframework.functional.products import Numbers
 from qframework.quant_tensor.algebra import bits_of_codes, in_float64
 from qframework.quant_tensor.base import QuantTensor, TensorLike
 from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
+from qframework.quant_tensor.record import has_field
 from qframework.quant_tensor.registry import rule
 from qframework.quant_tensor.source import Source, can_read, product_source, scale_only
 
 
 def _is_plain_int(x: TensorLike | None) -> TypeGuard[IntQuantTensor]:
-    return hasattr(x, "bit_width") and hasattr(x, "symmetric")
+    return has_field(x, "bit_width") and hasattr(x, "symmetric")
 
 
 def _value(x: TensorLike | None) -> Tensor | None:
@@ -35,13 +36,23 @@ def accumulator_bits(x: IntQuantTensor, w: IntQuantTensor, products: int) -> Ten
     The customary ``ceil(log2(U(b_x) U(b_w) K + 1))``, or more where the exact range needs it: for signed results
     ``ceil(log2(|q_x| |q_w| K + 1)) + 1``, ``|q|`` being ``2^(b-1)`` for signed integers (1 for -1 and 1 in one bit).
     """
-    codes_x, codes_w = 2.0 ** in_float64(x.bit_width), 2.0 ** in_float64(w.bit_width)
+    return _accumulator_bits(*_types_of(x, w), products)
+
+
+def _types_of(x: IntQuantTensor, w: IntQuantTensor) -> tuple[Tensor, bool, Tensor, bool]:
+    return x.bit_width, x.signed, w.bit_width, w.signed
+
+
+def _accumulator_bits(
+    bits_x: Tensor, signed_x: bool, bits_w: Tensor, signed_w: bool, products: int
+) -> Tensor:
+    codes_x, codes_w = 2.0 ** in_float64(bits_x), 2.0 ** in_float64(bits_w)
     codes = (codes_x - 1) * (codes_w - 1) * products + 1
-    if x.signed or w.signed:
-        largest_x = codes_x / 2 if x.signed else codes_x - 1
-        largest_w = codes_w / 2 if w.signed else codes_w - 1
+    if signed_x or signed_w:
+        largest_x = codes_x / 2 if signed_x else codes_x - 1
+        largest_w = codes_w / 2 if signed_w else codes_w - 1
         codes = torch.maximum(codes, 2 * (largest_x * largest_w * products + 1))
-    return bits_of_codes(codes).to(x.bit_width.dtype)
+    return bits_of_codes(codes).to(bits_x.dtype)
 
 
 def _along(t: Tensor, axis: int, ndim: int, channels: int) -> Tensor | None:
@@ -99,35 +110,48 @@ def _products(
     input_scale = _input_scale(x, axis, depthwise)
     if weight_scale is None or input_scale is None:
         return value
-    scale = weight_scale * input_scale
-    bits = accumulator_bits(x, w, products)
-    fields: dict[str, Any] = {
-        "symmetric": True,
-        "has_zero": True,
-        "zero_point": torch.zeros_like(scale.detach().reshape(-1)[0]),
-    }
     source = product_source(x, w)
-    if bias is not None:
-        if _is_plain_int(bias):
-            bits = torch.maximum(bits, bias.bit_width) + 1
-        if not (_is_plain_int(bias) and _on_scale(bias, scale, source, axis, ndim, channels)):
-            plain = bias.value if isinstance(bias, QuantTensor) else bias
-            moved = _along(plain, axis, ndim, channels)
-            assert moved is not None
-            fields = {"symmetric": False, "has_zero": False, "zero_point": -moved / scale}
-    return x.replace(
+    integer_bias = bias if _is_plain_int(bias) else None
+    on_scale = bias is None or (
+        integer_bias is not None
+        and _on_scale(integer_bias, weight_scale, input_scale, source, axis, ndim, channels)
+    )
+    moved = None
+    if not on_scale:
+        moved = _along(bias.value if isinstance(bias, QuantTensor) else bias, axis, ndim, channels)  # type: ignore[arg-type]
+        assert moved is not None
+    types = _types_of(x, w)
+
+    def later() -> dict[str, Tensor]:
+        scale = weight_scale * input_scale
+        bits = _accumulator_bits(*types, products)
+        if integer_bias is not None:
+            bits = torch.maximum(bits, integer_bias.bit_width) + 1
+        if moved is not None:
+            zero_point = -moved / scale
+        else:
+            zero_point = torch.zeros_like(scale.detach().reshape(-1)[0])
+        return {"scale": scale, "bit_width": bits, "zero_point": zero_point}
+
+    return x.replace_later(
+        later,
         value=value,
-        scale=scale,
-        bit_width=bits,
         signed=x.signed or w.signed,
         training=x.training or w.training,
         source=scale_only(source),
-        **fields,
+        symmetric=on_scale,
+        has_zero=on_scale,
     )
 
 
 def _on_scale(
-    bias: IntQuantTensor, scale: Tensor, source: Source, axis: int, ndim: int, channels: int
+    bias: IntQuantTensor,
+    weight_scale: Tensor,
+    input_scale: Tensor,
+    source: Source,
+    axis: int,
+    ndim: int,
+    channels: int,
 ) -> bool:
     """Whether a quantized bias lies on the scale of the accumulator."""
     if not bias.symmetric:
@@ -135,6 +159,7 @@ def _on_scale(
     if source is not None and scale_only(bias.source) == scale_only(source):
         return True
     own = _along(bias.scale, axis, ndim, channels)
+    scale = weight_scale * input_scale
     if own is None or not can_read(own, scale):
         return False
     return bool(torch.isclose(own.detach(), scale.detach(), rtol=1e-5, atol=0.0).all())

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from qframework.functional.products import Numbers
 from qframework.quant_tensor.base import Dims, QuantTensor, TensorLike
 from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
-from qframework.quant_tensor.record import Record
+from qframework.quant_tensor.record import Record, has_field
 from qframework.quant_tensor.registry import METHODS, RULES, rule
 from qframework.quant_tensor.source import (
     can_read,
@@ -303,7 +303,7 @@ def stack(tensors: Sequence[TensorLike], dim: int = 0, *, out: Tensor | None = N
 
 
 def _all_ints(tensors: Sequence[TensorLike]) -> TypeGuard[Sequence[IntQuantTensor]]:
-    return all(hasattr(t, "bit_width") for t in tensors)
+    return all(has_field(t, "bit_width") for t in tensors)
 
 
 def _joined(

@@ -12,6 +12,7 @@ from qframework.functional import (
     IntegerGrid,
     LSTMRanges,
     MinifloatFormat,
+    MinifloatGrid,
     Range,
     RNNRanges,
     ScaleRule,
@@ -81,9 +82,43 @@ FORMATS = [
     minifloat("unsigned", E2M1, 0.25),
     minifloat("unsigned, infinities", E5M2._replace(signed=False), 0.25),
     minifloat("straight through", E4M3, 0.25, "floor", False),
+    minifloat("straight through, half to even", E4M3, 0.25, "round", False),
+    minifloat("straight through, infinities", E5M2, 0.25, "round", False),
     codebook("one scale", torch.tensor(0.25), [-9.0, -4.5, -1.25, 0.0, 0.75, 3.0, 7.0]),
     codebook("scales of rows", torch.full((5, 1), 0.5), [-3.0, -1.0, 1.0, 4.0]),
 ]
+
+
+# ------------------------------------------------------------ by the largest magnitude of channels, rows and groups
+
+ROWS = values(6, 64) * SIZES
+UNTIED = ROWS + torch.arange(384).view(6, 64) / 4096 * SIZES  # no two of a row have the same magnitude
+POWERS = {"domain": "power_of_two", "rounding": "floor", "minimum": 2.0**-30}
+MINIFLOATS = MinifloatGrid(E4M3)
+
+
+def by_absmax(name: str, w: Tensor, grid: Any, threshold: float, **rule: Any) -> Case:
+    scale = ScaleRule("absmax", threshold, **rule)
+    return Case(f"quantize_by_absmax: {name}", (w,), (), lambda w: (w, grid, scale))
+
+
+CLAMPED = IntegerGrid(-100.0, 100.0)
+BY_ABSMAX = [
+    by_absmax("clamp differentiated", ROWS, CLAMPED, 128.0, minimum=0.01),
+    by_absmax("clamp differentiated, rows", ROWS, CLAMPED, 128.0, reduced_axis=-1),
+    by_absmax("integers of rows", UNTIED, IntegerGrid(-128.0, 127.0, "round", False), 128.0, reduced_axis=1),
+    by_absmax("integers of columns", ROWS, CLAMPED, 128.0, reduced_axis=0),
+    by_absmax("integers of groups", ROWS.view(6, 2, 32), CLAMPED, 128.0, reduced_axis=-1, **POWERS),
+    by_absmax("integers of groups inside", ROWS.view(6, 4, 16).mT.contiguous(), CLAMPED, 128.0, reduced_axis=1),
+    by_absmax("minifloats of the tensor", UNTIED, MINIFLOATS, 512.0, minimum=0.01),
+    by_absmax("minifloats of channels", UNTIED, MINIFLOATS, 512.0, shape=(6, 1), channel_axis=0),
+    by_absmax("minifloats of rows", UNTIED, MINIFLOATS, 512.0, reduced_axis=-1),
+    by_absmax("minifloats of groups", UNTIED.view(6, 2, 32), MINIFLOATS, 256.0, reduced_axis=-1, **POWERS),
+    by_absmax("minifloats, infinities", UNTIED, MinifloatGrid(E5M2), 32768.0, reduced_axis=-1, **POWERS),
+    by_absmax("unsigned minifloats", UNTIED, MinifloatGrid(E2M1, "ceil"), 8.0, reduced_axis=-1, **POWERS),
+    by_absmax("below the minimum", ROWS.view(6, 2, 32), MINIFLOATS, 256.0, reduced_axis=-1, **POWERS | {"minimum": 3.0}),
+    by_absmax("zeros of rows", torch.zeros(4, 32), MINIFLOATS, 256.0, reduced_axis=-1, **POWERS),
+]  # fmt: skip
 
 
 # ------------------------------------------------------------ sequences
@@ -203,4 +238,4 @@ PRODUCTS = [
     product("transposed_convolution: 1d", values(2, 3, 5), values(3, 4, 3, seed=2), 1, 0, 0, 1, 2, bias=False),
 ]  # fmt: skip
 
-CASES = [*STATISTICS, *FORMATS, *SEQUENCES, *PRODUCTS]
+CASES = [*STATISTICS, *FORMATS, *BY_ABSMAX, *SEQUENCES, *PRODUCTS]

@@ -16,7 +16,7 @@ from qframework.functional import (
     minifloat_quantize,
     power_below,
 )
-from qframework.kernels.minifloat import _power_below
+from qframework.kernels.rounding import _power_below
 
 ROUNDINGS = ["round", "floor", "ceil", "round_to_zero", "dpu"]
 

@@ -79,11 +79,12 @@ class StatsFromParameterScaling(CoreModule):
         """The scale for a threshold, where its statistic is that of the tensor given, or of its channels."""
         if self.force_parameter or len(self.tracked_parameter_list) > 1:
             raise NotStated("the statistic is that of all layers that share the quantizer")
-        axis = statistic_axis(stated(self.scaling_stats_impl), stated(self.view))
-        kind = stated(self.scaling_stats_impl).kind
-        if kind not in ("absmax", "minmax"):
-            raise NotStated(f"no faster form has the statistic {kind!r}")
-        source = (kind, threshold, self.scaling_shape, axis)
+        statistic, view = stated(self.scaling_stats_impl), stated(self.view)
+        if statistic.kind not in ("absmax", "minmax"):
+            raise NotStated(f"no faster form has the statistic {statistic.kind!r}")
+        reduced = group_axis(statistic, view)
+        axis = statistic_axis(statistic, view) if reduced is None else None
+        source = (statistic.kind, threshold, self.scaling_shape, axis, reduced, view.groups)
         return stated(self.stats_scaling_impl, *source)  # type: ignore[no-any-return]
 
     def statistic(self, x: Tensor) -> Tensor:
@@ -97,6 +98,21 @@ class StatsFromParameterScaling(CoreModule):
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale of the parameter ``x``, for a 0-dim threshold (1 when None)."""
         return self.stats_scaling_impl(self.statistic(x), threshold)  # type: ignore[no-any-return]
+
+
+def group_axis(statistic: StatisticRule, view: Granularity) -> int | None:
+    """The axis of the elements of a group, once they are split; None where there are no groups.
+
+    Raises:
+        NotStated: they are reduced in another way.
+    """
+    if view.groups is None:
+        return None
+    dim = view.groups[1]
+    axis = dim if dim < 0 else dim + 1
+    if statistic.axis != axis or not statistic.keepdim:
+        raise NotStated(f"the statistic is reduced along axis {statistic.axis} of its groups")
+    return axis
 
 
 def statistic_axis(statistic: StatisticRule, view: Granularity) -> int | None:

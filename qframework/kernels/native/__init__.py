@@ -7,13 +7,23 @@ They take and return tensors outside of autograd; the fused functions call them 
 from qframework.kernels.native.calls import (
     absmax,
     absmax_gradients,
+    empty_like,
     gradients,
     quantize,
     quantize_by_learned_scale,
+    row_absmax,
+    row_absmax_sums,
+    row_tops,
     spread,
 )
 from qframework.kernels.native.static import StaticQuantizer
-from qframework.kernels.native.tensors import Layout, available, serves
+from qframework.kernels.native.tensors import (
+    Layout,
+    available,
+    rounding_of,
+    row_shape,
+    serves,
+)
 
 __all__ = [
     "Layout",
@@ -21,9 +31,15 @@ __all__ = [
     "absmax",
     "absmax_gradients",
     "available",
+    "empty_like",
     "gradients",
     "quantize",
     "quantize_by_learned_scale",
+    "rounding_of",
+    "row_absmax",
+    "row_absmax_sums",
+    "row_shape",
+    "row_tops",
     "serves",
     "spread",
 ]

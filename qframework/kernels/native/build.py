@@ -36,7 +36,9 @@ class Call(Structure):
         *((name, c_void_p) for name in ("top", "where")),
         *((name, c_int64) for name in ("n", "channels", "inner", "taps")),
         *((name, c_double) for name in ("low", "high", "smallest", "threshold")),
-        *((name, c_int32) for name in ("clamp_gradient", "relu", "threads")),
+        *((name, c_double) for name in ("least_normal", "overflow")),
+        *((name, c_int32) for name in ("mantissa_bits", "clamp_gradient", "relu", "threads")),
+        *((name, c_int32) for name in ("domain", "exponent_rounding")),
     ]
 
 
@@ -111,6 +113,10 @@ def _loaded(path: Path) -> ctypes.CDLL:
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
     )
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
+    tops = loaded.qframework_row_tops
+    tops.argtypes, tops.restype = [c_int, POINTER(Call)], None
+    large = loaded.qframework_in_large_pages
+    large.argtypes, large.restype = [c_void_p, c_int64], None
     quantize.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
     quantize.restype = None
     spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]

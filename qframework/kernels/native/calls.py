@@ -9,28 +9,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import IntegerGrid, ScaleRule
+from qframework.functional import IntegerGrid, MinifloatGrid, ScaleRule
 from qframework.kernels.native.build import Call, library
-from qframework.kernels.native.tensors import DTYPES, ROUNDINGS, Layout, address_to_read
+from qframework.kernels.native.tensors import (
+    DTYPES,
+    ROUNDINGS,
+    Layout,
+    address_to_read,
+    rounding_of,
+)
 
-_threads, _empty_like = torch.get_num_threads, torch.empty_like
+_threads = torch.get_num_threads
+#: Bytes from which on memory is asked for in large pages.
+_MANY = 1 << 22
 
-_QUANTIZE, _GRADIENTS, _ABSMAX, _ABSMAX_GRADIENTS = range(4)
+_QUANTIZE, _GRADIENTS, _ABSMAX, _ABSMAX_GRADIENTS, _ROW_ABSMAX, _ROW_ABSMAX_GRADIENTS = range(6)
+_ROW_ABSMAX_SUMS = 6
+_DOMAINS = {"fp": 0, "log_fp": 1, "power_of_two": 2}
+#: What a C++ function rounds to.
+Grid = IntegerGrid | MinifloatGrid
 
 
-def _run(function: int, layout: Layout, x: Tensor, grid: IntegerGrid, **operands: Any) -> None:
+def numbers_of(grid: Grid) -> dict[str, float]:
+    """The fields of a call that say what is rounded to."""
+    if isinstance(grid, IntegerGrid):
+        return {"low": grid.minimum, "high": grid.maximum}  # type: ignore[dict-item]
+    mantissa, bias, largest, signed, overflow = grid.format
+    return {
+        "low": -largest if signed else 0.0,
+        "high": largest,
+        "least_normal": 2.0 ** (1 - bias),
+        "overflow": overflow,
+        "mantissa_bits": mantissa,
+    }
+
+
+def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
     call = Call(
         x=address_to_read(x),
         n=x.numel(),
         channels=layout[0],
         inner=layout[1],
-        low=grid.minimum,
-        high=grid.maximum,
         threads=_threads(),
+        **numbers_of(grid),
         **operands,
     )
-    rounding = ROUNDINGS[grid.rounding]
+    rounding = ROUNDINGS[rounding_of(grid)]
     library().qframework_run(function, DTYPES[x.dtype][0], rounding, ctypes.byref(call))
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """``torch.empty_like``, for results that are written by C++ functions or in parts; large ones in large pages."""
+    made = torch.empty_like(x)
+    size = made.numel() * made.element_size()
+    if size >= _MANY:
+        library().qframework_in_large_pages(made.data_ptr(), size)
+    return made
 
 
 def _taps(x: Tensor) -> int:
@@ -43,21 +77,21 @@ def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
     return None if grad is None else grad.to(like.dtype).contiguous()
 
 
-def _at(t: Tensor | None) -> int | None:
+def at(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
 def quantize(
     layout: Layout,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     zero_point: Tensor | None,
-    grid: IntegerGrid,
+    grid: Grid,
     relu: bool,
 ) -> Tensor:
-    """``(clamp(round(x / scale + zero_point)) - zero_point) * scale``, of ``relu(x)`` where ``relu``."""
-    y = _empty_like(x)
-    operands = {"out": y.data_ptr(), "scale": scale.data_ptr(), "zero": _at(zero_point)}
+    """``(clamp(round(x / scale + zero_point)) - zero_point) * scale``, of ``relu(x)`` where ``relu``; or the nearest minifloats."""
+    y = empty_like(x)
+    operands = {"out": y.data_ptr(), "scale": at(scale), "zero": at(zero_point)}
     _run(_QUANTIZE, layout, x, grid, **operands, relu=relu)
     return y
 
@@ -66,7 +100,7 @@ def quantize_by_learned_scale(
     layout: Layout, x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
 ) -> tuple[Tensor, Tensor]:
     """:func:`quantize` by ``scale = max(|stored|, minimum) / threshold``, and that scale."""
-    y, scale = _empty_like(x), _empty_like(stored)
+    y, scale = empty_like(x), empty_like(stored)
     _run(
         _QUANTIZE,
         layout,
@@ -86,70 +120,94 @@ def gradients(
     layout: Layout,
     g: Tensor,
     x: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     zero_point: Tensor | None,
-    grid: IntegerGrid,
+    grid: Grid,
     relu: bool,
     stored: Tensor | None = None,
     threshold: float = 1.0,
     grad_of_scale: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    overwrite: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of values, scale and zero point for ``g``, that of the result of :func:`quantize`.
 
     With ``stored`` and ``threshold`` that of what is stored instead of the scale's, for which ``grad_of_scale`` may come in
-    from elsewhere.
+    from elsewhere. With ``overwrite`` that of values is written where ``g`` is.
     """
-    grad_x = _empty_like(x) if grid.clamp_gradient else g
-    grad_scale = _empty_like(scale)
-    grad_of_scale = _laid_out(grad_of_scale, scale)
-    grad_zero = None if zero_point is None else _empty_like(zero_point)
+    passes = isinstance(grid, IntegerGrid) and not grid.clamp_gradient
+    grad_x = g if passes or overwrite else empty_like(x)
+    grad_scale = None if scale is None else empty_like(scale)
+    if scale is not None:
+        grad_of_scale = _laid_out(grad_of_scale, scale)
+    grad_zero = None if zero_point is None else empty_like(zero_point)
     _run(
         _GRADIENTS,
         layout,
         x,
         grid,
         g=address_to_read(g),
-        out=grad_x.data_ptr() if grid.clamp_gradient else None,
-        scale=scale.data_ptr(),
-        zero=_at(zero_point),
-        stored=_at(stored),
+        out=None if passes else grad_x.data_ptr(),
+        scale=at(scale),
+        zero=at(zero_point),
+        stored=at(stored),
         threshold=threshold,
-        grad_of_scale=_at(grad_of_scale),
-        grad_scale=grad_scale.data_ptr(),
-        grad_zero=_at(grad_zero),
+        grad_of_scale=at(grad_of_scale),
+        grad_scale=at(grad_scale),
+        grad_zero=at(grad_zero),
         clamp_gradient=grid.clamp_gradient,
         relu=relu,
     )
     return grad_x, grad_scale, grad_zero
 
 
+def _scale_numbers(rule: ScaleRule) -> dict[str, float]:
+    return {
+        "threshold": rule.threshold,
+        "smallest": rule.minimum or 0.0,
+        "domain": _DOMAINS[rule.domain],
+        "exponent_rounding": ROUNDINGS[rule.rounding],
+    }
+
+
 def absmax(
-    layout: Layout, x: Tensor, grid: IntegerGrid, rule: ScaleRule
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Quantize by ``scale = max(largest magnitude, minimum) / threshold``.
+    layout: Layout, x: Tensor, grid: Grid, rule: ScaleRule
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize by ``scale = max(largest magnitude, minimum) / threshold``, one for the tensor.
 
     Returns:
-        Values, scale, magnitudes and, per channel, where they are in their channels.
+        Values, scale and magnitude.
     """
-    per_channel = rule.channel_axis is not None
     small = DTYPES[x.dtype][1]
-    y, scale = _empty_like(x), torch.empty(rule.shape, dtype=small, device=x.device)
-    top = torch.empty((layout[0],) if per_channel else (), dtype=small, device=x.device)
-    where = torch.empty(layout[0], dtype=torch.int64, device=x.device) if per_channel else None
-    _run(
-        _ABSMAX,
-        layout,
-        x,
-        grid,
-        out=y.data_ptr(),
-        scale=scale.data_ptr(),
-        threshold=rule.threshold,
+    y, scale = empty_like(x), torch.empty(rule.shape, dtype=small, device=x.device)
+    top = torch.empty((), dtype=small, device=x.device)
+    operands = {"out": y.data_ptr(), "scale": scale.data_ptr(), "top": top.data_ptr()}
+    _run(_ABSMAX, layout, x, grid, **operands, **_scale_numbers(rule))
+    return y, scale, top
+
+
+def row_absmax(
+    layout: Layout, x: Tensor, shape: tuple[int, ...], grid: Grid, rule: ScaleRule
+) -> tuple[Tensor, Tensor]:
+    """:func:`absmax` for rows with a scale each, of a shape; values and scales."""
+    y, scale = empty_like(x), torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
+    operands = {"out": y.data_ptr(), "scale": scale.data_ptr()}
+    _run(_ROW_ABSMAX, layout, x, grid, **operands, **_scale_numbers(rule))
+    return y, scale
+
+
+def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The largest magnitude of each row, in a shape."""
+    top = torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
+    call = Call(
+        x=address_to_read(x),
         top=top.data_ptr(),
-        where=_at(where),
-        taps=_taps(x),
-        smallest=rule.minimum or 0.0,
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
     )
-    return y, scale, top, where
+    library().qframework_row_tops(DTYPES[x.dtype][0], ctypes.byref(call))
+    return top
 
 
 def absmax_gradients(
@@ -157,36 +215,56 @@ def absmax_gradients(
     g: Tensor,
     x: Tensor,
     scale: Tensor,
-    top: Tensor,
-    where: Tensor | None,
+    top: Tensor | None,
     grad_of_scale: Tensor | None,
-    slope: Tensor | None,
-    grid: IntegerGrid,
+    grid: Grid,
     rule: ScaleRule,
+    overwrite: bool,
 ) -> Tensor:
-    """The gradient of ``x`` for that of :func:`absmax`.
+    """The gradient of ``x`` for that of :func:`absmax`, or of :func:`row_absmax`.
 
-    ``slope`` is that of the scale by the magnitude, None for that of ``absmax`` itself; ``grad_of_scale`` comes in through
-    the scale.
+    Args:
+        layout: of ``x``.
+        g: the gradient of the values.
+        x: what was quantized.
+        scale: that was made of it.
+        top: the largest magnitude of the tensor; None for scales of rows.
+        grad_of_scale: what comes in through the scale, None for nothing.
+        grid: the integers, or the minifloats.
+        rule: of the scale, of any domain.
+        overwrite: write where ``g`` is.
     """
-    grad_x, grad_of_scale = _empty_like(x), _laid_out(grad_of_scale, scale)
+    grad_x, grad_of_scale = g if overwrite else empty_like(x), _laid_out(grad_of_scale, scale)
     _run(
-        _ABSMAX_GRADIENTS,
+        _ROW_ABSMAX_GRADIENTS if top is None else _ABSMAX_GRADIENTS,
         layout,
         x,
         grid,
         g=address_to_read(g),
         out=grad_x.data_ptr(),
         scale=scale.data_ptr(),
-        slope=_at(slope),
-        threshold=rule.threshold,
-        grad_of_scale=_at(grad_of_scale),
-        top=top.data_ptr(),
-        where=_at(where),
+        grad_of_scale=at(grad_of_scale),
+        top=at(top),
         taps=_taps(x),
-        smallest=rule.minimum or 0.0,
+        clamp_gradient=grid.clamp_gradient,
+        **_scale_numbers(rule),
     )
     return grad_x
+
+
+def row_absmax_sums(
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid
+) -> tuple[Tensor, Tensor]:
+    """What comes in through the scale of each row, and the index of the element that gets it, as :func:`absmax_gradients` has it.
+
+    For contiguous rows, of whose values the gradient is that of the result itself.
+    """
+    sums = torch.empty(layout[0], dtype=scale.dtype, device=x.device)
+    where = torch.empty(layout[0], dtype=torch.int64, device=x.device)
+    operands = {"g": address_to_read(g), "scale": address_to_read(scale)}
+    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr()}
+    _run(_ROW_ABSMAX_SUMS, layout, x, grid, **operands, **made)
+    return sums, where
 
 
 def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
@@ -194,7 +272,7 @@ def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
 
     ``values`` and ``shares`` have one or two elements, in the dtype of scales.
     """
-    out = _empty_like(x)
+    out = empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],
         address_to_read(g),

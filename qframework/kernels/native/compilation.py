@@ -28,6 +28,8 @@ VECTORS = {
 #: From the widest vectors down: a CPU of one runs what was built for the next.
 CAPABILITIES = ("AVX512", "AVX2", "DEFAULT")
 SOURCE = Path(__file__).with_name("kernels.cpp")
+#: All that it is made of.
+SOURCES = (SOURCE, *(SOURCE.with_name(name) for name in ("grids.h", "numbers.h")))
 #: Where a wheel has libraries that were built with it.
 PREBUILT = Path(__file__).with_name("prebuilt")
 _DIGEST = hashlib.sha256().digest_size
@@ -57,7 +59,7 @@ def library_name(capability: str, compiler: Sequence[str] = ()) -> str:
         compiler: words of the command; none for a library in a wheel, which may come from any.
     """
     parts = (
-        SOURCE.read_bytes(),
+        *(path.read_bytes() for path in SOURCES),
         *map(str.encode, compiler),
         platform.machine().encode(),
         *map(str.encode, [*_FLAGS, *VECTORS.get(capability, [])]),

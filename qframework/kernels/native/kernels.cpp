@@ -1,4 +1,4 @@
-// Quantization and its gradients, each in one pass over memory; compiled and called by build.py.
+// Quantization and its gradients, each in one pass over memory; compiled by compilation.py, called by calls.py.
 //
 // A tensor of n elements lies in rows of `inner` elements; row r has the scale and zero point of index r % channels.
 // Results don't depend on the number of threads: sums are those of fixed pieces, added in order, in double precision.
@@ -8,160 +8,18 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 #include <vector>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "grids.h"
 
 namespace {
 
 constexpr int64_t kPiece = 1 << 14;  // elements that a thread takes at a time
-constexpr int64_t kBlock = 1 << 9;   // elements that are summed in the precision of the tensor
 constexpr int64_t kParallel = 1 << 15;
-
-struct Brain {
-  uint16_t bits;
-};
-
-inline float wide(float v) { return v; }
-inline double wide(double v) { return v; }
-inline float wide(Brain v) {
-  uint32_t bits = uint32_t(v.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, sizeof out);
-  return out;
-}
-
-inline void put(float& place, float v) { place = v; }
-inline void put(double& place, double v) { place = v; }
-inline void put(Brain& place, float v) {  // half to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &v, sizeof bits);
-  uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  place.bits = uint16_t(v != v ? 0x7fc0 : rounded);
-}
-
-template <class T>
-using Wide = decltype(wide(T()));
-template <class C>
-using Bits = std::conditional_t<std::is_same_v<C, float>, int32_t, int64_t>;
-
-// v, or 0: without a branch, which would keep a loop from becoming vectors.
-template <class C>
-inline C only_if(bool wanted, C v) {
-  Bits<C> bits;
-  std::memcpy(&bits, &v, sizeof v);
-  bits &= -Bits<C>(wanted);
-  std::memcpy(&v, &bits, sizeof v);
-  return v;
-}
-
-template <class C>
-inline Bits<C> magnitude_bits(C v) {
-  Bits<C> bits;
-  v = std::abs(v);
-  std::memcpy(&bits, &v, sizeof v);
-  return bits;
-}
-
-template <class C>
-inline C sign(C v) {
-  return C((v > 0) - (v < 0));
-}
-
-template <class C>
-inline C between(C v, C low, C high) {  // NaN stays NaN
-  v = v < low ? low : v;
-  return v > high ? high : v;
-}
-
-enum Rounding { kRound, kCeil, kFloor, kTruncate };
-
-template <int R>
-inline float rounded(float v) {
-  if constexpr (R == kRound) return __builtin_rintf(v);
-  if constexpr (R == kCeil) return __builtin_ceilf(v);
-  if constexpr (R == kFloor) return __builtin_floorf(v);
-  return __builtin_truncf(v);
-}
-
-template <int R>
-inline double rounded(double v) {
-  if constexpr (R == kRound) return __builtin_rint(v);
-  if constexpr (R == kCeil) return __builtin_ceil(v);
-  if constexpr (R == kFloor) return __builtin_floor(v);
-  return __builtin_trunc(v);
-}
-
-// The numbers that a row is quantized by.
-template <class C>
-struct Grid {
-  C scale, zero, low, high;
-};
-
-template <int R, class T, class C>
-void quantize_piece(const T* __restrict x, T* __restrict y, int64_t n, Grid<C> grid, bool relu) {
-  const C floor = relu ? C(0) : -INFINITY;
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    C v = wide(x[i]);
-    v = v < floor ? floor : v;
-    C q = between(rounded<R>(v / grid.scale + grid.zero), grid.low, grid.high);
-    put(y[i], (q - grid.zero) * grid.scale);
-  }
-}
-
-struct Sums {
-  double scale = 0, zero = 0;
-};
-
-// The scale's summand is, inside of the range, q - x / scale, the difference itself, since the sum of each part is large;
-// outside it is the clipped integer.
-template <int R, class T, class C>
-Sums clamped_piece(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Grid<C> grid,
-                  bool relu) {
-  Sums sums;
-  const C floor = relu ? C(0) : -INFINITY;
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, n);
-    C of_scale = 0, of_zero = 0;
-#pragma omp simd reduction(+ : of_scale, of_zero)
-    for (int64_t i = start; i < end; i++) {
-      C v = wide(x[i]), upstream = wide(g[i]);
-      bool active = !(relu & (v <= 0));
-      v = v < floor ? floor : v;
-      C exact = v / grid.scale, place = rounded<R>(exact + grid.zero);
-      bool inside = !((place < grid.low) | (place > grid.high));
-      C q = between(place, grid.low, grid.high);
-      of_scale += (q - grid.zero - only_if(inside, exact)) * upstream;
-      of_zero -= only_if(!inside, upstream);
-      put(grad_x[i], only_if(inside & active, upstream));
-    }
-    sums.scale += of_scale;
-    sums.zero += of_zero;
-  }
-  return sums;
-}
-
-// The same where the gradient passes everywhere; with `grad_x` it is copied there, and elements of magnitude `top` counted.
-template <int R, class T, class C>
-Sums passing_piece(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Grid<C> grid, C top) {
-  Sums sums;
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t end = std::min(start + kBlock, n);
-    C of_scale = 0;
-    int32_t count = 0;
-    if (grad_x) std::memcpy(grad_x + start, g + start, (end - start) * sizeof(T));
-#pragma omp simd reduction(+ : of_scale, count)
-    for (int64_t i = start; i < end; i++) {
-      C v = wide(x[i]), exact = v / grid.scale;
-      C q = between(rounded<R>(exact + grid.zero), grid.low, grid.high);
-      of_scale += (q - grid.zero - exact) * wide(g[i]);
-      count += std::abs(v) == top;
-    }
-    sums.scale += of_scale;
-    sums.zero += count;
-  }
-  return sums;
-}
 
 template <class T>
 int64_t copy_and_count(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Wide<T> value) {
@@ -170,18 +28,6 @@ int64_t copy_and_count(const T* __restrict g, const T* __restrict x, T* __restri
 #pragma omp simd reduction(+ : count)
   for (int64_t i = 0; i < n; i++) count += wide(x[i]) == value;
   return count;
-}
-
-// The largest magnitude, as an integer.
-template <class T>
-Bits<Wide<T>> absmax_bits(const T* x, int64_t n) {
-  Bits<Wide<T>> top = 0;
-#pragma omp simd reduction(max : top)
-  for (int64_t i = 0; i < n; i++) {
-    const Bits<Wide<T>> magnitude = magnitude_bits(wide(x[i]));
-    top = magnitude > top ? magnitude : top;
-  }
-  return top;
 }
 
 inline int64_t pieces_of(int64_t row) { return (row + kPiece - 1) / kPiece; }
@@ -227,26 +73,71 @@ struct Call {
   int64_t* where;
   int64_t n, channels, inner, taps;
   double low, high, smallest, threshold;
-  int32_t clamp_gradient, relu, threads;
+  double least_normal, overflow;  // of minifloats; an overflow of 0 says that they saturate
+  int32_t mantissa_bits, clamp_gradient, relu, threads;
+  int32_t domain, exponent_rounding;  // of scales: any number, or powers of two, of which the exponent is rounded
 };
 
 template <class C>
-Grid<C> grid_of(const Call& call, int64_t row) {
-  const int64_t at = row % call.channels;
-  const C* zero = static_cast<const C*>(call.zero);
-  return {static_cast<const C*>(call.scale)[at], zero ? zero[at] : C(0), C(call.low), C(call.high)};
+Grid<C> grid_of(const Call& call) {
+  Grid<C> grid;
+  grid.scale = 1, grid.zero = 0;
+  grid.low = C(call.low), grid.high = C(call.high);
+  const bool saturates = call.overflow == 0;
+  grid.over = saturates ? grid.high : C(call.overflow);
+  grid.under = saturates || grid.low == 0 ? grid.low : -grid.over;
+  grid.from = call.clamp_gradient || !(saturates || grid.low == 0) ? grid.low : C(-INFINITY);
+  grid.to = call.clamp_gradient || !saturates ? grid.high : C(INFINITY);
+  grid.infinite = saturates ? C(NAN) : C(1);
+  grid.normal = magnitude_bits(C(call.least_normal));
+  grid.shift = Bits<C>(call.mantissa_bits) << kFraction<C>;
+  return grid;
 }
 
-// scale = max(|magnitude|, smallest) / threshold
+// The same with the scale and the zero point of a row.
+template <class C>
+Grid<C> grid_of(const Call& call, Grid<C> grid, int64_t row) {
+  const int64_t at = call.channels == 1 ? 0 : row % call.channels;
+  if (call.scale) grid.scale = static_cast<const C*>(call.scale)[at];
+  if (call.zero) grid.zero = static_cast<const C*>(call.zero)[at];
+  return grid;
+}
+
+// max(|magnitude|, smallest) / threshold
+template <class C>
+C scale_of(const Call& call, C magnitude) {
+  magnitude = std::abs(magnitude);
+  return (magnitude < C(call.smallest) ? C(call.smallest) : magnitude) / C(call.threshold);
+}
+
 template <class C>
 void make_scale(const Call& call, const void* magnitudes) {
-  const C* from = static_cast<const C*>(magnitudes);
-  C* scale = static_cast<C*>(call.scale);
-  for (int64_t c = 0; c < call.channels; c++) {
-    C magnitude = std::abs(from[c]);
-    if (magnitude < C(call.smallest)) magnitude = C(call.smallest);
-    scale[c] = magnitude / C(call.threshold);
+  for (int64_t c = 0; c < call.channels; c++)
+    static_cast<C*>(call.scale)[c] = scale_of(call, static_cast<const C*>(magnitudes)[c]);
+}
+
+// The derivative of a scale by the largest magnitude. A rounded logarithm passes gradients on, and so does the bound.
+template <class C>
+double scale_slope(const Call& call, C top, C scale) {
+  if (call.domain == 0) return (call.smallest > 0 || top > 0) / call.threshold;
+  const double v = std::max(double(top), call.smallest);
+  double size = double(scale) * call.threshold;
+  if (size <= call.smallest && call.domain == 2) {
+    const double exponent = std::log2(v);
+    const double whole[] = {std::nearbyint(exponent), std::ceil(exponent), std::floor(exponent), std::trunc(exponent)};
+    size = std::exp2(whole[call.exponent_rounding]);
   }
+  return size / (call.threshold * v);
+}
+
+// Rows that have a scale each, while they are in the cache.
+template <class F>
+void for_rows(const Call& call, F work) {
+  const int64_t rows = call.n / call.inner, some = std::max<int64_t>(1, kPiece / call.inner);
+  const int64_t pieces = (rows + some - 1) / some;
+#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.n >= kParallel && call.threads > 1)
+  for (int64_t piece = 0; piece < pieces; piece++)
+    for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * call.inner);
 }
 
 template <int R, class T>
@@ -254,8 +145,13 @@ void quantize(const Call& call) {
   const T* x = static_cast<const T*>(call.x);
   T* y = static_cast<T*>(call.out);
   if (call.stored) make_scale<Wide<T>>(call, call.stored);
+  const auto grid = grid_of<Wide<T>>(call);
+  if (call.inner <= kPiece)
+    return for_rows(call, [&](int64_t row, int64_t at) {
+      quantize_piece<R>(x + at, y + at, call.inner, grid_of(call, grid, row), call.relu);
+    });
   for_pieces(call.n, call.inner, call.threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
-    quantize_piece<R>(x + at, y + at, n, grid_of<Wide<T>>(call, row), call.relu);
+    quantize_piece<R>(x + at, y + at, n, grid_of(call, grid, row), call.relu);
   });
 }
 
@@ -266,13 +162,12 @@ std::vector<Sums> summed(const Call& call) {
   const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
   T* grad_x = static_cast<T*>(call.out);
   const C top = call.top && !call.where ? *static_cast<const C*>(call.top) : C(-1);
+  const auto any = grid_of<C>(call);
   std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
   for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
-    const auto grid = grid_of<C>(call, row);
-    if (!call.clamp_gradient)
-      sums[piece] = passing_piece<R>(g + at, x + at, grad_x ? grad_x + at : nullptr, n, grid, top);
-    else
-      sums[piece] = clamped_piece<R>(g + at, x + at, grad_x + at, n, grid, call.relu);
+    const auto grid = grid_of(call, any, row);
+    sums[piece] = gradient_piece<R>(g + at, x + at, grad_x ? grad_x + at : nullptr, n, grid, call.clamp_gradient,
+                                    call.relu, top);
   });
   return sums;
 }
@@ -282,96 +177,149 @@ template <class C>
 std::vector<Sums> by_channel(const Call& call, const std::vector<Sums>& sums) {
   std::vector<Sums> totals(call.channels);
   for (size_t piece = 0; piece < sums.size(); piece++) {
-    Sums& total = totals[int64_t(piece) / pieces_of(call.inner) % call.channels];
-    total.scale += sums[piece].scale;
-    total.zero += sums[piece].zero;
+    totals[int64_t(piece) / pieces_of(call.inner) % call.channels] += sums[piece];
   }
   if (call.grad_of_scale)
     for (int64_t c = 0; c < call.channels; c++) totals[c].scale += static_cast<const C*>(call.grad_of_scale)[c];
   return totals;
 }
 
+// The gradients of the values of a row, and the sums over it.
+template <int R, class T>
+Sums row_sums(const Call& call, const Grid<Wide<T>>& any, int64_t row, int64_t at) {
+  using C = Wide<T>;
+  const T *g = static_cast<const T*>(call.g) + at, *x = static_cast<const T*>(call.x) + at;
+  T* out = call.out ? static_cast<T*>(call.out) + at : nullptr;
+  const Grid<C> grid = grid_of(call, any, row);
+  Sums sums = gradient_piece<R>(g, x, out, call.inner, grid, call.clamp_gradient, call.relu, C(-1));
+  if (call.grad_of_scale) sums.scale += static_cast<const C*>(call.grad_of_scale)[row];
+  return sums;
+}
+
+// The gradients of a channel's scale, or of what it was made of, and of its zero point.
+template <class C>
+void put_gradients(const Call& call, int64_t channel, const Sums& sums) {
+  const C* stored = static_cast<const C*>(call.stored);
+  double total = sums.scale;
+  if (stored) total *= (stored[channel] >= 0 ? 1 : -1) / call.threshold;
+  if (call.grad_scale) static_cast<C*>(call.grad_scale)[channel] = C(total);
+  if (!call.grad_zero) return;
+  static_cast<C*>(call.grad_zero)[channel] = C(sums.zero * double(static_cast<const C*>(call.scale)[channel]));
+}
+
 template <int R, class T>
 void gradients(const Call& call) {
   using C = Wide<T>;
-  const std::vector<Sums> totals = by_channel<C>(call, summed<R, T>(call));
-  const C *stored = static_cast<const C*>(call.stored), *scale = static_cast<const C*>(call.scale);
-  C *of_scale = static_cast<C*>(call.grad_scale), *of_zero = static_cast<C*>(call.grad_zero);
-  for (int64_t c = 0; c < call.channels; c++) {
-    double total = totals[c].scale;
-    if (stored) total *= (stored[c] >= 0 ? 1 : -1) / call.threshold;
-    if (of_scale) of_scale[c] = C(total);
-    if (of_zero) of_zero[c] = C(totals[c].zero * double(scale[c]));
+  if (call.channels * call.inner == call.n && call.inner <= kPiece) {
+    const auto grid = grid_of<C>(call);
+    for_rows(call, [&](int64_t row, int64_t at) { put_gradients<C>(call, row, row_sums<R, T>(call, grid, row, at)); });
+    return;
   }
+  const std::vector<Sums> totals = by_channel<C>(call, summed<R, T>(call));
+  for (int64_t c = 0; c < call.channels; c++) put_gradients<C>(call, c, totals[c]);
 }
 
-// A row of `inner` elements in channels-last format has `taps` groups of them, whose indices are `taps` apart.
-inline int64_t index_of(const Call& call, int64_t place) {
+// Where the element of a magnitude is whose index is the first: a row of `inner` elements in channels-last format has `taps` groups of
+// them, whose indices are `taps` apart.
+template <class T>
+int64_t first_in_row(const Call& call, const T* x, Bits<Wide<T>> magnitude) {
+  if (call.taps == 1) return first_of(x, call.inner, magnitude);
   const int64_t groups = call.inner / call.taps;
-  return place % groups * call.taps + place / groups;
+  int64_t place = 0, first = call.inner;
+  for (int64_t i = 0; i < call.inner; i++) {
+    const int64_t index = i % groups * call.taps + i / groups;
+    if (magnitude_bits(wide(x[i])) == magnitude && index < first) first = index, place = i;
+  }
+  return place;
 }
 
-inline int64_t place_of(const Call& call, int64_t index) {
-  return index % call.taps * (call.inner / call.taps) + index / call.taps;
-}
-
-// The largest magnitude of each channel, and its first index; magnitudes are compared as integers, so that NaN is the
-// largest; the scale that they make, and all that is quantized by it.
+// The largest magnitude of the tensor, the scale that it makes, and all that is quantized by that.
 template <int R, class T>
 void absmax(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
-  const int64_t per_row = pieces_of(call.inner);
-  std::vector<Bits<C>> tops(call.n / call.inner * per_row);
-  for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
+  std::vector<Bits<C>> tops(pieces_of(call.n));
+  for_pieces(call.n, call.n, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
     tops[piece] = absmax_bits(x + at, n);
   });
-  for (int64_t c = 0; c < call.channels; c++) {
-    const Bits<C> top = *std::max_element(&tops[c * per_row], &tops[c * per_row] + per_row);
-    std::memcpy(static_cast<C*>(call.top) + c, &top, sizeof top);
-    if (!call.where) continue;
-    int64_t first = call.inner;
-    for (int64_t at = 0; at < call.inner; at++)
-      if (magnitude_bits(wide(x[c * call.inner + at])) == top) {
-        first = std::min(first, index_of(call, at));
-        if (call.taps == 1) break;
-      }
-    call.where[c] = first;
-  }
+  *static_cast<C*>(call.top) = as<C>(*std::max_element(tops.begin(), tops.end()));
   make_scale<C>(call, call.top);
   quantize<R, T>(call);
 }
 
-// The gradient of a weight that is quantized by its largest magnitudes: that of the result, and, through the scale, a
-// share for the elements of that magnitude; for the one at `where`, if that is given.
+// The gradient of a tensor that is quantized by its largest magnitude: that of the result, and, through the scale, a share for
+// the elements of that magnitude.
 template <int R, class T>
 void absmax_gradients(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
   T* out = static_cast<T*>(call.out);
-  const C *top = static_cast<const C*>(call.top), *slope = static_cast<const C*>(call.slope);
-  const std::vector<Sums> sums = summed<R, T>(call), totals = by_channel<C>(call, sums);
-  for (int64_t c = 0; c < call.channels; c++) {
-    double share = totals[c].scale;
-    if (slope)
-      share *= slope[c];
-    else
-      share *= (call.smallest > 0 || top[c] > 0) / call.threshold;
-    if (call.where) {
-      const int64_t at = c * call.inner + place_of(call, call.where[c]);
-      put(out[at], wide(out[at]) + C(share) * sign(wide(x[at])));
-    } else if (*top > 0) {
-      share /= totals[0].zero;
-      for (int64_t piece = 0; piece < pieces_of(call.n); piece++) {
-        if (sums[piece].zero == 0) continue;
-        for (int64_t i = piece * kPiece; i < std::min(call.n, (piece + 1) * kPiece); i++)
-          if (std::abs(wide(x[i])) == *top) put(out[i], wide(out[i]) + C(share) * sign(wide(x[i])));
-      }
-    }
+  const C top = *static_cast<const C*>(call.top);
+  const std::vector<Sums> sums = summed<R, T>(call);
+  const Sums total = by_channel<C>(call, sums)[0];
+  if (!(top > 0)) return;
+  const C share = C(total.scale * scale_slope<C>(call, top, *static_cast<const C*>(call.scale)) / total.count);
+  for (int64_t piece = 0; piece < pieces_of(call.n); piece++) {
+    if (sums[piece].count == 0) continue;
+    for (int64_t i = piece * kPiece; i < std::min(call.n, (piece + 1) * kPiece); i++)
+      if (std::abs(wide(x[i])) == top) put(out[i], wide(out[i]) + share * sign(wide(x[i])));
   }
 }
 
-enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients };
+// The largest magnitude of each row.
+template <class T>
+void row_tops(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, call.inner));
+  });
+}
+
+// As absmax, for the scale of each row.
+template <int R, class T>
+void row_absmax(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  const auto grid = grid_of<C>(call);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    static_cast<C*>(call.scale)[row] = scale_of(call, as<C>(absmax_bits(x + at, call.inner)));
+    quantize_piece<R>(x + at, static_cast<T*>(call.out) + at, call.inner, grid_of(call, grid, row), false);
+  });
+}
+
+// As absmax_gradients; of each row the first element of the largest magnitude gets the share.
+template <int R, class T>
+void row_absmax_gradients(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  const auto grid = grid_of<C>(call);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    const Bits<C> top = absmax_bits(x + at, call.inner);
+    const int64_t place = at + first_in_row(call, x + at, top);
+    const double whole = row_sums<R, T>(call, grid, row, at).scale;
+    const C scale = static_cast<const C*>(call.scale)[row], share = C(whole * scale_slope<C>(call, as<C>(top), scale));
+    if (top > 0) put(out[place], wide(out[place]) + share * sign(wide(x[place])));
+  });
+}
+
+// The summands that row_absmax_gradients has of each row, and where the element is that gets them, for gradients that are those of the
+// values as they are.
+template <int R, class T>
+void row_absmax_sums(const Call& call) {
+  using C = Wide<T>;
+  const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
+  const auto grid = grid_of<C>(call);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    call.where[row] = first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+    const Grid<C> of_row = grid_of(call, grid, row);
+    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1));
+    static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
+  });
+}
+
+enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients, kRowAbsmax, kRowAbsmaxGradients, kRowAbsmaxSums };
 
 template <int R, class T>
 void run(int function, const Call& call) {
@@ -379,8 +327,12 @@ void run(int function, const Call& call) {
     case kQuantize: return quantize<R, T>(call);
     case kGradients: return gradients<R, T>(call);
     case kAbsmax: return absmax<R, T>(call);
-    default: return absmax_gradients<R, T>(call);
+    case kAbsmaxGradients: return absmax_gradients<R, T>(call);
+    case kRowAbsmax: return row_absmax<R, T>(call);
+    case kRowAbsmaxGradients: return row_absmax_gradients<R, T>(call);
+    default: break;
   }
+  if constexpr (R < kMinifloat) row_absmax_sums<R, T>(call);
 }
 
 template <class T>
@@ -389,7 +341,19 @@ void run_rounded(int function, int rounding, const Call& call) {
     case kRound: return run<kRound, T>(function, call);
     case kCeil: return run<kCeil, T>(function, call);
     case kFloor: return run<kFloor, T>(function, call);
-    default: return run<kTruncate, T>(function, call);
+    case kTruncate: return run<kTruncate, T>(function, call);
+    default: return run<kMinifloat, T>(function, call);
+  }
+}
+
+// What a function of the library takes of each dtype, in the order of tensors.py.
+template <class F>
+void of_dtype(int dtype, F work) {
+  switch (dtype) {
+    case 0: return work(float());
+    case 1: return work(double());
+    case 2: return work(Brain());
+    default: return work(Half());
   }
 }
 
@@ -405,9 +369,22 @@ void spread_any(const void* g, const void* x, void* out, int64_t n, const void* 
 extern "C" {
 
 void qframework_run(int function, int dtype, int rounding, const Call* call) {
-  if (dtype == 0) return run_rounded<float>(function, rounding, *call);
-  if (dtype == 1) return run_rounded<double>(function, rounding, *call);
-  run_rounded<Brain>(function, rounding, *call);
+  of_dtype(dtype, [&](auto t) { run_rounded<decltype(t)>(function, rounding, *call); });
+}
+
+// Let memory that is about to be written for the first time come in large pages: to bring it in small ones takes longer than to write it.
+void qframework_in_large_pages(void* memory, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kLarge = 1 << 21;
+  const uintptr_t start = (uintptr_t(memory) + kLarge - 1) / kLarge * kLarge;
+  const uintptr_t end = (uintptr_t(memory) + bytes) / kLarge * kLarge;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
+// The largest magnitude of each row, into `top`.
+void qframework_row_tops(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { row_tops<decltype(t)>(*call); });
 }
 
 // As kQuantize, for values and a result that `call` doesn't name.
@@ -425,7 +402,6 @@ void qframework_quantize(int dtype, int rounding, const Call* call, const void* 
 
 void qframework_spread(int dtype, const void* g, const void* x, void* out, int64_t n, const void* values,
                        const void* shares, int ends, int threads) {
-  auto* run = dtype == 0 ? spread_any<float> : dtype == 1 ? spread_any<double> : spread_any<Brain>;
-  run(g, x, out, n, values, shares, ends, threads);
+  of_dtype(dtype, [&](auto t) { spread_any<decltype(t)>(g, x, out, n, values, shares, ends, threads); });
 }
 }

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from qframework.functional import IntegerGrid
 from qframework.kernels.native import tensors
 from qframework.kernels.native.build import Call, library
+from qframework.kernels.native.calls import Grid, at, numbers_of
 from qframework.kernels.native.tensors import (
     DTYPES,
     ROUNDINGS,
     address_to_read,
     is_channels_last,
+    rounding_of,
     serves,
 )
 
@@ -35,27 +36,24 @@ class StaticQuantizer:
     __slots__ = ("_call", "_dtype", "_how", "_numbers", "_run")
 
     def __init__(
-        self, dtype: torch.dtype, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid
+        self, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None, grid: Grid
     ) -> None:
         self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
         self._call = Call(
-            low=grid.minimum,
-            high=grid.maximum,
-            scale=self._numbers[0].data_ptr(),  # type: ignore[union-attr]
-            zero=None if self._numbers[1] is None else self._numbers[1].data_ptr(),
+            scale=at(self._numbers[0]), zero=at(self._numbers[1]), **numbers_of(grid)
         )
         self._dtype = dtype
-        self._how = (DTYPES[dtype][0], ROUNDINGS[grid.rounding], ctypes.byref(self._call))
+        self._how = (DTYPES[dtype][0], ROUNDINGS[rounding_of(grid)], ctypes.byref(self._call))
         self._run = library().qframework_quantize
 
     @classmethod
     def for_values(
-        cls, x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid
+        cls, x: Tensor, scale: Tensor | None, zero_point: Tensor | None, grid: Grid
     ) -> StaticQuantizer | None:
         """One for values such as ``x``; None where C++ functions don't take them."""
-        if scale.numel() != 1 or (zero_point is not None and zero_point.numel() != 1):
+        if any(t is not None and t.numel() != 1 for t in (scale, zero_point)):
             return None
-        if serves(x, scale.shape, grid.rounding, scale, zero_point) is None:
+        if serves(x, (), rounding_of(grid), scale, zero_point) is None:
             return None
         return cls(x.dtype, scale, zero_point, grid)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qframework.configuration import settings
+from qframework.functional import IntegerGrid, MinifloatGrid
 from qframework.kernels.native.build import compiler, library, prebuilt
 
 #: With fewer elements there is little to gain, and nothing is built for them.
@@ -24,8 +25,10 @@ DTYPES = {
     torch.float32: (0, torch.float32),
     torch.float64: (1, torch.float64),
     torch.bfloat16: (2, torch.float32),
+    torch.float16: (3, torch.float32),
 }
-ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3}
+#: How numbers become integers; the last is for significands of minifloats, half to even.
+ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3, "minifloat": 4}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -40,6 +43,19 @@ _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 #: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
 Layout = tuple[int, int]
+
+
+#: Exponents of normal numbers of float32: those of the steps of a format have to be among them.
+_LEAST_EXPONENT = -126
+
+
+def rounding_of(grid: IntegerGrid | MinifloatGrid) -> str:
+    """The name in :data:`ROUNDINGS` of how a grid rounds; empty for one that C++ functions don't know."""
+    if isinstance(grid, IntegerGrid):
+        return "" if isinstance(grid.minimum, Tensor) else grid.rounding
+    bits, bias = grid.format.mantissa_bits, grid.format.exponent_bias
+    known = grid.rounding == "round" and bits >= 1 and 1 - bias - bits >= _LEAST_EXPONENT
+    return "minifloat" if known else ""
 
 
 @cache
@@ -83,8 +99,8 @@ def serves(
 
     Args:
         x: the tensor.
-        shape: of the scale: one element, or one for each index of an axis.
-        rounding: a name of :data:`~qframework.functional.ROUNDINGS`.
+        shape: of the scale: one element, one for each index of an axis, or one for each row, the last axis of ``x``.
+        rounding: a name of :data:`ROUNDINGS`.
         *numbers: what they will read besides: scale, zero point.
         g: the gradient that comes from behind.
         incoming: gradients of the scale and the zero point that come in besides.
@@ -138,7 +154,15 @@ def is_channels_last(x: Tensor) -> bool:
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
+def row_shape(x: Tensor) -> tuple[int, ...]:
+    """The shape of a scale for each row."""
+    return (*x.shape[:-1], 1)
+
+
 def _by_axis(x: Tensor, shape: tuple[int, ...]) -> Layout | None:
+    if shape[-1] == 1 and len(shape) == x.dim() and shape == row_shape(x):
+        inner = x.shape[-1]
+        return (x.numel() // inner, inner) if inner >= _SHORTEST and x.is_contiguous() else None
     channels = max(shape)
     axis = shape.index(channels)
     if len(shape) != x.dim() or math.prod(shape) != channels:

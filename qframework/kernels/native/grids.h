@@ -1,0 +1,212 @@
+// What values are rounded to: integers of a range, or the numbers of a floating-point format of few bits.
+
+#pragma once
+
+#include <algorithm>
+
+#include "numbers.h"
+
+namespace {
+
+// How an integer, or the significand of a minifloat, is rounded; with kMinifloat the grid is one of minifloats.
+enum Rounding { kRound, kCeil, kFloor, kTruncate, kMinifloat };
+
+template <int R>
+inline float rounded(float v) {
+  if constexpr (R % kMinifloat == kRound) return __builtin_rintf(v);
+  if constexpr (R % kMinifloat == kCeil) return __builtin_ceilf(v);
+  if constexpr (R % kMinifloat == kFloor) return __builtin_floorf(v);
+  return __builtin_truncf(v);
+}
+
+template <int R>
+inline double rounded(double v) {
+  if constexpr (R % kMinifloat == kRound) return __builtin_rint(v);
+  if constexpr (R % kMinifloat == kCeil) return __builtin_ceil(v);
+  if constexpr (R % kMinifloat == kFloor) return __builtin_floor(v);
+  return __builtin_trunc(v);
+}
+
+// The numbers that a row is quantized by. Integers lie between low and high. Numbers of a format beyond them become `under` and
+// `over`, and their gradient passes between `from` and `to`; `normal` are the bits of the smallest normal one, `shift` the mantissa's
+// width at the place of the exponent, and `infinite` what an infinity becomes before it is bounded.
+template <class C>
+struct Grid {
+  C scale, zero, low, high, under, over, from, to, infinite;
+  Bits<C> normal, shift;
+};
+
+// A value on its grid, before it is bounded; how far it moves with the value, which is 1 but for normal minifloats; whether it is one,
+// and whether it was an infinity.
+template <class C>
+struct Placed {
+  C q, slope;
+  bool normal, infinite;
+};
+
+// The step of a normal number is a power of two that stands in its exponent's bits: nothing here but the rounding itself rounds.
+template <int R, class C>
+inline Placed<C> placed(C v, const Grid<C>& grid) {
+  if constexpr (R < kMinifloat) {
+    return {rounded<R>(v + grid.zero), C(1), false, false};
+  } else {
+    const Bits<C> magnitude = magnitude_bits(v), power = magnitude & kInfinity<C>;
+    const Bits<C> least = power < grid.normal ? grid.normal : power, step = least - grid.shift;
+    const C steps = v * as<C>(2 * kOne<C> - step), whole = rounded<R>(steps), q = whole * as<C>(step);
+    const bool infinite = magnitude == kInfinity<C>, normal = (power >= grid.normal) & (magnitude <= kInfinity<C>);
+    return {infinite ? v * grid.infinite : q, normal ? whole / steps : C(1), normal, infinite};
+  }
+}
+
+template <int R, class C>
+inline C bounded(C q, const Grid<C>& grid) {  // NaN stays NaN
+  if constexpr (R < kMinifloat) return between(q, grid.low, grid.high);
+  const C below = q < grid.low ? grid.under : q;
+  return q > grid.high ? grid.over : below;
+}
+
+// Work on n elements; n is a constant for short rows, as groups are, so that they take no more than their vectors.
+template <class F>
+inline auto of_length(int64_t n, F work) {
+  if (n == 32) return work(std::integral_constant<int64_t, 32>());
+  if (n == 16) return work(std::integral_constant<int64_t, 16>());
+  return work(n);
+}
+
+template <int R, class T, class C>
+inline void quantize_piece(const T* __restrict x, T* __restrict y, int64_t n, const Grid<C>& on, bool relu) {
+  const Grid<C> grid = on;
+  const C floor = relu ? C(0) : -INFINITY;
+  of_length(n, [&](auto length) {
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) {
+      C v = wide(x[i]);
+      v = v < floor ? floor : v;
+      const C q = bounded<R>(placed<R>(v / grid.scale, grid).q, grid);
+      put(y[i], (q - grid.zero) * grid.scale);
+    }
+  });
+}
+
+constexpr int64_t kBlock = 1 << 7;  // elements that are summed in the precision of the tensor
+
+struct Sums {
+  double scale = 0, zero = 0;
+  int64_t count = 0;  // of elements of a magnitude
+
+  void operator+=(const Sums& other) {
+    scale += other.scale;
+    zero += other.zero;
+    count += other.count;
+  }
+};
+
+// The sum over blocks of n elements, of what work gives for where one starts and its length.
+template <class F>
+inline Sums of_blocks(int64_t n, F work) {
+  Sums sums;
+  for (int64_t start = 0; start < n; start += kBlock)
+    sums += of_length(std::min(kBlock, n - start), [&](auto length) { return work(start, length); });
+  return sums;
+}
+
+// The gradient of each value, and the summands of those of scale and zero point. The scale's is, inside of the range, q - x / scale,
+// the difference itself, since the sum of each part is large; outside it is the clipped integer. A normal minifloat moves with its
+// value, y / x times as far, and the scale with neither. `grad_x` may be `g`.
+template <int R, class T, class C>
+inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, bool relu, C top) {
+  return of_blocks(n, [=](int64_t start, auto length) {
+    const T *g = gs + start, *__restrict x = xs + start;
+    T* grad_x = grads + start;
+    const Grid<C> grid = on;
+    const C floor = relu ? C(0) : -INFINITY;
+    C of_scale = 0, of_zero = 0;
+    int32_t count = 0;
+#pragma omp simd reduction(+ : of_scale, of_zero, count)
+    for (int64_t i = 0; i < length; i++) {
+      C v = wide(x[i]), upstream = wide(g[i]);
+      count += std::abs(v) == top;
+      const bool active = !(relu & (v <= 0));
+      v = v < floor ? floor : v;
+      const C exact = v / grid.scale;
+      const Placed<C> place = placed<R>(exact, grid);
+      const C q = bounded<R>(place.q, grid);
+      if constexpr (R < kMinifloat) {
+        const bool inside = !((place.q < grid.low) | (place.q > grid.high));
+        of_scale += (q - grid.zero - only_if(inside, exact)) * upstream;
+        of_zero -= only_if(!inside, upstream);
+        put(grad_x[i], only_if(inside & active, upstream));
+      } else {
+        const bool inside = !((place.q < grid.from) | (place.q > grid.to)) | place.infinite;
+        of_scale += (q - only_if(inside, place.normal ? place.q : exact)) * upstream;
+        put(grad_x[i], only_if(inside, upstream * place.slope));
+      }
+    }
+    return Sums{of_scale, of_zero, count};
+  });
+}
+
+// The same for integers where the clamp passes gradients on; they are copied to `grad_x`, unless that is `g` or null.
+template <int R, class T, class C>
+inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, C top) {
+  if (grads && grads != gs) std::memcpy(grads, gs, n * sizeof(T));
+  return of_blocks(n, [=](int64_t start, auto length) {
+    const T *__restrict g = gs + start, *__restrict x = xs + start;
+    const Grid<C> grid = on;
+    C of_scale = 0;
+    int32_t count = 0;
+#pragma omp simd reduction(+ : of_scale, count)
+    for (int64_t i = 0; i < length; i++) {
+      const C v = wide(x[i]), exact = v / grid.scale;
+      const C q = bounded<R>(placed<R>(exact, grid).q, grid);
+      of_scale += (q - grid.zero - exact) * wide(g[i]);
+      count += std::abs(v) == top;
+    }
+    return Sums{of_scale, 0, count};
+  });
+}
+
+// Either, as a call wants it.
+template <int R, class T, class C>
+Sums gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, const Grid<C>& grid, bool clamp_gradient, bool relu,
+                    C top) {
+  if constexpr (R < kMinifloat)
+    if (!clamp_gradient) return passing_piece<R>(g, x, grad_x, n, grid, top);
+  return clamped_piece<R>(g, x, grad_x, n, grid, relu, top);
+}
+
+// The largest magnitude, as an integer, so that NaN is the largest.
+template <class T>
+Bits<Wide<T>> absmax_bits(const T* x, int64_t n) {
+  return of_length(n, [x](auto length) {
+    Bits<Wide<T>> top = 0;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = 0; i < length; i++) {
+      const Bits<Wide<T>> magnitude = magnitude_bits(wide(x[i]));
+      top = magnitude > top ? magnitude : top;
+    }
+    return top;
+  });
+}
+
+// The place of the first element of a magnitude, which is there.
+template <class T>
+inline int64_t first_of(const T* xs, int64_t n, Bits<Wide<T>> magnitude) {
+  constexpr int32_t kSome = 128;
+  for (int64_t start = 0; start < n; start += kSome) {
+    const T* x = xs + start;
+    const int32_t found = of_length(std::min<int64_t>(kSome, n - start), [=](auto length) {
+      int32_t first = kSome;
+#pragma omp simd reduction(min : first)
+      for (int32_t i = 0; i < int32_t(length); i++) {
+        const int32_t at = magnitude_bits(wide(x[i])) == magnitude ? i : kSome;
+        first = at < first ? at : first;
+      }
+      return first;
+    });
+    if (found < kSome) return start + found;
+  }
+  return 0;
+}
+
+}  // namespace
