@@ -27,6 +27,7 @@ from qframework.kernels.integer import sum_to
 from qframework.kernels.recomputation import note_origin
 from qframework.kernels.rounding import bounded, minifloat_layout, outside, placed, round_minifloats
 
+
 def minifloat_gradients(
     grad: Tensor,
     x: Tensor,
