@@ -79,16 +79,11 @@ LAYERS = {
     "channels": lambda: QuantIdentity(collect_stats_steps=3, **PER_CHANNEL),
     "another statistic": lambda: QuantIdentity(scaling_stats_op="ave", collect_stats_steps=3),
 }  # fmt: skip
-OF_CHANNELS = pytest.mark.xfail(
-    reason="LIBRARY BUG: gradients of the two branches have other strides where the view is inside",
-    strict=True,
-)
-KINDS = [pytest.param(kind, marks=OF_CHANNELS if kind == "channels" else ()) for kind in LAYERS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_a_graph_collects_and_learns_as_eager_mode_does(kind, kernels) -> None:
     torch.compiler.reset()
     eager = LAYERS[kind]()
