@@ -94,13 +94,12 @@ def _branch(
     collector: CollectThenLearn, collecting: Tensor, *operands: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result, statistic and whether all elements are finite, by a branch in the graph."""
-
     x, *others = operands
-    shape = x.shape
+    sizes = [x.shape[i] for i in range(x.dim())]  # a branch takes no torch.Size of symbols
 
     # Along one axis, the gradients of both branches have the same strides.
     def collect(flat: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = flat.view(shape)
+        x = flat.view(sizes)
         statistic = collector.statistic(x, *context)
         result = collector.from_statistic(statistic, *context)
         now = statistic.detach().clone()

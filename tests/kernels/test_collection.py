@@ -109,6 +109,19 @@ def test_a_graph_collects_and_learns_as_eager_mode_does(kind, kernels) -> None:
 
 
 @pytest.mark.slow
+def test_channels_of_batches_of_any_size_are_collected_in_a_graph() -> None:
+    torch.compiler.reset()
+    eager = LAYERS["channels"]()
+    traced = copy.deepcopy(eager)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    for size in range(2, 8):
+        x = numbers(size * 3 * 36, size).view(size, 3, 6, 6).requires_grad_()
+        torch.testing.assert_close(compiled(x), eager(x))
+        compiled(x).sum().backward(), eager(x).sum().backward()
+    torch.testing.assert_close(traced.state_dict(), eager.state_dict())
+
+
+@pytest.mark.slow
 def test_a_quantizer_that_has_switched_leaves_its_collection_out_of_graphs() -> None:
     torch.compiler.reset()
     layer, held = QuantReLU(collect_stats_steps=1), []
