@@ -130,9 +130,7 @@ def _gradient(
     """The gradient of ``x`` for those of its quantized values and of the scale."""
     layout = _native_layout(x, grid, rule, scale, g=g, incoming=(grad_scale,))
     if layout is not None:
-        return native.absmax_gradients(
-            layout, g, x, scale, top, grad_scale, grid, rule, overwrite
-        )
+        return native.absmax_gradients(layout, g, x, scale, top, grad_scale, grid, rule, overwrite)
     grad_x, whole = parts_of_gradient(g, x, scale, grid)
     whole = whole if grad_scale is None else whole + grad_scale
     if top is None:
@@ -162,9 +160,7 @@ def parts_of_gradient(g: Tensor, x: Tensor, scale: Tensor, grid: Grid) -> tuple[
     return g * inside, sum_to(rounded.clamp_(*bounds).sub_(moved).mul_(g), scale)
 
 
-def _to_places(
-    g: Tensor, x: Tensor, grad_top: Tensor, where: Tensor, rule: ScaleRule
-) -> Tensor:
+def _to_places(g: Tensor, x: Tensor, grad_top: Tensor, where: Tensor, rule: ScaleRule) -> Tensor:
     """``g``, and at the element of the largest magnitude of each row the gradient of that."""
     if rule.reduced_axis is None:
         signs = rows_of(x, rule.channel_axis).gather(1, where.unsqueeze(1)).sign()

@@ -183,8 +183,6 @@ class Plan:
         return f"fused: {self.name}"
 
 
-
-
 def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
     """How to run a quantizer: by the fast form that means the same, or by itself.
 

@@ -127,7 +127,9 @@ def distrust(part: nn.Module, method: str = "rule") -> str | None:
         part: of a quantizer.
         method: that states it.
     """
-    if _is_compiling():  # which takes only numbers and classes as constants, and watches whose id it was asked for
+    if (
+        _is_compiling()
+    ):  # which takes only numbers and classes as constants, and watches whose id it was asked for
         return _distrust_at(id(part), method)
     return _distrust(part, method)
 

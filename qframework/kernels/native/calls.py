@@ -169,9 +169,7 @@ def _scale_numbers(rule: ScaleRule) -> dict[str, float]:
     }
 
 
-def absmax(
-    layout: Layout, x: Tensor, grid: Grid, rule: ScaleRule
-) -> tuple[Tensor, Tensor, Tensor]:
+def absmax(layout: Layout, x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize by ``scale = max(largest magnitude, minimum) / threshold``, one for the tensor.
 
     Returns:
