@@ -1,5 +1,6 @@
 """Whole models: conversion of float ones, calibration, post-training quantization, a summary, penalties."""
 
+from qframework.graph.built_in_recipes import built_in_recipes
 from qframework.graph.calibrate import (
     bias_correction_mode,
     calibration_mode,
@@ -16,7 +17,7 @@ from qframework.graph.loss import (
 from qframework.graph.ptq import ptq
 from qframework.graph.ptq_report import LayerRecord, PTQReport, StepRecord
 from qframework.graph.quantize_model import quantize_model
-from qframework.graph.recipe import LayerRule, Layers, Recipe, built_in_recipes
+from qframework.graph.recipe import LayerRule, Layers, Recipe
 from qframework.graph.search import (
     BitWidths,
     Sensitivity,

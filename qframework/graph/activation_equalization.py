@@ -12,7 +12,8 @@ from torch.nn.utils import parametrize
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.channel_factors import columns_of, rows_of, scale_columns, scale_rows
-from qframework.graph.channels import Channels, Region, Use
+from qframework.graph.channel_regions import Region, Use
+from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import PassReport, graph_of, note_wholes
 from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED

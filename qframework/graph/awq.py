@@ -11,7 +11,8 @@ from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.activation_equalization import ACTIVATIONS
 from qframework.graph.batches import Batches
 from qframework.graph.channel_factors import columns_of, follow_weights, scale_columns, scale_rows
-from qframework.graph.channels import Channels, Region, Use
+from qframework.graph.channel_regions import Region, Use
+from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import NoGraphError, PassReport, graph_of
 from qframework.graph.input_statistics import InputStatistics
 from qframework.graph.layer_inputs import watching

@@ -25,7 +25,9 @@ from qframework.graph.block_plan import (
     unit_names,
 )
 from qframework.graph.layer_inputs import Call, Reached, call_with
+from qframework.graph.layer_view import WEIGHTED
 from qframework.graph.node_execution import Stream, Visit
+from qframework.layers.base import QuantLayer
 
 
 class BlockExecution:
@@ -214,6 +216,8 @@ def planned_for_execution(
     """
     if batches.is_callable:
         return "the model is run by a callable"
+    if isinstance(model, (QuantLayer, *WEIGHTED)):
+        return "it is one layer"
     names = unit_names(model) if units is None else units
     hooked = [n for n in names if _has_hooks(model.get_submodule(n))]
     if hooked:

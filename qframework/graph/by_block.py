@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from qframework.graph.ptq_measure import layer_records, sqnr_of_outputs
 from qframework.graph.ptq_report import PTQReport, StepRecord
 from qframework.graph.recipe_steps import Work, carry_out, mode_of, note
 from qframework.graph.sequential import Visitor
+from qframework.graph.unreached import borrow_scales
 from qframework.graph.weight_source import WeightSource, fill
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.proxy import QuantProxy
@@ -150,6 +152,7 @@ class ByBlock:
             self._put_away(execution, unit.module)
         for name in self.plan.unreached:
             self._unreached(name, model.get_submodule(name), records, report)
+        self._borrow(model, records)
         report.steps += records
         if report.sqnr is None:
             exact, found = (execution.outputs()[i] for i in (1, 0))
@@ -182,6 +185,7 @@ class ByBlock:
             seconds={},
             notes={},
             originals=_float_weights(block),
+            is_block=True,
         )
         if not quantized:
             self._unreached(name, block, records, report)
@@ -240,6 +244,21 @@ class ByBlock:
                 full = f"{name}.{inner}" if inner else name
                 for record in records:
                     record.skipped[full] = "no batch reached it"
+        sub = replace(self.work, model=block, originals=_float_weights(block), seconds={}, notes={})
+        for entry in layer_records(sub, measured=False):
+            entry.name = f"{name}.{entry.name}" if entry.name else name
+            entry.note = "no batch reached it"
+            report.layers.append(entry)
+
+    def _borrow(self, model: nn.Module, records: list[StepRecord]) -> None:
+        """Scales of quantizers that no batch reached, and a warning that names them."""
+        for record in records:
+            if record.step == "calibrate":
+                found = borrow_scales(model, self.work.calibrated)
+                record.skipped |= found
+                if found:
+                    text = "; ".join(f"{n}: {what}" for n, what in found.items())
+                    warnings.warn(f"ptq: {text}", UserWarning, stacklevel=5)
 
     def _put_away(self, execution: BlockExecution, block: nn.Module) -> None:
         """Move the numbers of a finished block to where activations are kept."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from qframework.graph.channel_factors import columns_of, follow_weights, rows_of
-from qframework.graph.channels import Channels, Region
+from qframework.graph.channel_regions import Region
+from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass
 from qframework.graph.layer_view import LINEAR, TRANSPOSED, WEIGHTED
 from qframework.graph.tracing import Traced

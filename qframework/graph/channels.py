@@ -9,121 +9,40 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from qframework.graph.bounded_activations import RELU6_FUNCTIONS, RELU6_TOP, is_relu6
+from qframework.graph.channel_operations import (
+    ADDITIONS,
+    AVERAGES,
+    CONCATENATIONS,
+    FLATTEN,
+    INVARIANT,
+    INVARIANT_FUNCTIONS,
+    NORMS,
+    PASSING,
+    PASSING_FUNCTIONS,
+    RESHAPE,
+    SHAPES,
+    SPATIAL,
+    SPATIAL_FUNCTIONS,
+)
+from qframework.graph.channel_regions import (
+    FACTORS,
+    FLAT,
+    LAST,
+    MEAN,
+    ROTATION,
+    SECOND,
+    Held,
+    Region,
+    Use,
+)
 from qframework.graph.layer_view import CONVOLUTIONS, LINEAR, TRANSPOSED
 from qframework.graph.tracing import Traced
-
-#: Modules that scale with their input, element by element.
-INVARIANT: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
-)  # fmt: skip
-#: Modules that do along axes behind that of the channels.
-SPATIAL: tuple[type[nn.Module], ...] = (
-    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ReflectionPad1d, nn.ReflectionPad2d,
-    nn.ReplicationPad1d, nn.ReplicationPad2d, nn.Upsample, nn.UpsamplingNearest2d,
-)  # fmt: skip
-#: Functions and methods that do, element by element.
-INVARIANT_FUNCTIONS: frozenset[Any] = frozenset({
-    torch.relu, F.relu, F.relu_, F.leaky_relu, F.dropout, "relu", "relu_", "contiguous", "clone",
-    "detach",
-})  # fmt: skip
-#: Functions that do along axes behind that of the channels.
-SPATIAL_FUNCTIONS: frozenset[Any] = frozenset({
-    F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
-    F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
-    F.adaptive_avg_pool3d, F.adaptive_max_pool2d, F.interpolate,
-})  # fmt: skip
-ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
-CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate})
-_FLATTEN: frozenset[Any] = frozenset({torch.flatten, "flatten"})
-_RESHAPE: frozenset[Any] = frozenset({torch.reshape, "reshape", "view"})
-_MEAN: frozenset[Any] = frozenset({torch.mean, "mean"})
-#: What reads a tensor's shape, not its numbers.
-_SHAPES: frozenset[Any] = frozenset({getattr, "size", "dim"})
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-#: Modules that let any linear map of their input's channels pass, in evaluation mode.
-PASSING: tuple[type[nn.Module], ...] = (
-    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
-)  # fmt: skip
-PASSING_FUNCTIONS: frozenset[Any] = frozenset({F.dropout, "contiguous", "clone", "detach"})
-
-#: What is moved across: factors of channels; a rotation, which norms by the root mean square let pass; a shift of the mean,
-#: which ends at layer norms.
-FACTORS, ROTATION, MEAN = "factors", "rotation", "mean"
-
-#: The axis of channels: the second one, with spatial axes behind it; the last one; or the last one, made of channels and
-#: positions by flattening.
-SECOND, LAST, FLAT = "second", "last", "flat"
-
-
-@dataclass
-class Held:
-    """The channels of one tensor.
-
-    Attributes:
-        ids: their numbers.
-        axis: where they are.
-    """
-
-    ids: list[int]
-    axis: str
-
-
-@dataclass
-class Use:
-    """One layer's side of a region.
-
-    Attributes:
-        name: of the layer.
-        layer: itself.
-        ids: for each of its channels on this side the number of the region's channel.
-        calls: nodes that call it.
-    """
-
-    name: str
-    layer: nn.Module
-    ids: Tensor
-    nodes: list[fx.Node] = field(default_factory=list)
-
-
-@dataclass
-class Region:
-    """Channels that a factor for each can be moved across.
-
-    Attributes:
-        sources: layers whose output channels they are.
-        sinks: layers whose input channels they are.
-        size: number of channels.
-        free: for each channel, whether nothing else reads or writes it.
-        most: for each channel the largest factor that what bounds it allows.
-        reasons: why some aren't.
-        tensors: nodes whose results hold the channels.
-    """
-
-    sources: list[Use]
-    sinks: list[Use]
-    size: int
-    free: Tensor
-    reasons: list[str]
-    tensors: list[fx.Node] = field(default_factory=list)
-    most: Tensor | None = None
-
-    @property
-    def is_free(self) -> bool:
-        """Whether all channels can be scaled."""
-        return bool(self.free.all())
 
 
 class Channels:
@@ -215,7 +134,7 @@ class Channels:
                 return held
             if is_relu6(module) and not isinstance(module, self.restarts):
                 return self._bounded(node, held)
-            if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
+            if isinstance(module, (*NORMS, nn.LayerNorm, nn.RMSNorm)):
                 return self._norm(node, module)
         elif isinstance(module, nn.Embedding):
             return Held(self._write(node, module, module.embedding_dim), LAST)
@@ -299,14 +218,14 @@ class Channels:
         if weight is None or weight.dim() != 1:
             return None
         given = self._given(node)
-        axis = SECOND if isinstance(module, _NORMS) else LAST
+        axis = SECOND if isinstance(module, NORMS) else LAST
         if isinstance(module, nn.BatchNorm1d) and given is not None:
             axis = given.axis if given.axis != FLAT else LAST
         return Held(self._write(node, module, weight.numel()), axis)
 
     def _function(self, node: fx.Node) -> Held | None:
         target: Any = node.target
-        if target in _SHAPES and (
+        if target in SHAPES and (
             target is not getattr or node.args[1] in ("shape", "ndim", "device", "dtype")
         ):
             return None
@@ -329,14 +248,14 @@ class Channels:
                 return held
         if target in CONCATENATIONS:
             return self._concatenation(node)
-        if target in _FLATTEN:
+        if target in FLATTEN:
             rest = [*node.args[1:], *node.kwargs.values()]
             start = rest[0] if rest else 0
             return self._flattened(node, self._given(node), start, rest[1] if len(rest) > 1 else -1)
-        if target in _RESHAPE and len(node.args) == 3 and node.args[2] == -1:
+        if target in RESHAPE and len(node.args) == 3 and node.args[2] == -1:
             return self._flattened(node, self._given(node), 1, -1)
         held = self._given(node)
-        if target in _MEAN and held is not None and held.axis == SECOND:
+        if target in AVERAGES and held is not None and held.axis == SECOND:
             axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
             keep = bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim"))
             several = list(axes) if isinstance(axes, (tuple, list)) else [axes]

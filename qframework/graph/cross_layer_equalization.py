@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from qframework.graph.bounded_activations import largest_inputs
 from qframework.graph.channel_factors import bias_of, columns_of, rows_of, scale_columns, scale_rows
-from qframework.graph.channels import Channels, Region
+from qframework.graph.channel_regions import Region
+from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass
 from qframework.graph.tracing import Traced
 

@@ -8,7 +8,9 @@ import torch
 from torch import fx, nn
 
 from qframework.graph.channel_factors import follow_weights
-from qframework.graph.channels import MEAN, PASSING, PASSING_FUNCTIONS, Channels, Region
+from qframework.graph.channel_operations import PASSING, PASSING_FUNCTIONS
+from qframework.graph.channel_regions import MEAN, Region
+from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass
 from qframework.graph.layer_view import LINEAR, LayerView
 from qframework.graph.layer_wrappers import replace_module

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from qframework.graph.batches import Batches
+from qframework.graph.built_in_recipes import find_recipe
 from qframework.graph.by_block import (
     ByBlock,
     changes_in_place,
@@ -26,7 +27,7 @@ from qframework.graph.layer_store import LayerStore, fingerprint_of
 from qframework.graph.progress import Bar, progress_bar
 from qframework.graph.ptq_measure import layer_records, output_sqnr
 from qframework.graph.ptq_report import PTQReport, StepRecord
-from qframework.graph.recipe import QuantizeStep, find_recipe
+from qframework.graph.recipe import QuantizeStep
 from qframework.graph.recipe_steps import Work, carry_out
 from qframework.graph.weight_source import WeightSource
 

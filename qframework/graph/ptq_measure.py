@@ -65,11 +65,12 @@ class _Energies:
 
 
 @torch.no_grad()
-def layer_records(work: Work) -> list[LayerRecord]:
+def layer_records(work: Work, measured: bool = True) -> list[LayerRecord]:
     """A record for each layer with a quantized weight.
 
     Args:
         work: when all steps are done.
+        measured: run the model on all batches, for what outputs lack.
     """
     layers: dict[Any, str] = {
         m: n
@@ -107,7 +108,8 @@ def layer_records(work: Work) -> list[LayerRecord]:
         )
         nearest[layer] = whole, grid
         energies[layer] = _Energies()
-    _measure(work, energies, nearest)
+    if measured:
+        _measure(work, energies, nearest)
     for layer, record in zip(layers, records, strict=True):
         found = energies.get(layer)
         if found is not None and found.signal:

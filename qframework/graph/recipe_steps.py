@@ -39,6 +39,7 @@ from qframework.graph.rotation_equalization import GraphRotationEqualization
 from qframework.graph.sequential import quantize_in_order
 from qframework.graph.standardize import MergeBatchNorm
 from qframework.graph.svd_quant import LayerwiseLowRankCorrection
+from qframework.graph.unreached import borrow_scales, noting_calls
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 
 
@@ -59,6 +60,8 @@ class Work:
         notes: from names of layers to why they are as they are.
         originals: float weights of quantized layers, by names.
         conversion: what ``quantize`` did.
+        calibrated: quantizers of activations that data reached.
+        is_block: whether ``model`` is a part of another one.
     """
 
     model: nn.Module
@@ -73,6 +76,8 @@ class Work:
     notes: dict[str, str] = field(default_factory=dict)
     originals: dict[str, torch.Tensor] = field(default_factory=dict)
     conversion: QuantizationReport = field(default_factory=QuantizationReport)
+    calibrated: set[nn.Module] = field(default_factory=set)
+    is_block: bool = False
 
     def example(self) -> tuple[Any, ...]:
         """Arguments by which a graph is recorded where the model can't be traced."""
@@ -136,8 +141,14 @@ def _quantize(step: Any, work: Work, record: StepRecord) -> None:
 
 
 def _calibrate(step: Any, work: Work, record: StepRecord) -> None:
-    with torch.no_grad(), calibration_mode(work.model):
+    with (
+        torch.no_grad(),
+        noting_calls(work.model, work.calibrated),
+        calibration_mode(work.model),
+    ):
         work.batches.run(work.model)
+    if not work.is_block:
+        record.skipped = borrow_scales(work.model, work.calibrated)
     for name, module in work.model.named_modules():
         proxy: Any = module._modules.get("input_quant") or module._modules.get("act_quant")
         if proxy is not None and proxy.is_quant_enabled:

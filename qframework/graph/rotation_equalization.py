@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qframework.core.snapshot import unchanged_on_error
-from qframework.graph.channels import ROTATION, Channels, Region
+from qframework.graph.channel_regions import ROTATION, Region
+from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass, PassReport
 from qframework.graph.hadamard import (
     NoHadamardError,

@@ -123,7 +123,9 @@ def sensitivity(
     weights: bool = True,
     activations: bool = True,
 ) -> SensitivityReport:
-    """Measure each quantizer of a model alone, all others off.
+    """Measure each quantizer of a model alone, all others off: what each one costs the model's output.
+
+    :func:`qframework.inspect.sensitivity` measures layers, all quantizers of one at a time, and by a loss of batches where it is given one.
 
     Where torch.fx traces the model, only what depends on the quantizer's layer runs again.
 

@@ -101,6 +101,8 @@ def sensitivity(
 ) -> Sensitivity:
     """What it costs to quantize one layer at a time, all others being float.
 
+    :func:`qframework.graph.sensitivity` measures each quantizer alone instead, weights and activations apart, and by a metric of the model.
+
     The model runs in evaluation mode, once for each layer and twice besides, and is as it was afterwards. Truncations of accumulators
     are left out, and so is a bias that takes the scale of an input which isn't quantized while its layer is alone.
 

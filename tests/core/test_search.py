@@ -189,3 +189,62 @@ def test_a_compiled_search_is_the_eager_one(name) -> None:
     for seed in range(4):
         x = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-4)
+
+
+MSE_KINDS = [
+    "Int8WeightPerTensorFloatMSE",
+    "Int8WeightPerChannelFloatMSE",
+    "Int8WeightPerGroupFloatMSE",
+    "ShiftedUint8WeightPerTensorFloatMSE",
+    "ShiftedUint8WeightPerChannelFloatMSE",
+    "Fp8e4m3WeightPerTensorFloatMSE",
+    "Fp8e4m3WeightPerChannelFloatMSE",
+]
+
+
+@pytest.mark.parametrize("name", MSE_KINDS)
+@pytest.mark.parametrize("block", [1, 700, 2**20])
+def test_a_search_does_not_depend_on_its_blocks(name, block, monkeypatch) -> None:
+    from qframework.core import search
+
+    w = torch.randn(6, 128, generator=torch.Generator().manual_seed(3))
+
+    def scale() -> torch.Tensor:
+        made = QuantLinear(128, 6, bias=False, weight_quant=getattr(q, name))
+        with torch.no_grad():
+            made.weight.copy_(w)
+        return made.quant_weight().scale.detach()
+
+    expected = scale()
+    monkeypatch.setattr(search, "_BLOCK", block)
+    torch.testing.assert_close(scale(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["Fp8e4m3WeightPerTensorFloatMSE", "Fp8e5m2OCPWeightPerTensorFloatMSE"]
+)
+def test_a_trial_of_minifloats_gives_what_the_quantizer_gives(name) -> None:
+    made = QuantLinear(8, 4, weight_quant=getattr(q, name))
+    quantizer = made.weight_quant.tensor_quant
+    trial = quantizer.scaling_impl.scaling_stats_impl.mse_trial
+    x = torch.cat([torch.randn(500), torch.tensor([0.0, -0.0, 1e-9, 1e4, -1e4, 448.0, 3e-5])])
+    scales = torch.tensor([0.5, 1e-3, 7.0]).reshape(3, 1)
+    found = trial.values()(x, scales, None)
+    for scale, values in zip(scales, found, strict=True):
+        assert torch.equal(values, quantizer.quantize(x, scale).detach())
+
+
+def test_fingerprints_tell_exchanged_contents_apart() -> None:
+    from qframework.core import following
+
+    t = torch.randn(3 * following._BLOCK + 6)
+    first = following.fingerprint([t])
+    assert following.fingerprint([t.clone()]) == first
+    places = [(0, 1), (0, following._BLOCK), (5, 2 * following._BLOCK + 1), (0, t.numel() - 1)]
+    for a, b in places:
+        other = t.clone()
+        other[a], other[b] = t[b], t[a]
+        assert following.fingerprint([other]) != first
+    halves = torch.randn(10, 4)
+    assert following.fingerprint([halves[:, 1]]) == following.fingerprint([halves[:, 1].clone()])
+    assert following.fingerprint([t.half()]) != following.fingerprint([-t.half()])

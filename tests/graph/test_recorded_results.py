@@ -41,15 +41,18 @@ def linear(quantizer=Int8WeightPerChannelFloat, width: int = 24, out: int = 10, 
     return QuantLinear(width, out, bias=True, weight_quant=quantizer, weight_bit_width=bits)
 
 
+def grouped() -> QuantConv2d:
+    keywords = {"weight_bit_width": 3, "weight_quant": Int8WeightPerChannelFloat}
+    return QuantConv2d(4, 6, 3, groups=2, **keywords)
+
+
 @pytest.mark.parametrize(
     ("case", "make", "algorithm"),
     [
         ("gptq_act_order", linear, lambda m, b: gptq(m, b, act_order=True)),
         (
             "gptq_groups",
-            lambda: QuantConv2d(
-                4, 6, 3, groups=2, weight_bit_width=3, weight_quant=Int8WeightPerChannelFloat
-            ),  # fmt: skip
+            grouped,
             gptq,
         ),
         ("gpfq", lambda: linear(Int8WeightPerTensorFloat), gpfq),
