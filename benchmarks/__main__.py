@@ -162,7 +162,9 @@ def _run_peer(python: str, *arguments: str) -> dict[str, Any]:
 
 def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
     """The networks of all formats, of this library and of a peer; prints their table."""
-    names = list(rows.ROWS | rows.MORE) if options.rows == "all" else (options.rows or "").split(",")
+    names = (
+        list(rows.ROWS | rows.MORE) if options.rows == "all" else (options.rows or "").split(",")
+    )
     names = [n for n in names if n] or list(rows.ROWS)
     found = {"this library": rows.measure(QuantKit(), options.rounds, freeze, names)}
     if options.compile:
@@ -174,7 +176,9 @@ def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
     table.add_column("network")
     for measure in rows.MEASURES:
         for who in found:
-            table.add_column(measure if who == "this library" else f"{measure}, {who}", justify="right")
+            table.add_column(
+                measure if who == "this library" else f"{measure}, {who}", justify="right"
+            )
         table.add_column("goal", justify="right")
     for name in names:
         cells = []
@@ -215,8 +219,14 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="whether anything grows in long work (half a minute)"
     )
-    parser.add_argument("--rows", help="names of networks of all formats to measure, alone; 'all' for every one")
-    parser.add_argument("--check", action="store_true", help="fail where a network of a format is beyond benchmarks/limits.json")
+    parser.add_argument(
+        "--rows", help="names of networks of all formats to measure, alone; 'all' for every one"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="fail where a network of a format is beyond benchmarks/limits.json",
+    )
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()

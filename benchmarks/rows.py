@@ -106,7 +106,10 @@ class Small(nn.Module):
         self.second, self.add = kit.conv(16, 16, 3, kind, padding=1), kit.add(kind)
         self.relu2, self.pool = kit.relu(kind), nn.MaxPool2d(2)
         self.third, self.relu3 = kit.conv(16, 32, 3, kind, padding=1), kit.relu(kind)
-        self.last, self.head = nn.Sequential(nn.MaxPool2d(16), nn.Flatten()), kit.linear(32, 10, kind)
+        self.last, self.head = (
+            nn.Sequential(nn.MaxPool2d(16), nn.Flatten()),
+            kit.linear(32, 10, kind),
+        )
 
     def forward(self, x: Any) -> Any:
         """Logits."""
@@ -221,7 +224,8 @@ def measure_row(
     out = {}
 
     def ratio(make: Callable[[Any, Tensor], Callable[[], None]], count: int) -> float:
-        one, other = medians(*(make(m, x) for m in used), count, 5)
+        first, second = (make(m, x) for m in used)
+        one, other = medians(first, second, count, 5)
         return other / one
 
     out["train"] = ratio(_trainer, rounds)

@@ -27,6 +27,7 @@ from qframework.kernels.integer import sum_to
 from qframework.kernels.recomputation import note_origin
 from qframework.kernels.rounding import bounded, minifloat_layout, outside, placed, round_minifloats
 
+
 def minifloat_gradients(
     grad: Tensor,
     x: Tensor,
@@ -39,9 +40,7 @@ def minifloat_gradients(
     fmt, rounding, clamp_gradient = grid
     layout = minifloat_layout(x, scale, grid, grad)
     if layout is not None:
-        return native.gradients(
-            layout, grad, x, scale, None, grid, False, overwrite=overwrite
-        )[:2]
+        return native.gradients(layout, grad, x, scale, None, grid, False, overwrite=overwrite)[:2]
     g = grad.to(compute_dtype(x.dtype))
     v = x.to(g.dtype)
     v = v if scale is None else v / scale

@@ -19,6 +19,7 @@ from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize, round_minifloats
 
+
 class Origin(NamedTuple):
     """Values before they were quantized, and what they were quantized by.
 

@@ -56,7 +56,6 @@ def integer_layout(
     return native.serves(x, scale.shape, grid.rounding, scale, zero_point, g=g)
 
 
-
 # ------------------------------------------------------------ minifloats
 
 #: What is left of a floating-point number without its significand, by its dtype.
@@ -137,5 +136,3 @@ def minifloat_layout(
     """How C++ functions take the operands; None where they don't."""
     shape = () if scale is None else tuple(scale.shape)
     return native.serves(x, shape, native.rounding_of(grid), scale, g=g)
-
-

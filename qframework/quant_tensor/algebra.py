@@ -151,7 +151,10 @@ def add(a: Operand, b: Operand) -> Any:
     zero_points, types = (q.zero_point, b.zero_point), (_type_of(q), _type_of(b))
 
     def later() -> dict[str, Tensor]:
-        return {"zero_point": zero_points[0] + zero_points[1], "bit_width": _sum_bits(*types, difference=False)}
+        return {
+            "zero_point": zero_points[0] + zero_points[1],
+            "bit_width": _sum_bits(*types, difference=False),
+        }
 
     return q.replace_later(
         later,

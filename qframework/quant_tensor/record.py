@@ -109,7 +109,9 @@ class Record(QuantTensor):
         fill(out, tuple([changes[n] if n in changes else getattr(self, n) for n in names]))
         return out
 
-    def replace_later(self: Self, later: Callable[[], dict[str, Tensor]], **changes: object) -> Self:
+    def replace_later(
+        self: Self, later: Callable[[], dict[str, Tensor]], **changes: object
+    ) -> Self:
         """As :meth:`replace`, with further tensors that are computed when one of them is first looked at.
 
         What stands beside a value costs more than the value where tensors are small, and a quantizer behind has no use for it. It

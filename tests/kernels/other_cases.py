@@ -92,7 +92,9 @@ FORMATS = [
 # ------------------------------------------------------------ by the largest magnitude of channels, rows and groups
 
 ROWS = values(6, 64) * SIZES
-UNTIED = ROWS + torch.arange(384).view(6, 64) / 4096 * SIZES  # no two of a row have the same magnitude
+UNTIED = (
+    ROWS + torch.arange(384).view(6, 64) / 4096 * SIZES
+)  # no two of a row have the same magnitude
 POWERS = {"domain": "power_of_two", "rounding": "floor", "minimum": 2.0**-30}
 MINIFLOATS = MinifloatGrid(E4M3)
 

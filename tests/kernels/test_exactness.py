@@ -53,7 +53,9 @@ def around(codes: Tensor) -> Tensor:
     """Numbers, what lies half-way between neighbours, and the next floats on both sides of these."""
     ordered = codes.unique()
     points = torch.cat([ordered, (ordered[1:] + ordered[:-1]) / 2, ordered * 2])
-    up, down = (torch.nextafter(points, torch.full_like(points, end)) for end in (math.inf, -math.inf))
+    up, down = (
+        torch.nextafter(points, torch.full_like(points, end)) for end in (math.inf, -math.inf)
+    )
     return torch.cat([points, up, down, special()])
 
 
@@ -138,7 +140,9 @@ def test_all_numbers_of_half_precision(dtype) -> None:
         assert_exact(fake_quantize, x, scale, None, IntegerGrid(-128.0, 127.0))
 
 
-@pytest.mark.parametrize("grid", [MinifloatGrid(MinifloatFormat(3, 7, 448.0)), IntegerGrid(-99.0, 99.0)])
+@pytest.mark.parametrize(
+    "grid", [MinifloatGrid(MinifloatFormat(3, 7, 448.0)), IntegerGrid(-99.0, 99.0)]
+)
 @pytest.mark.parametrize("rule", [
     ScaleRule("absmax", 128.0),
     ScaleRule("absmax", 128.0, shape=(300, 1), channel_axis=0),

@@ -86,7 +86,9 @@ def test_no_second_copy_of_a_weight_is_kept(weight) -> None:
         layer(x)
     kept.pop(own, None)
     groups = 4 * 64 * 64 // 16  # a scale for each
-    assert sum(kept.values()) <= 4 * 64 * 4 + (8 if weight is q.NVFloat4Weight else 1) * groups + 1024
+    assert (
+        sum(kept.values()) <= 4 * 64 * 4 + (8 if weight is q.NVFloat4Weight else 1) * groups + 1024
+    )
 
 
 # ------------------------------------------------------------ whoever looks on
@@ -105,7 +107,9 @@ def expected(x: torch.Tensor, times: int = 1) -> tuple[torch.Tensor, torch.Tenso
     return torch.autograd.grad(times * F.linear(x, y).square().sum(), [y, w])
 
 
-@pytest.mark.parametrize("keeps", [lambda g: g, lambda g: g.detach(), lambda g: g.view(-1), lambda g: g[3:]])
+@pytest.mark.parametrize(
+    "keeps", [lambda g: g, lambda g: g.detach(), lambda g: g.view(-1), lambda g: g[3:]]
+)
 def test_a_gradient_that_a_hook_keeps_is_not_overwritten(keeps) -> None:
     x = torch.randn(5, 64)
     w, y = quantized_weight()

@@ -78,6 +78,7 @@ def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def at(t: Tensor | None) -> int | None:
+    """The address of a tensor that is written to, or is nobody else's; None where there is none."""
     return None if t is None else t.data_ptr()
 
 
@@ -169,9 +170,7 @@ def _scale_numbers(rule: ScaleRule) -> dict[str, float]:
     }
 
 
-def absmax(
-    layout: Layout, x: Tensor, grid: Grid, rule: ScaleRule
-) -> tuple[Tensor, Tensor, Tensor]:
+def absmax(layout: Layout, x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize by ``scale = max(largest magnitude, minimum) / threshold``, one for the tensor.
 
     Returns:

@@ -39,9 +39,7 @@ class StaticQuantizer:
         self, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None, grid: Grid
     ) -> None:
         self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
-        self._call = Call(
-            scale=at(self._numbers[0]), zero=at(self._numbers[1]), **numbers_of(grid)
-        )
+        self._call = Call(scale=at(self._numbers[0]), zero=at(self._numbers[1]), **numbers_of(grid))
         self._dtype = dtype
         self._how = (DTYPES[dtype][0], ROUNDINGS[rounding_of(grid)], ctypes.byref(self._call))
         self._run = library().qframework_quantize
