@@ -7,6 +7,7 @@ import copy
 import json
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +228,17 @@ def main() -> None:
         action="store_true",
         help="fail where a network of a format is beyond benchmarks/limits.json",
     )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="networks of all formats by the time of the processor, in one thread: on a machine that others use",
+    )
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
+    if options.cpu_time:
+        torch.set_num_threads(1)
+        rows.CLOCK[0] = time.process_time
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     formats = _formats(options, machine)
     if options.rows:

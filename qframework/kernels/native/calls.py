@@ -209,6 +209,24 @@ def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return top
 
 
+def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
+    """The nearest of at most 32 entries, times a scale."""
+    y = empty_like(x)
+    call = Call(
+        x=address_to_read(x),
+        out=y.data_ptr(),
+        scale=address_to_read(scale),
+        stored=address_to_read(entries),
+        taps=entries.numel(),
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
+    )
+    library().qframework_codebook(DTYPES[x.dtype][0], ctypes.byref(call))
+    return y
+
+
 def absmax_gradients(
     layout: Layout,
     g: Tensor,
