@@ -12,7 +12,6 @@ from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse_anywhere
 from qframework.kernels.integer import sum_to
 
-
 #: Of codebooks that C++ functions compare with one by one.
 _ENTRIES = 32
 

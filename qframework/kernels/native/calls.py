@@ -284,12 +284,15 @@ def row_absmax_sums(
     return sums, where
 
 
-def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
+def spread(
+    g: Tensor, x: Tensor, values: Tensor, shares: Tensor, overwrite: bool = False
+) -> Tensor:
     """``g``, and each share divided among the elements of ``x`` that equal the value at its index.
 
-    ``values`` and ``shares`` have one or two elements, in the dtype of scales.
+    ``values`` and ``shares`` have one or two elements, in the dtype of scales. With ``overwrite`` the result is written where ``g``
+    is.
     """
-    out = empty_like(x)
+    out = g if overwrite else empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],
         address_to_read(g),

@@ -19,9 +19,9 @@
 namespace {
 
 template <class T>
-int64_t copy_and_count(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Wide<T> value) {
+int64_t copy_and_count(const T* g, const T* __restrict x, T* grad_x, int64_t n, Wide<T> value) {
   int32_t count = 0;
-  if (g) std::memcpy(grad_x, g, n * sizeof(T));
+  if (g && g != grad_x) std::memcpy(grad_x, g, n * sizeof(T));
 #pragma omp simd reduction(+ : count)
   for (int64_t i = 0; i < n; i++) count += wide(x[i]) == value;
   return count;
