@@ -1,21 +1,26 @@
-"""Writes docs/policies.md, docs/catalogue.md and the table of docs/migration.md: python docs/generate.py."""
+"""Writes the pages that are made from the classes, and the index for language models: python docs/generate.py."""
 
+import re
+from importlib import import_module
 from pathlib import Path
 
 from qframework import quantizers
-from qframework.core.codebook import CodebookQuant
+from qframework.command.catalogue import ROLES
+from qframework.command.catalogue import catalogue as entries
 from qframework.inject.enum import PolicyEnum
-from qframework.inject.expressions import This, Value, arguments_of
 from qframework.inject.policy import SLOTS, Policy
-from qframework.inject.resolver import Resolver
 from qframework.migrate.table import Section, table
-from qframework.quantizers import QuantSolver
 
-PAGE = Path(__file__).parent / "policies.md"
-CATALOGUE = Path(__file__).parent / "catalogue.md"
-MIGRATION = Path(__file__).parent / "migration.md"
+DOCS = Path(__file__).parent
+PAGE = DOCS / "policies.md"
+CATALOGUE = DOCS / "catalogue.md"
+MIGRATION = DOCS / "migration.md"
+REFERENCE = DOCS / "api" / "quantizers.md"
+LLMS = DOCS / "llms.txt"
 _TABLE = "## The table"
-ROLES = {"Weight": "weight", "Bias": "bias", "Act": "activation", "Trunc": "accumulator"}
+TOCTREE = re.compile(
+    r"```{toctree}\n:caption: ([^\n]+)\n:maxdepth: \d\n:hidden:\n\n(.*?)```", re.DOTALL
+)
 
 
 def policies() -> str:
@@ -60,98 +65,82 @@ def catalogue() -> str:
         "rounding, granularity and much else are names to bind anew ([policies](policies.md)). Formats: `int8`",
         "two's complement, `uint8` unsigned, `narrow` without the code that has no counterpart. `?` has to be given.",
         "",
+        "```{raw} html",
+        '<div id="catalogue-filter"></div>',
+        "```",
+        "",
     ]
-    rows: dict[str, list[str]] = {role: [] for role in ROLES.values()}
-    for name in quantizers.__all__:
-        cls = getattr(quantizers, name)
-        if issubclass(cls, QuantSolver) and not name.endswith("Solver"):
-            role, row = _row(name, cls)
-            rows[role].append(row)
-    for role, found in rows.items():
+    for role in ROLES.values():
         lines += [
             f"## {role.capitalize()}",
             "",
             "| quantizer | format | granularity | scale | zero point | what it is |",
             "|---|---|---|---|---|---|",
-            *found,
-            "",
         ]
+        for e in entries():
+            if e.role == role:
+                about = e.about.replace("|", "\\|")
+                cells = (e.format, e.granularity, e.scale, e.zero_point, about)
+                lines.append(f"| `{e.name}` | {' | '.join(cells)} |")
+        lines.append("")
     return "\n".join(lines[:-1]) + "\n"
 
 
-def _row(name: str, cls: type) -> tuple[str, str]:
-    names = Resolver(cls)
-    proxy = names.read("proxy_class").__name__
-    role = next(r for part, r in ROLES.items() if part in proxy)
-    kind = names.read("quant_type").value
-    about = " ".join((cls.__doc__ or "").split()).replace("|", "\\|")
-    if kind == "fp":
-        return role, f"| `{name}` | float | | | | {about} |"
-    bits = names.read("bit_width", "?")
-    signed = role == "accumulator" or names.read("signed", True)
-    shown = kind if kind != "int" else f"{'' if signed else 'u'}int{bits}"
-    if role == "accumulator":
-        shown = f"int{bits}, sign of the input"
-    elif kind == "int" and names.read("narrow_range", False):
-        shown += " narrow"
-    shown = _other_format(names, bits, signed) or shown
-    granularity = names.read("scaling_per_output_type").value
-    if granularity == "group":
-        granularity = f"group of {names.read('group_size', '?')}"
-    if names.read("scaling_per_row", False):
-        granularity = "row"
-    zero = names.find("zero_point_impl")
-    built = names.find("tensor_quant")[0]
-    if isinstance(built, type) and not {"zero_point_impl", "scaling_impl"} & _needs(built):
-        return (
-            role,
-            f"| `{name}` | {shown} | {granularity} | {_scale(names, role)} | {built.__name__} | {about} |",
-        )
-    zero_point = "" if zero is None or zero[0].__name__ == "ZeroZeroPoint" else zero[0].__name__
-    return role, (
-        f"| `{name}` | {shown} | {granularity} | {_scale(names, role)} | {zero_point} | {about} |"
-    )
+def reference() -> str:
+    """The page of the reference on quantizers, by the modules that hold them."""
+    lines = [
+        "# qframework.quantizers",
+        "",
+        "Import them from `qframework.quantizers`. [The catalogue](../catalogue.md) says what each is made of; building blocks and solvers",
+        "are those that predefined quantizers derive from.",
+        "",
+    ]
+    modules: dict[str, list[str]] = {}
+    for name in quantizers.__all__:
+        modules.setdefault(getattr(quantizers, name).__module__, []).append(name)
+    for module, names in modules.items():
+        about = (import_module(module).__doc__ or "").strip().splitlines()[0]
+        lines += [f"## {module.rpartition('.')[2]}", "", about, "", "```{eval-rst}"]
+        for name in names:
+            lines += [f".. autoclass:: qframework.quantizers.{name}", ""]
+        lines += ["```", ""]
+    return "\n".join(lines[:-1]) + "\n"
 
 
-def _other_format(names: Resolver, bits: object, signed: bool) -> str:
-    """Minifloats and codebooks."""
-    exponent, mantissa = (
-        names.read("exponent_bit_width", None),
-        names.read("mantissa_bit_width", None),
-    )
-    if names.find("float_clamp_impl") is not None:
-        widths = f" e{exponent}m{mantissa}" if exponent else ""
-        return f"{'' if signed else 'u'}fp{bits}{widths}"
-    built = names.find("tensor_quant")
-    if built is not None and built[0] is CodebookQuant:
-        entries = names.read("codebook", None)
-        return f"codebook of {len(entries) if entries else '?'}"
-    return ""
+def llms() -> str:
+    """The index of the documentation for language models, see https://llmstxt.org."""
+    index = (DOCS / "index.md").read_text()
+    lines = [
+        "# qframework",
+        "",
+        "> Quantization research in PyTorch: declarative quantizers, tensors that know their scale, zero point, bit width and sign, thin",
+        "> layers, whole-model quantization, inspection, and exports that are proven to compute the same integers. Python 3.11 and torch 2.11",
+        "> or later. Names, keywords and state dicts are those of Brevitas.",
+        "",
+        "Import layers from `qframework.layers`, quantizers from `qframework.quantizers`, work on whole models from `qframework.graph`,",
+        "exports from `qframework.export`, looking at models from `qframework.inspect`. A wrong keyword is an error that names the right one.",
+    ]
+    for caption, pages in TOCTREE.findall(index):
+        lines += ["", f"## {caption}", ""]
+        for page in pages.split():
+            title, about = _head(DOCS / f"{page}.md")
+            lines.append(f"- [{title}]({page}.html): {about}")
+    return "\n".join(lines) + "\n"
 
 
-def _needs(cls: type) -> set[str]:
-    return {argument.name for argument in arguments_of(cls) or ()}
-
-
-def _scale(names: Resolver, role: str) -> str:
-    if role == "bias" and names.read("requires_input_scale"):
-        return "input times weight"
-    if role == "accumulator" and names.read("trunc_scaling_impl_type") == "msb":
-        return "2^bits removed"
-    tensor_quant = names.find("tensor_quant")[0]
-    if isinstance(tensor_quant, type) and "scaling_impl" not in _needs(tensor_quant):
-        return tensor_quant.__name__
-    parts = [names.read("scaling_impl_type").value]
-    statistic = names.find("scaling_stats_impl")[0]
-    if parts[0] not in ("const", "parameter", "he"):
-        if isinstance(statistic, This):
-            parts.append("MSE")
-        elif isinstance(statistic, Value):
-            parts.append(names.read("scaling_stats_op").value)
-        else:
-            parts.append(statistic.__name__)
-    domain = names.read("restrict_scaling_type").value
-    return " ".join(parts + ([] if domain == "fp" else [domain]))
+def _head(path: Path) -> tuple[str, str]:
+    """Title and first sentence of a page."""
+    text = path.read_text()
+    if included := re.match(r"```{include} (\S+)", text):
+        text = (path.parent / included[1]).read_text()
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    assert title is not None, path
+    rest = re.sub(r"^```.*?^```|^    .*?$", "", text[title.end() :], flags=re.DOTALL | re.MULTILINE)
+    plain = (p for p in rest.split("\n\n") if p.strip() and p.strip()[0] not in "#|:")
+    first = " ".join(next(plain, "").split())
+    first = re.sub(r"\[([^]]+)\]\([^)]+\)", r"\1", first)
+    return title[1], re.split(r"(?<=\.) ", first)[0]
 
 
 def migration() -> str:
@@ -198,3 +187,5 @@ if __name__ == "__main__":
     PAGE.write_text(policies())
     CATALOGUE.write_text(catalogue())
     MIGRATION.write_text(migration())
+    REFERENCE.write_text(reference())
+    LLMS.write_text(llms())

@@ -10,6 +10,7 @@ integers, torch's own programs, ONNX and QONNX compute the same.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,14 +19,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from safetensors.torch import load_model, save_model
+from safetensors.torch import save_model
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import qframework
-from qframework.export import verify
+from qframework.export import load_quantized, save_quantized, verify
 from qframework.graph import calibration_mode
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import Int8WeightPerChannelFloat
@@ -104,14 +105,19 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return 100.0 * right / len(y)
 
 
-def weight_bytes(model: nn.Module) -> float:
-    """Size of the weights of convolutions and the classifier, in bytes."""
-    total = 0.0
-    for layer in model.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            bits = layer.quant_weight().bit_width if hasattr(layer, "quant_weight") else 32
-            total += layer.weight.numel() * float(bits) / 8
-    return total
+def size_on_disk(path: Path) -> str:
+    """Of a file; of the files in a folder, the tensors first, then what they are."""
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    return " + ".join(f"{p.stat().st_size / 1024:.1f}" for p in files) + " KiB"
+
+
+def interval(percent: float, images: int) -> tuple[float, float]:
+    """Below and above a share of images: the 95 % interval of Wilson, in percent."""
+    share, z = percent / 100, 1.96
+    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
+    half = z * math.sqrt(share * (1 - share) / images + (z / (2 * images)) ** 2)
+    half /= 1 + z * z / images
+    return max(0.0, percent - 100 * (middle - half)), max(0.0, 100 * (middle + half) - percent)
 
 
 def quantize(float_net: FloatNet, bits: int, x: Tensor) -> QuantNet:
@@ -125,9 +131,7 @@ def quantize(float_net: FloatNet, bits: int, x: Tensor) -> QuantNet:
     return model
 
 
-def plot(
-    float_net: FloatNet, nets: dict[int, QuantNet], results: dict[int, float], path: Path
-) -> None:
+def plot(nets: dict[int, QuantNet], results: dict[int, float], images: int, path: Path) -> None:
     """Float against quantized weights on their grid, and accuracy against bits."""
     import matplotlib
 
@@ -147,10 +151,18 @@ def plot(
         axis.set(
             title=f"{bits} bits: conv2, channel 0", xlabel="float weight", ylabel="quantized weight"
         )
-    bits_axis = [32, *nets]
-    axes[-1].plot(range(len(bits_axis)), [results[b] for b in bits_axis], "o-")
-    axes[-1].set_xticks(range(len(bits_axis)), ["float", *(f"{b} bits" for b in nets)])
-    axes[-1].set(title="accuracy on unseen digits", ylabel="percent")
+    places, heights = range(len(results)), list(results.values())
+    errors = list(zip(*(interval(h, images) for h in heights), strict=True))
+    axes[-1].bar(places, heights, color="#9fbbdc", width=0.6)
+    axes[-1].errorbar(places, heights, yerr=errors, fmt="none", ecolor="0.25", capsize=5)
+    for place, height in zip(places, heights, strict=True):
+        axes[-1].text(place, 4, f"{height:.1f} %", ha="center", fontsize=9)
+    axes[-1].set_xticks(places, ["float", *(f"{b} bits" for b in nets)])
+    axes[-1].set(
+        title=f"accuracy on {images} unseen digits\n(with 95 % intervals)",
+        ylabel="percent",
+        ylim=(0, 105),
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -189,8 +201,8 @@ def main() -> None:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    table = Table(title="Handwritten digits, 450 unseen images")
-    for heading in ("weights", "activations", "calibrated", "trained", "weight size", "reloaded"):
+    table = Table(title=f"Handwritten digits, {len(y_test)} unseen images")
+    for heading in ("weights", "activations", "calibrated", "trained", "files on disk", "reloaded"):
         table.add_column(heading, justify="right")
     results: dict[int, float] = {}
     nets: dict[int, QuantNet] = {}
@@ -198,30 +210,30 @@ def main() -> None:
         float_net = FloatNet()
         train(float_net, x, y, options.epochs, 3e-3, "float", progress)
         results[32] = accuracy(float_net, x_test, y_test)
-        size = f"{weight_bytes(float_net) / 1024:.1f} KiB"
-        table.add_row("float32", "float32", "", f"{results[32]:.1f} %", size, "")
+        path = options.output / "digits_float.safetensors"
+        save_model(float_net, str(path))
+        trained = f"{results[32]:.1f} %"
+        table.add_row("float32", "float32", "", trained, size_on_disk(path), "")
         for bits in (8, 4, 2):
             net = quantize(float_net, bits, x)
             calibrated = accuracy(net, x_test, y_test)
             train(net, x, y, options.epochs, 1e-3 if bits > 2 else 3e-3, f"{bits} bits", progress)
             nets[bits], results[bits] = net, accuracy(net, x_test, y_test)
-            path = options.output / f"digits_{bits}bit.safetensors"
-            save_model(net, str(path))
-            again = QuantNet(bits)
-            load_model(again, str(path))
-            reloaded = accuracy(again, x_test, y_test)
+            path = options.output / f"digits_{bits}bit"
+            save_quantized(net, path)  # weights packed to their bits
+            reloaded = accuracy(load_quantized(path, FloatNet()), x_test, y_test)
             assert reloaded == results[bits], "a checkpoint must give back the same network"
             table.add_row(
                 f"{bits} bits",
                 f"{bits} bits",
                 f"{calibrated:.1f} %",
                 f"{results[bits]:.1f} %",
-                f"{weight_bytes(net) / 1024:.1f} KiB",
+                size_on_disk(path),
                 f"{reloaded:.1f} %",
             )
     CONSOLE.print(table)
     plot_path = options.output / "quickstart.png"
-    plot(float_net, nets, results, plot_path)
+    plot(nets, results, len(y_test), plot_path)
     CONSOLE.print(f"One of the layers:\n{nets[4].conv2}", highlight=False)
     export(nets[4], x_test[:256], options.output / "digits_4bit.onnx")
     CONSOLE.print(

@@ -118,8 +118,8 @@ class QuantEmbeddingBag(_QuantTable, nn.EmbeddingBag):
     """``torch.nn.EmbeddingBag`` with a quantized table; the result is a float tensor.
 
     Args:
-        num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, _weight,
-            include_last_offset, padding_idx: as in torch.
+        num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, _weight, include_last_offset, padding_idx:
+            as in torch.
         weight_quant: quantizer of the table: a class, another layer's proxy to share, or None. Its channels are
             the rows.
         device: of the table.

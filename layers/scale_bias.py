@@ -153,7 +153,7 @@ class BatchNorm1dToQuantScaleBias(_BatchNormToQuantScaleBias):
     Args:
         num_features: number of channels.
         eps: of the batch norm.
-        weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, device, dtype, **kwargs: see
+        weight_quant, bias_quant, input_quant, output_quant, return_quant_tensor, device, dtype, kwargs: see
             :class:`QuantScaleBias`.
     """
 

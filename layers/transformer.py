@@ -41,6 +41,8 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
     (:class:`QuantLinear`), ``norm1``, ``norm2`` (:class:`QuantLayerNorm`), ``residual1``, ``residual2``
     (:class:`QuantEltwiseAdd`, its ``input_quant`` for both operands).
 
+    ::
+
         layer = QuantTransformerEncoderLayer(
             64, 4, weight_bit_width=4, self_attn_v_bit_width=4, residual1_input_quant=Int8ActPerTensorFloat
         )
@@ -48,8 +50,8 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
     Several in ``torch.nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)`` are a quantized encoder.
 
     Args:
-        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias: as in
-            torch.
+        d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first, norm_first, bias:
+            as in torch.
         weight_quant: quantizer of the weights of all linear layers: a class or None.
         bias_quant: quantizer of their biases: a class, a proxy to share, or None.
         input_quant: quantizer of their inputs: a class, a proxy to share, or None. After a ReLU ``linear2`` takes the unsigned

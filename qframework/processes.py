@@ -28,14 +28,14 @@ from qframework.functional import add_kernel, is_recomputing
 Collector = CollectThenLearn | RuntimeStats
 
 
+def is_distributed() -> bool:
+    """Whether this process belongs to a group, if only of one, as under ``torchrun --nproc-per-node 1``."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def several_processes() -> bool:
     """Whether this process is one of several."""
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
+    return is_distributed() and torch.distributed.get_world_size() > 1
 
 
 def sum_of_processes(numbers: Tensor) -> Tensor:
@@ -51,7 +51,8 @@ def sum_of_processes(numbers: Tensor) -> Tensor:
     return total
 
 
-@add_kernel(is_shared, "several processes", several_processes)
+# Of one process, too: its DistributedDataParallel asks for a gradient of each parameter as well.
+@add_kernel(is_shared, "several processes", is_distributed)
 def _is_shared() -> bool:
     return settings.reduce_statistics != "never"
 
@@ -129,6 +130,8 @@ def _exchange() -> None:
     """Average what all collectors have collected since the last exchange."""
     entries = list(_waiting.values())
     _waiting.clear()
+    if not several_processes():
+        return
     by_engine: dict[int, tuple[Any, list[_Waiting]]] = {}
     for entry in entries:
         engine = None if entry.engine is None else entry.engine()

@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import qframework
 
 ROOT = Path(__file__).parents[1]
 LINKED = {"layers", "quantizers"}
@@ -107,3 +110,30 @@ def test_an_unknown_capability_is_refused(tmp_path, monkeypatch) -> None:
     with pytest.raises(subprocess.CalledProcessError) as caught:
         wheel(source, tmp_path)
     assert b"allowed are AVX2, AVX512, DEFAULT" in caught.value.stderr
+
+
+@pytest.mark.slow
+def test_a_source_distribution_holds_the_tests_and_builds_the_same_wheel(tmp_path) -> None:
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build", "_build")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    script = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    for name in ("tests", "docs", "examples", "benchmarks", "layers", "quantizers"):
+        there = {p.relative_to(unpacked) for p in (unpacked / name).rglob("*.py")}
+        assert there >= {p.relative_to(source) for p in (source / name).rglob("*.py")}, name
+    assert (unpacked / "tests/golden/golden_dev.npz").is_file()
+    assert (unpacked / "Makefile").is_file() and (unpacked / "constraints.txt").is_file()
+    (tmp_path / "from-source").mkdir(), (tmp_path / "from-archive").mkdir()
+    assert wheel(unpacked, tmp_path / "from-archive") == wheel(source, tmp_path / "from-source")
+
+
+def test_the_version_stands_in_one_place() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "version" not in settings["project"]
+    assert f"version: {qframework.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {qframework.__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -266,9 +266,8 @@ class AccumulatorAwareParameterPreScaling(ParameterPreScalingWeightNorm):
 
     Args:
         accumulator_bit_width_impl: P, called with nothing; saved below ``accumulator_bit_width``.
-        scaling_impl, normalize_stats_impl, scaling_stats_input_view_shape_impl, tracked_parameter_list,
-            pre_scaling_shape, restrict_pre_scaling_impl, pre_scaling_min_val, scaling_stats_input_concat_dim,
-            pre_scaling_scale_impl: see :class:`ParameterPreScalingWeightNorm`; the norm has to be L1.
+        scaling_impl, normalize_stats_impl, scaling_stats_input_view_shape_impl, tracked_parameter_list, pre_scaling_shape, restrict_pre_scaling_impl, pre_scaling_min_val, scaling_stats_input_concat_dim, pre_scaling_scale_impl:
+            see :class:`ParameterPreScalingWeightNorm`; the norm has to be L1.
     """
 
     def __init__(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +16,14 @@ from qframework.core.minifloat import (
 )
 from qframework.core.protocols import BitWidth, Scaling
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
-from qframework.core.search import beside
-from qframework.functional import MinifloatFormat, compute_dtype, floating, round_to_minifloat
+from qframework.core.search import Values, all_beside
+from qframework.functional import (
+    EXPONENTS,
+    MinifloatFormat,
+    compute_dtype,
+    floating,
+    round_to_minifloat,
+)
 
 #: Exponents that float32 can hold, subnormal numbers included.
 _LOWEST, _HIGHEST = -149, 127
@@ -213,12 +217,32 @@ class FloatScaleTrial(Stateless):
             scaling_min_val,
         )
 
-    def of(self, x: Tensor, *context: Tensor) -> Any:
-        """From a candidate to the dequantized values of ``x``."""
+    def grid(self, candidates: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, None]:
+        """Scales of candidates along the first axis, beside the rows of ``x``; there are no zero points."""
+        stored = self.restriction.to_domain(candidates)
+        return all_beside(self.restriction(stored, self.float_quant.threshold()), x), None
 
-        def quantized(statistic: Tensor) -> Tensor:
-            stored = self.restriction.to_domain(statistic)
-            scale = beside(self.restriction(stored, self.float_quant.threshold()), x)
-            return self.float_quant.quantize(x, scale)
+    def values(self) -> Values:
+        """What makes values of ``x`` and a scale, as the quantizer is now."""
+        quantizer = self.float_quant
+        clamp = quantizer.float_clamp_impl
+        plain = type(clamp) is FloatClamp and clamp.overflow is None
+        if not plain or type(quantizer.float_to_int_impl) is not RoundSte:
+            return lambda x, scale, _: quantizer.quantize(x, scale)
+        _, mantissa, bias = quantizer.widths()
+        smallest, digits = 2.0 ** (1 - bias), 2.0**-mantissa
+        top = quantizer.threshold()
+        bottom = -top if quantizer.signed else torch.zeros_like(top)
 
-        return quantized
+        def values(x: Tensor, scale: Tensor, _: Tensor | None) -> Tensor:
+            v = x / scale
+            if v.dtype not in EXPONENTS:
+                return quantizer.quantize(x, scale)
+            integers, mask = EXPONENTS[v.dtype]
+            unit = (v.view(integers) & mask).view(v.dtype)
+            torch.maximum(unit, smallest, out=unit).mul_(digits)
+            v.div_(unit).round_().mul_(unit)
+            torch.minimum(torch.maximum(v, bottom, out=v), top, out=v)
+            return v.mul_(scale)
+
+        return values

@@ -15,19 +15,36 @@ from qframework.functional import defined
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+#: Integers that are read at a time.
+_BLOCK = 2**15
+
+
 @torch.no_grad()
 def fingerprint(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """Numbers that tell the contents of tensors apart: two sums of their bits, weighted by position, of 64 bits each."""
     found: list[int] = []
     for t in tensors:
-        bits = t.detach().contiguous().view(-1).view(_INTEGERS[t.element_size()]).to(torch.int64)
-        place = torch.arange(bits.numel(), device=bits.device)
-        sums = (
-            (bits * (2 * place + 1)).sum(),
-            ((bits ^ (bits >> 7)) * (place * (place + 31) + 17)).sum(),
-        )
-        found += [t.numel(), *torch.stack(sums).tolist()]
+        bits = _integers(t.detach().contiguous().view(-1))
+        place = torch.arange(min(bits.numel(), _BLOCK), device=bits.device)
+        weights, others = 2 * place + 1, place * (place + 31) + 17
+        sums = [bits.new_zeros(2)]
+        for part in bits.split(_BLOCK):
+            n = part.numel()
+            mixed = (part >> 7).bitwise_xor_(part)
+            both = ((part * weights[:n]).sum(), mixed.mul_(others[:n]).sum())
+            # places count: what is in another block is another number
+            sums.append(sums[-1] * 0x9E3779B1 + torch.stack(both))
+        found += [t.numel(), *sums[-1].tolist()]
     return tuple(found)
+
+
+def _integers(flat: Tensor) -> Tensor:
+    """Contents as integers of 64 bits."""
+    size = flat.element_size()
+    together = 8 // size
+    if flat.numel() % together == 0 and flat.storage_offset() % together == 0:
+        return flat.view(torch.int64)
+    return flat.view(_INTEGERS[size]).to(torch.int64)
 
 
 @defined

@@ -200,9 +200,8 @@ class LearnedStepFromParameter(_Slowed, ParameterFromStatsFromParameterScaling):
     Args:
         signed, narrow_range: the integer range.
         bit_width_impl: called with nothing.
-        scaling_stats_impl, scaling_stats_input_view_shape_impl, scaling_stats_input_concat_dim,
-            tracked_parameter_list, scaling_shape, scaling_min_val, dtype, device: see
-            :class:`~qframework.core.scaling.StatsFromParameterScaling`.
+        scaling_stats_impl, scaling_stats_input_view_shape_impl, scaling_stats_input_concat_dim, tracked_parameter_list, scaling_shape, scaling_min_val, dtype, device:
+            see :class:`~qframework.core.scaling.StatsFromParameterScaling`.
     """
 
     def __init__(
@@ -242,9 +241,8 @@ class LearnedStepFromRuntime(_Slowed, ParameterFromRuntimeStatsScaling):
     Args:
         signed, narrow_range: the integer range.
         bit_width_impl: called with nothing.
-        collect_stats_steps, scaling_stats_impl, scaling_stats_input_view_shape_impl, scaling_shape,
-            scaling_stats_momentum, scaling_min_val, dtype, device: see
-            :class:`~qframework.core.scaling.ParameterFromRuntimeStatsScaling`.
+        collect_stats_steps, scaling_stats_impl, scaling_stats_input_view_shape_impl, scaling_shape, scaling_stats_momentum, scaling_min_val, dtype, device:
+            see :class:`~qframework.core.scaling.ParameterFromRuntimeStatsScaling`.
     """
 
     def __init__(

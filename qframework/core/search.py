@@ -20,21 +20,34 @@ from qframework.functional import upcast
 
 #: Scale and zero point that the values of a search are quantized with, where they aren't searched for.
 Context = tuple[Tensor, ...]
+#: From values, a scale and a zero point, None for 0, to dequantized values.
+Values = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def beside(statistic: Tensor, viewed: Tensor) -> Tensor:
     """A number per row as a column that broadcasts to the rows; one number, or one of all axes, as it is."""
-    if statistic.dim() == viewed.dim():
-        return statistic
-    if statistic.numel() == 1:
-        return statistic.reshape(())
-    return statistic.reshape(-1, *[1] * (viewed.dim() - 1))
+    return statistic.reshape(_place(statistic.shape, viewed))
+
+
+def _place(shape: torch.Size, viewed: Tensor) -> tuple[int, ...]:
+    """The shape of :func:`beside` for a statistic of some shape."""
+    if len(shape) == viewed.dim():
+        return tuple(shape)
+    if shape.numel() == 1:
+        return ()
+    return (-1, *[1] * (viewed.dim() - 1))
+
+
+def all_beside(statistics: Tensor, viewed: Tensor) -> Tensor:
+    """:func:`beside` for each of several statistics along the first axis."""
+    return statistics.reshape(len(statistics), *_place(statistics.shape[1:], viewed))
 
 
 class Trial(Stateless):
     """What a quantizer makes of a candidate, by the rule of its integers and clamp.
 
-    Rounding that is random or learned is replaced by the nearest, so that a search has one answer.
+    Rounding that is random or learned is replaced by the nearest, so that a search has one answer. Gradients aren't asked for: what
+    is computed is computed in place.
 
     Args:
         int_quant: the integer quantizer.
@@ -59,15 +72,40 @@ class Trial(Stateless):
         """The integer that the statistic is mapped to."""
         return self.int_scaling_impl(self.bits())  # type: ignore[no-any-return]
 
-    def integers(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """``clamp(round(x / scale + zero_point))``."""
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest integer."""
         bits = self.bits()
-        low, high = self.int_quant.min_int(bits), self.int_quant.max_int(bits)  # type: ignore[operator]
-        return self.rounding(x / scale + zero_point).clamp(low, high)  # type: ignore[no-any-return]
+        return self.int_quant.min_int(bits), self.int_quant.max_int(bits)  # type: ignore[operator]
 
-    def values(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """The dequantized values."""
-        return (self.integers(x, scale, zero_point) - zero_point) * scale
+    def integers(
+        self,
+        x: Tensor,
+        scale: Tensor,
+        zero_point: Tensor | None,
+        ends: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """``clamp(round(x / scale + zero_point))``; no zero point is one of 0, no ends are the present ones."""
+        low, high = self.ends() if ends is None else ends
+        steps = x / scale
+        if zero_point is not None:
+            steps.add_(zero_point)
+        steps = steps.round_() if type(self.rounding) is RoundSte else self.rounding(steps)
+        # not clamp_, which is slow for bounds that are tensors
+        return torch.minimum(torch.maximum(steps, low, out=steps), high, out=steps)
+
+    def values(self) -> Values:
+        """What makes dequantized values of ``x``, a scale and a zero point, as the quantizer is now."""
+        ends = self.ends()
+
+        def values(x: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+            steps = self.integers(x, scale, zero_point, ends)
+            return (steps if zero_point is None else steps.sub_(zero_point)).mul_(scale)
+
+        return values
+
+    def grid(self, candidates: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor | None]:
+        """For subclasses: scales and zero points of candidates along the first axis, each beside the rows of ``x``."""
+        raise TypeError(f"{type(self).__name__} has to define grid(candidates, x, *context)")
 
 
 class ScaleTrial(Trial):
@@ -104,8 +142,11 @@ class ScaleTrial(Trial):
 
     def scale(self, statistic: Tensor, x: Tensor) -> Tensor:
         """The scale for a statistic, beside the rows of ``x``."""
+        return beside(self._scale(statistic), x)
+
+    def _scale(self, statistic: Tensor) -> Tensor:
         stored = self.restriction.to_domain(statistic)
-        return beside(self.restriction(stored, self.threshold()), x)
+        return self.restriction(stored, self.threshold())  # type: ignore[no-any-return]
 
     def offset(self, x: Tensor) -> Tensor | None:
         """Minus the zero point's statistic, beside the rows of ``x``."""
@@ -119,15 +160,10 @@ class ScaleTrial(Trial):
             offset, scale, self.bits(), self.int_quant, self.quantize_zero_point
         )
 
-    def of(self, x: Tensor, *context: Tensor) -> Callable[[Tensor], Tensor]:
-        """From a candidate to the dequantized values of ``x``."""
-        offset = self.offset(x)
-
-        def quantized(statistic: Tensor) -> Tensor:
-            scale = self.scale(statistic, x)
-            return self.values(x, scale, self.zero_point(offset, scale))
-
-        return quantized
+    def grid(self, candidates: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scales of candidates, and the zero points that go with them."""
+        scales, offset = all_beside(self._scale(candidates), x), self.offset(x)
+        return scales, None if offset is None else self.zero_point(offset, scales)
 
 
 class ZeroPointTrial(Trial):
@@ -150,22 +186,22 @@ class ZeroPointTrial(Trial):
 
     def zero_point(self, statistic: Tensor, scale: Tensor, x: Tensor) -> Tensor:
         """The zero point for a statistic, in integer steps."""
+        return self._zero_point(beside(statistic, x), scale)
+
+    def _zero_point(self, offset: Tensor, scale: Tensor) -> Tensor:
         return shift_zero_point(
-            beside(statistic.abs(), x), scale, self.bits(), self.int_quant, self.quantize_zero_point
+            offset.abs(), scale, self.bits(), self.int_quant, self.quantize_zero_point
         )
 
-    def of(self, x: Tensor, *context: Tensor) -> Callable[[Tensor], Tensor]:
-        """From a candidate to the dequantized values of ``x`` at the scale ``context[0]``."""
+    def grid(self, candidates: Tensor, x: Tensor, *context: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The scale ``context[0]`` for all candidates, and their zero points."""
         scale = beside(context[0].detach(), x)
-
-        def quantized(statistic: Tensor) -> Tensor:
-            return self.values(x, scale, self.zero_point(statistic, scale, x))
-
-        return quantized
+        zero_points = self._zero_point(all_beside(candidates, x), scale)
+        return scale.expand(zero_points.shape), zero_points
 
 
-def grid(start: Tensor, iterations: int, bipolar: bool = False) -> Iterator[Tensor]:
-    """Candidates from ``start / iterations`` to ``start``, equally spaced, both ends included.
+def equally_spaced(start: Tensor, iterations: int, bipolar: bool = False) -> Tensor:
+    """Candidates from ``start / iterations`` to ``start``, both ends included, along a new first axis.
 
     Args:
         start: the largest magnitude, any shape.
@@ -176,10 +212,48 @@ def grid(start: Tensor, iterations: int, bipolar: bool = False) -> Iterator[Tens
     low, high = torch.minimum(step, start), torch.maximum(step, start)
     ranges = [(low, high), (-high, -low)] if bipolar else [(low, high)]
     count = iterations // len(ranges)
-    for left, right in ranges:
-        yield left
-        for fraction in torch.linspace(1 / (count - 1), 1.0, count - 1, device=start.device):
-            yield left + (right - left) * fraction
+    fractions = torch.linspace(1 / (count - 1), 1.0, count - 1, device=start.device)
+    fractions = torch.cat([fractions.new_zeros(1), fractions]).to(start.dtype)
+    shares = fractions.reshape(-1, *[1] * start.dim())
+    return torch.cat([left + (right - left) * shares for left, right in ranges])
+
+
+#: Elements of a block times candidates, so that what is computed of them stays near the processor.
+_BLOCK = 2**16
+
+
+def squared_errors(
+    values: Values, x: Tensor, scales: Tensor, zero_points: Tensor | None, axis: int | None
+) -> Tensor:
+    """Sums of squared errors for each of several grids, in blocks of ``x``, all grids over one block before the next.
+
+    Args:
+        values: what are compared with ``x``.
+        x: viewed values.
+        scales: one for each grid along the first axis, beside the rows of ``x``.
+        zero_points: likewise; None for none.
+        axis: of the sum, None for all.
+    """
+    size = max(_BLOCK // len(scales), 1)
+
+    def errors(part: Tensor, rows: slice = slice(None)) -> Tensor:
+        zero = None if zero_points is None else _rows(zero_points, rows)
+        found = values(part, _rows(scales, rows), zero).sub_(part)
+        return found.mul_(found)
+
+    if axis is None:
+        columns = [len(scales), *[1] * (x.dim() - scales.dim() + 1), *scales.shape[1:]]
+        scales = scales.reshape(columns)
+        zero_points = None if zero_points is None else zero_points.reshape(columns)
+        if scales.numel() > len(scales) or x.dim() > 1:
+            return errors(x).flatten(1).sum(1)
+        return sum((errors(part).sum(1) for part in x.split(size)), scales.new_zeros(len(scales)))
+    along = axis if axis < 0 else axis + 1
+    if x.dim() < 2 or axis in (0, -x.dim()) or scales.dim() != x.dim() + 1:
+        return errors(x).sum(along)
+    rows = max(size // max(x[0].numel(), 1), 1)
+    starts = range(0, len(x), rows)
+    return torch.cat([errors(x[i : i + rows], slice(i, i + rows)).sum(along) for i in starts], 1)
 
 
 def narrowed(
@@ -213,6 +287,11 @@ def narrowed(
             torch.where(first, of_left, of_tried),
         )
         yield tried, of_tried
+
+
+def _rows(numbers: Tensor, rows: slice) -> Tensor:
+    """Those of some rows, of numbers beside the rows along the second axis."""
+    return numbers if numbers.dim() < 2 or numbers.shape[1] == 1 else numbers[:, rows]
 
 
 class MSE(Statistic):
@@ -265,17 +344,23 @@ class MSE(Statistic):
             *context: for the trial.
         """
         x = upcast(x)
-        quantized = self.mse_trial.of(x, *context)  # type: ignore[operator]
         start: Tensor = self.mse_init_op(x)
+        values: Values = self.mse_trial.values()  # type: ignore[operator]
+
+        def losses(candidates: Tensor) -> Tensor:
+            scales, zero_points = self.mse_trial.grid(candidates, x, *context)  # type: ignore[operator]
+            found = squared_errors(values, x, scales, zero_points, self.stats_reduce_dim)
+            return found.reshape(candidates.shape)
 
         def loss(candidate: Tensor) -> Tensor:
-            error: Tensor = (quantized(candidate) - x).square()
-            if self.stats_reduce_dim is None:
-                return error.sum()
-            return error.sum(self.stats_reduce_dim, self.keepdim)
+            return losses(candidate.unsqueeze(0))[0]
 
-        tried = ((c, loss(c)) for c in grid(start, self.mse_iters, self.mse_bipolar_search))
-        best, least = _better(start, torch.full_like(start, torch.inf), tried)
+        candidates = equally_spaced(start, self.mse_iters, self.mse_bipolar_search)
+        errors = losses(candidates)
+        errors = torch.where(errors.isnan(), torch.inf, errors)
+        place = errors.argmin(0, keepdim=True)
+        least = errors.gather(0, place)[0]
+        best = torch.where(least < torch.inf, candidates.gather(0, place)[0], start)
         if self.narrows:
             step = (start / self.mse_iters).abs()
             for low, high in ((step.copysign(start), start), (best - step, best + step)):

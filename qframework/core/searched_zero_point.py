@@ -20,9 +20,8 @@ class SearchedZeroPointFromParameter(ParameterFromStatsFromParameterZeroPoint):
     Args:
         scaling_impl: the scale of the same quantizer, asked for the scale of the search.
         int_scaling_impl, bit_width_impl: of the same quantizer.
-        int_quant, quantize_zero_point, zero_point_stats_input_view_shape_impl, zero_point_stats_input_concat_dim,
-            zero_point_stats_impl, zero_point_shape, tracked_parameter_list: see
-            :class:`~qframework.core.zero_point.StatsFromParameterZeroPoint`; the statistic is called with the
+        int_quant, quantize_zero_point, zero_point_stats_input_view_shape_impl, zero_point_stats_input_concat_dim, zero_point_stats_impl, zero_point_shape, tracked_parameter_list:
+            see :class:`~qframework.core.zero_point.StatsFromParameterZeroPoint`; the statistic is called with the
             viewed parameter and the scale.
     """
 

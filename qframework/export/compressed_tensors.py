@@ -27,13 +27,13 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
     The folder then has ``model.safetensors``, with the names of modules that the model has, and ``config.json`` with
     ``quantization_config``: of ``model.config``, if there is one, and of a ``config.json`` that is there already the other entries stay.
 
-    | weights | inputs | layout |
-    |---|---|---|
-    | integers of 2 to 8 bits, for the tensor, channels or groups, with zero points or without | float, or integers | pack-quantized |
-    | 8-bit integers for the tensor or channels | 8-bit integers, static or dynamic | int-quantized |
-    | FP8 E4M3 for the tensor or channels | float, or FP8 | float-quantized |
-    | MXFP4 | float, or MXFP4 | mxfp4-pack-quantized |
-    | NVFP4 | float | nvfp4-pack-quantized |
+    Weights, inputs, and the layout that they get:
+
+    - integers of 2 to 8 bits, for the tensor, channels or groups, with zero points or without; inputs in float, or integers: ``pack-quantized``
+    - 8-bit integers for the tensor or channels; inputs of 8-bit integers, static or dynamic: ``int-quantized``
+    - FP8 E4M3 for the tensor or channels; inputs in float, or FP8: ``float-quantized``
+    - MXFP4; inputs in float, or MXFP4: ``mxfp4-pack-quantized``
+    - NVFP4; inputs in float: ``nvfp4-pack-quantized``
 
     Linear layers without a quantizer go to ``ignore``. Several layouts in one model are ``mixed-precision``.
 

@@ -10,6 +10,7 @@ from qframework.functional.integer_range import (
     min_int,
 )
 from qframework.functional.minifloat import (
+    EXPONENTS,
     MinifloatFormat,
     MinifloatGrid,
     largest_available,
@@ -75,6 +76,7 @@ from qframework.functional.straight_through import (
 )
 
 __all__ = [
+    "EXPONENTS",
     "Defined",
     "GRURanges",
     "Granularity",

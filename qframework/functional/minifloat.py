@@ -27,6 +27,12 @@ from qframework.functional.straight_through import (
 #: A number, or a 0-dim tensor that is differentiated.
 Number = float | Tensor
 
+#: What is left of a floating-point number without its significand, by its dtype: integers of its size, and a mask.
+EXPONENTS = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float64: (torch.int64, 0x7FF0000000000000),
+}
+
 
 class MinifloatFormat(NamedTuple):
     """A format whose parameters are numbers.

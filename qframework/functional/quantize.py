@@ -102,15 +102,15 @@ def quantize_by_percentile(
         relu: quantize ``relu(x)``, and take the percentile of that.
 
     Returns:
-        Dequantized values with the shape and dtype of ``x``, the scale, the magnitude, kept above the minimum, and whether all
-        elements are finite.
+        Dequantized values with the shape and dtype of ``x``, the scale, the magnitude, kept above the minimum and without a
+        gradient, and whether all elements are finite.
     """
     x = torch.relu(x) if relu else x
     magnitude = kth_smallest(x, rank, magnitude=True).reshape(rule.shape)
     if rule.minimum:
         magnitude = scalar_clamp_min_ste(magnitude, rule.minimum)
     scale = over(magnitude, rule.threshold)
-    return fake_quantize(x, scale, None, grid), scale, magnitude, all_finite(x)
+    return fake_quantize(x, scale, None, grid), scale, magnitude.detach(), all_finite(x)
 
 
 def rows_of(x: Tensor, channel_axis: int | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.channel_factors import columns_of, rows_of, scale_columns, scale_rows
 from qframework.graph.channels import Channels, Region, Use
-from qframework.graph.graph_pass import PassReport, graph_of
+from qframework.graph.graph_pass import PassReport, graph_of, note_wholes
 from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED
 from qframework.graph.layer_wrappers import (
@@ -146,6 +146,7 @@ class activation_equalization_mode:
             self.model, "activation_equalization_mode", self.example_input
         )
         restarts = ACTIVATIONS if self.add_mul_node else ()
+        note_wholes(self.report, traced)
         regions = Channels(traced, restarts=restarts).regions()
         found = []
         for region in regions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,9 +13,10 @@ from torch.func import functional_call
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.batches import Batches
+from qframework.graph.block_plan import block_names as parts_of
 from qframework.graph.layer_by_layer import LayerByLayer
-from qframework.graph.layer_inputs import Reached
-from qframework.graph.node_execution import Call
+from qframework.graph.layer_inputs import Call, Reached
+from qframework.graph.layer_store import LayerStore
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.soft_rounding import METHODS
 from qframework.graph.weight_grid import NoGrid, grid_of
@@ -23,7 +25,17 @@ from qframework.quant_tensor import dequantize
 
 
 class BlockRounding(LayerByLayer):
-    """What learned rounding by block did: ``updated``, ``failed``, ``kept`` and ``errors``, the latter by names of blocks."""
+    """What learned rounding by block did: ``updated``, ``failed``, ``kept`` and ``errors``, the latter two by names of blocks."""
+
+    def note_of(self, layer: nn.Module, block: str) -> dict[str, Any]:
+        """What is kept of a layer beside its weight."""
+        name = self._names[layer]
+        return {
+            "updated": name in self.updated,
+            "kept": block in self.kept,
+            "failed": self.failed.get(name, ""),
+            "errors": list(self.errors[block]),
+        }
 
 
 def block_names(model: nn.Module, blocks: Sequence[str] | str) -> list[str]:
@@ -36,13 +48,7 @@ def block_names(model: nn.Module, blocks: Sequence[str] | str) -> list[str]:
     if isinstance(blocks, str):
         if blocks != "auto":
             raise ValueError(f"learned_round: blocks={blocks!r}; allowed: 'auto', names, None")
-        found = [
-            f"{n}.{child}" if n else child
-            for n, m in known.items()
-            if isinstance(m, (nn.Sequential, nn.ModuleList))
-            for child in m._modules
-        ]
-        names = [n for n in found if not any(n.startswith(o + ".") for o in found)]
+        names = parts_of(model)
         return names or [n for n, _ in model.named_children()]
     for name in blocks:
         if name not in known:
@@ -61,14 +67,15 @@ def round_blocks(
     lr: float | None,
     batch_size: int,
     seed: int,
+    store: LayerStore | None = None,
 ) -> BlockRounding:
     """Learn the rounding of all layers of each block, blocks in the order in which the model calls them."""
     report = BlockRounding(model)
+    report.store = store
     with unchanged_on_error(model), report:
         names = {model.get_submodule(n): n for n in block_names(model, blocks)}
         inside = set(report.remaining)
         originals: dict[nn.Parameter, Tensor] = {}
-        generator = torch.Generator().manual_seed(seed)
         waiting = {b for b in names if any(m in inside for m in b.modules())}
         while waiting:
             block, quantized = _next_calls(model, batches, waiting, {}, True)
@@ -77,10 +84,10 @@ def round_blocks(
             waiting.discard(block)
             _, exact = _next_calls(model, batches, {block}, originals, False)
             layers = [m for m in block.modules() if m in inside]
+            how = (method, steps, lr, batch_size)
             _round_block(
-                report, block, names[block], layers, quantized, exact, originals,
-                (method, steps, lr, batch_size), generator,
-            )  # fmt: skip
+                report, block, names[block], layers, quantized, exact, originals, how, seed
+            )
             for layer in layers:
                 report._remaining.remove(layer)
         for layer in report.remaining:
@@ -134,11 +141,14 @@ def _round_block(
     exact: list[Call],
     originals: dict[nn.Parameter, Tensor],
     how: tuple[str, int, float | None, int],
-    generator: torch.Generator,
+    seed: int,
 ) -> None:
     method, steps, lr, batch_size = how
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     names = {m: n for n, m in block.named_modules()}
     parts: dict[nn.Module, tuple[Any, Any]] = {}
+    with torch.no_grad(), quantizers_off(block), with_weights(originals):
+        wanted = [_tensor(block(*c.args, **c.kwargs)) for c in exact]
     for layer in layers:
         held: Any = layer
         try:
@@ -146,15 +156,12 @@ def _round_block(
         except NoGrid as reason:
             report.failed[report._names[layer]] = str(reason)
             continue
-        whole = held.weight.detach().to(torch.float32)
-        own_parameter(layer)
+        whole = held.weight.detach()
+        originals.setdefault(own_parameter(layer), whole)
+        whole = whole.to(torch.float32)
         parts[layer] = grid, METHODS[method](whole, *grid.neighbours(whole))
-    with torch.no_grad(), quantizers_off(block), with_weights(originals):
-        wanted = [_tensor(block(*c.args, **c.kwargs)) for c in exact]
     before: dict[nn.Module, Any] = {m: m._parameters["weight"] for m in parts}
-    for weight in before.values():
-        originals.setdefault(weight, weight.detach().clone())
-    if not parts:
+    if not parts or _taken_from_store(report, name, list(parts)):
         return
 
     def output(weights: dict[str, Tensor], call: Call) -> Tensor:
@@ -210,14 +217,58 @@ def _round_block(
     report.errors[name] = (start, least)
     if best is nearest:
         report.kept.append(name)
-        return
-    for layer, (grid, _) in parts.items():
-        prefix = f"{names[layer]}." if names[layer] else ""
-        values = best[prefix + "weight"].to(torch.float32)
-        if write_weight(layer, values, grid):
+    else:
+        for layer, (grid, _) in parts.items():
+            prefix = f"{names[layer]}." if names[layer] else ""
+            values = best[prefix + "weight"].to(torch.float32)
+            if write_weight(layer, values, grid):
+                report.updated.append(report._names[layer])
+            else:
+                report.failed[report._names[layer]] = "its quantizer can't be given these values"
+    if report.store is not None:
+        for layer in parts:
+            report.store.save(report._names[layer], layer, report.note_of(layer, name))
+
+
+def _taken_from_store(report: BlockRounding, name: str, layers: list[nn.Module]) -> bool:
+    """Whether a block was finished before; its layers are then as they were kept."""
+    if report.store is None or not all(report.store.has(report._names[m]) for m in layers):
+        return False
+    for layer in layers:
+        note = report.store.load(report._names[layer], layer)
+        assert note is not None
+        if note["kept"] and name not in report.kept:
+            report.kept.append(name)
+        if note["updated"]:
             report.updated.append(report._names[layer])
-        else:
-            report.failed[report._names[layer]] = "its quantizer can't be given these values"
+        if note["failed"]:
+            report.failed[report._names[layer]] = note["failed"]
+        report.errors[name] = (note["errors"][0], note["errors"][1])
+    return True
+
+
+def round_one_block(
+    report: BlockRounding,
+    block: nn.Module,
+    name: str,
+    calls: list[list[Call]],
+    how: tuple[str, int, float | None, int],
+    seed: int,
+) -> None:
+    """Learn the rounding of all layers of one block.
+
+    Args:
+        report: entered; of the block.
+        block: a part of a model.
+        name: in the model.
+        calls: of the block in the quantized model, and in the float one.
+        how: method, steps, step size and batch size.
+        seed: of the choice of samples.
+    """
+    layers = report.remaining
+    quantized, exact = calls
+    _round_block(report, block, name, layers, quantized, exact, report.weight_orig, how, seed)
+    report._remaining = []
 
 
 def _tensor(output: Any) -> Tensor:

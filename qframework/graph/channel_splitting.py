@@ -32,6 +32,8 @@ class GraphChannelSplitting(GraphPass):
         ValueError: a ratio outside of 0 to 1, or another criterion.
     """
 
+    scales_channels = True
+
     def __init__(
         self, split_ratio: float = 0.02, split_criterion: str = "maxabs", split_input: bool = True
     ) -> None:

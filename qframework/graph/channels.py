@@ -8,6 +8,7 @@ channels, what a layer reads a sink. Channels that anything else reads or writes
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from qframework.graph.bounded_activations import RELU6_FUNCTIONS, RELU6_TOP, is_relu6
 from qframework.graph.layer_view import CONVOLUTIONS, LINEAR, TRANSPOSED
 from qframework.graph.tracing import Traced
 
@@ -105,6 +107,7 @@ class Region:
         sinks: layers whose input channels they are.
         size: number of channels.
         free: for each channel, whether nothing else reads or writes it.
+        most: for each channel the largest factor that what bounds it allows.
         reasons: why some aren't.
         tensors: nodes whose results hold the channels.
     """
@@ -115,6 +118,7 @@ class Region:
     free: Tensor
     reasons: list[str]
     tensors: list[fx.Node] = field(default_factory=list)
+    most: Tensor | None = None
 
     @property
     def is_free(self) -> bool:
@@ -129,6 +133,8 @@ class Channels:
         traced: the model's graph.
         moves: what is moved across, :data:`FACTORS`, :data:`ROTATION` or :data:`MEAN`.
         restarts: modules behind which other channels begin, that a factor behind them may scale: they count as sources.
+        largest: for calls of ReLU6 the largest input of each channel on a sample, see
+            :func:`~qframework.graph.bounded_activations.largest_inputs`; without it, ReLU6 can't be passed.
     """
 
     def __init__(
@@ -136,8 +142,10 @@ class Channels:
         traced: Traced,
         moves: str = FACTORS,
         restarts: tuple[type[nn.Module], ...] = (),
+        largest: Mapping[fx.Node, Tensor] | None = None,
     ) -> None:
-        self.restarts = restarts
+        self.restarts, self.largest = restarts, largest or {}
+        self._most: dict[int, float] = {}
         self.traced, self.moves = traced, moves
         self._parent: list[int] = []
         self._blocked: dict[int, str] = {}
@@ -205,6 +213,8 @@ class Channels:
                 return held
             if isinstance(module, SPATIAL) and held is not None and held.axis == SECOND:
                 return held
+            if is_relu6(module) and not isinstance(module, self.restarts):
+                return self._bounded(node, held)
             if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
                 return self._norm(node, module)
         elif isinstance(module, nn.Embedding):
@@ -311,6 +321,8 @@ class Channels:
             return None
         if target in INVARIANT_FUNCTIONS:
             return self._given(node)
+        if target in RELU6_FUNCTIONS:
+            return self._bounded(node, self._given(node))
         if target in SPATIAL_FUNCTIONS:
             held = self._given(node)
             if held is None or held.axis == SECOND:
@@ -332,6 +344,22 @@ class Channels:
                 return Held(held.ids, SECOND if keep else LAST)
         self._block_all(node, f"{node.name} doesn't scale with its input")
         return None
+
+    def _bounded(self, node: fx.Node, held: Held | None) -> Held | None:
+        """A ReLU6, which scales with its input where that stays below 6."""
+        if held is None:
+            return None
+        if node not in self.largest:
+            self._block(
+                held, f"{node.name} is bounded by 6, and no sample tells whether that is reached"
+            )
+            return held
+        for i, top in zip(held.ids, self.largest[node].tolist(), strict=True):
+            if top >= RELU6_TOP:
+                self._blocked.setdefault(i, f"{node.name} reaches its bound of 6")
+            else:
+                self._most[i] = min(self._most.get(i, float("inf")), RELU6_TOP / max(top, 1e-12))
+        return held
 
     def _sum(self, node: fx.Node) -> Held | None:
         operands = [self.held.get(a) if isinstance(a, fx.Node) else None for a in node.args[:2]]
@@ -417,6 +445,11 @@ class Channels:
             for n, h in self.held.items()
             if h is not None and h.ids and self.root(h.ids[0]) in number
         ]
+        most = torch.full((len(number),), float("inf"))
+        for i, factor in self._most.items():
+            place = number.get(self.root(i))
+            if place is not None:
+                most[place] = min(float(most[place]), factor)
         return Region(
-            uses["source"], uses["sink"], len(number), free & written & read, reasons, tensors
+            uses["source"], uses["sink"], len(number), free & written & read, reasons, tensors, most
         )

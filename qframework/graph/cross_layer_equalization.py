@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.graph.bounded_activations import largest_inputs
 from qframework.graph.channel_factors import bias_of, columns_of, rows_of, scale_columns, scale_rows
 from qframework.graph.channels import Channels, Region
 from qframework.graph.graph_pass import GraphPass
@@ -21,7 +22,8 @@ class EqualizeGraph(GraphPass):
 
     Channel ``c`` between layers is multiplied by ``s_c = sqrt(range of what reads it / range of what writes it)`` where it is
     written and divided by it where it is read, in all layers that share it: through residual additions, concatenations,
-    depthwise layers, pooling and activations that commute with positive factors. The regions are gone through
+    depthwise layers, pooling and activations that commute with positive factors; through ReLU6 where ``apply(model, example_input)``
+    shows that the bound isn't reached, else those channels are skipped and reported. The regions are gone through
     again until no factor is further from 1 than ``threshold``.
 
     Args:
@@ -35,6 +37,8 @@ class EqualizeGraph(GraphPass):
     Raises:
         ValueError: another ``scale_computation_type`` or ``bias_shrinkage``.
     """
+
+    scales_channels = True
 
     def __init__(
         self,
@@ -57,9 +61,11 @@ class EqualizeGraph(GraphPass):
         self.iterations, self.threshold, self.return_regions = iterations, threshold, return_regions
         self.merge_bias, self.bias_shrinkage = merge_bias, bias_shrinkage
         self.scale_computation_type = scale_computation_type
+        self._example: tuple[Any, ...] = ()
 
     def apply(self, model: nn.Module, *example_input: Any) -> Any:
         """Equalize a model in place; see :class:`~qframework.graph.graph_pass.GraphPass`."""
+        self._example = example_input
         result = super().apply(model, *example_input)
         if self.return_regions:
             return result, {
@@ -69,11 +75,13 @@ class EqualizeGraph(GraphPass):
 
     def change(self, model: nn.Module, traced: Traced) -> None:
         """The rounds."""
-        self._regions = Channels(traced).regions()
+        largest = largest_inputs(model, traced, self._example)
+        self._regions = Channels(traced, largest=largest).regions()
         for region in self._regions:
             where = " and ".join(u.name for u in region.sources)
-            if not bool(region.free.any()):
-                self.report.skipped[where] = "; ".join(region.reasons)
+            if region.reasons and not bool(region.free.all()):
+                some = "" if not bool(region.free.any()) else "some channels: "
+                self.report.skipped[where] = some + "; ".join(region.reasons)
         for _ in range(self.iterations):
             farthest = max(
                 (self._equalize(r) for r in self._regions if bool(r.free.any())), default=0.0
@@ -89,6 +97,10 @@ class EqualizeGraph(GraphPass):
         )
         usable = region.free.to(write.device) & (write > _NOTHING) & (read > _NOTHING)
         factor = torch.where(usable, (read / write.clamp_min(_NOTHING)).sqrt(), 1.0)
+        if region.most is not None:  # a bound that isn't reached stays out of reach
+            most = region.most.to(factor.device)
+            factor = torch.minimum(factor, most)
+            region.most = (most / factor).to(region.most.device)
         for use in region.sources:
             scale_rows(use.layer, factor[use.ids].to(rows_of(use.layer).dtype))
             self.report.changed[use.name] = "output channels scaled"

@@ -7,55 +7,51 @@ from torch import Tensor
 
 from qframework.graph.weight_grid import WeightGrid
 
-#: Columns whose errors reach the columns behind them by one product, and those within that are updated one by one.
-_BLOCK, _INNER = 256, 32
+#: Columns that the ones before reach by one product, and those within that are gone through one by one.
+_BLOCK, _INNER = 256, 16
 
 
-def diffuse_errors(weights: Tensor, factor: Tensor, grid: WeightGrid) -> Tensor:
-    """Quantize columns in order: ``q = nearest(w_i)``, ``w_j -= (w_i - q) / u_ii * u_ij`` for the columns ``j`` behind.
+def quantize_in_sequence(
+    target: Tensor,
+    past: Tensor,
+    share: Tensor,
+    grid: WeightGrid,
+    original: Tensor | None = None,
+) -> Tensor:
+    """Quantize columns in order: ``q_t = nearest(share_t (target_t - sum_{s<t} past_ts (q_s - original_s)))``.
 
     Args:
-        weights: ``(groups, columns, rows)``; overwritten.
-        factor: upper triangular ``u``, ``(groups, columns, columns)``.
+        target: ``(groups, columns, rows)``; overwritten.
+        past: ``(groups, columns, columns)``, of which what is below the diagonal counts.
+        share: ``(groups, columns)``.
         grid: of the matrix.
+        original: what errors are measured from; None for 0.
 
     Returns:
-        Quantized values, of the shape of ``weights``.
+        Quantized values, of the shape of ``target``.
     """
-    columns = weights.shape[1]
-    result = torch.empty_like(weights)
-    diagonal = factor.diagonal(dim1=1, dim2=2)
-    factor = factor / diagonal.unsqueeze(
-        -1
-    )  # rows of u over their diagonal: errors needn't be divided
+    columns = target.shape[1]
+    result = torch.empty_like(target)
+    errors = result if original is None else torch.empty_like(target)
+    share = share.unsqueeze(-1)
+
+    def take_up(start: int, stop: int, first: int) -> None:
+        if start < first:
+            rows = past[:, first:stop, start:first]
+            target[:, first:stop].baddbmm_(rows, errors[:, start:first], alpha=-1)
+
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
-        errors = torch.empty_like(weights[:, start:stop])
+        take_up(0, stop, start)
         for first in range(start, stop, _INNER):
             last = min(first + _INNER, stop)
-            block = weights[:, first:last]
-            spread = factor[:, first:last, first:last]
-            for i in range(last - first):
-                place = first + i
-                w = block[:, i : i + 1]
-                q = grid.of_columns(place, place + 1).nearest(w)
-                result[:, place : place + 1] = q
-                error = errors[:, place - start : place - start + 1]
-                torch.sub(w, q, out=error)
-                if i + 1 < last - first:
-                    block[:, i + 1 :].baddbmm_(
-                        spread[:, i : i + 1, i + 1 :].transpose(1, 2), error, alpha=-1
-                    )
-            if last < stop:
-                weights[:, last:stop].baddbmm_(
-                    factor[:, first:last, last:stop].transpose(1, 2),
-                    errors[:, first - start : last - start],
-                    alpha=-1,
-                )
-        if stop < columns:
-            weights[:, stop:].baddbmm_(
-                factor[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1
-            )
+            take_up(start, last, first)
+            for i in range(first, last):
+                take_up(first, i + 1, i)
+                q = grid.of_columns(i, i + 1).nearest(target[:, i : i + 1] * share[:, i : i + 1])
+                result[:, i : i + 1] = q
+                if original is not None:
+                    torch.sub(q, original[:, i : i + 1], out=errors[:, i : i + 1])
     return result
 
 
@@ -92,10 +88,10 @@ def largest_eigenvalue(matrix: Tensor, steps: int = 30) -> Tensor:
     generator = torch.Generator().manual_seed(42)
     start = torch.rand(matrix.shape[1], generator=generator, dtype=matrix.dtype)
     tiny = torch.finfo(matrix.dtype).tiny
-    largest = matrix.amax(dim=(1, 2)).abs().clamp_min(tiny)
-    scaled = matrix / largest[:, None, None]
+    # the largest element of such a matrix is on its diagonal
+    largest = matrix.diagonal(dim1=1, dim2=2).amax(dim=1).clamp_min(tiny)[:, None, None]
     v = start.to(matrix.device).expand(matrix.shape[0], -1).unsqueeze(-1)
     for _ in range(steps):
-        v = scaled @ v
+        v = matrix @ (v / largest)
         v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return (v * (scaled @ v)).sum(dim=(1, 2)) * largest
+    return (v * (matrix @ (v / largest))).sum(dim=(1, 2)) * largest[:, 0, 0]

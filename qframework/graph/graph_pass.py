@@ -45,6 +45,9 @@ class GraphPass:
         report: of the last ``apply``.
     """
 
+    #: Whether channels between layers are scaled or turned.
+    scales_channels = False
+
     def __init__(self) -> None:
         self.report = PassReport()
 
@@ -63,6 +66,8 @@ class GraphPass:
         """
         self.report = PassReport()
         traced = self.graph_of(model, *example_input)
+        if self.scales_channels:
+            note_wholes(self.report, traced)
         with unchanged_on_error(model):
             self.change(model, traced)
         return model
@@ -75,6 +80,17 @@ class GraphPass:
     def change(self, model: nn.Module, traced: Traced) -> None:
         """For subclasses: the pass itself."""
         raise TypeError(f"{type(self).__name__} has to define change(model, traced)")
+
+
+def note_wholes(report: PassReport, traced: Traced) -> None:
+    """Report modules whose projections can't be got at one by one; the channels around them stay as they are."""
+    for node in traced.graph.nodes:
+        module = traced.called(node)
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+            kind = type(module).__name__
+            report.skipped[str(node.target)] = (
+                f"a {kind} of torch is one whole: what it reads and writes can't be scaled or turned"
+            )
 
 
 def is_leaf(module: nn.Module) -> bool:

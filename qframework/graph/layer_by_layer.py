@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -73,6 +73,7 @@ class LayerByLayer:
         float_weights: afterwards, from names of layers to their weights before, with ``create_weight_orig``.
         seconds: for each layer.
         store: where finished layers are kept; None for nowhere.
+        restores: whether an exception leaves the model as it was, for which weights are kept.
         kept: names of layers that ``keep_best`` left alone.
         errors: with ``measure``, from names of layers to the relative squared error of their outputs on the batches, with
             weights rounded to the nearest value and as they are now.
@@ -113,6 +114,7 @@ class LayerByLayer:
         self.kept: list[str] = []
         self.seconds: dict[str, float] = {}
         self.store: LayerStore | None = None
+        self.restores = True
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
         self.float_weights: dict[str, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
@@ -124,6 +126,10 @@ class LayerByLayer:
 
     def __enter__(self) -> Self:
         self._names = {m: n for n, m in self.result.named_modules() if self._takes(m)}
+        if self.needs_quantized:
+            for name, others in _tied(self.result, self._names.values()).items():
+                del self._names[self.result.get_submodule(name)]
+                self.failed[name] = f"its weight is {', '.join(others)} too"
         self._remaining = list(self._names)
         grouped = {n: i for i, names in enumerate(self.parallel) for n in names}
         self._group_of = {m: grouped.get(n, n) for m, n in self._names.items()}
@@ -235,8 +241,8 @@ class LayerByLayer:
 
         Args:
             layer: one of :attr:`remaining`.
-            quantized: its inputs in the quantized model, in order.
-            exact: those in the float model, where ``needs_float_inputs``.
+            quantized: its inputs in the quantized model, in order; emptied, so that they needn't stay in memory.
+            exact: those in the float model, where ``needs_float_inputs``; likewise.
         """
         self._remaining.remove(layer)
         if not quantized:
@@ -244,10 +250,13 @@ class LayerByLayer:
             return
         where = quantized[0].device if self.device == "same" else torch.device(self.device)
         statistics = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
-        for i, x in enumerate(quantized):
-            statistics.add(x)
+        for rest in (quantized, exact):
+            if rest is not None:
+                rest.reverse()
+        while quantized:
+            statistics.add(quantized.pop())
             if exact is not None:
-                statistics.add(exact[i], is_float=True)
+                statistics.add(exact.pop(), is_float=True)
         self._update(layer, statistics)
 
     def leave_unreached(self, layers: set[nn.Module]) -> None:
@@ -258,11 +267,16 @@ class LayerByLayer:
 
     def _update(self, layer: nn.Module, statistics: InputStatistics) -> None:
         name = self._names[layer]
-        self._before.append(Snapshot(layer))
-        shares = isinstance(layer, QuantWeightBiasInputOutputLayer)
-        weight: Any = own_parameter(layer) if shares else layer._parameters["weight"]
+        if self.restores:
+            self._before.append(Snapshot(layer))
+        weight: Any = layer._parameters["weight"]
+        original = weight.detach()
+        if isinstance(layer, QuantWeightBiasInputOutputLayer):
+            weight = own_parameter(layer)  # what it was stays in the old one
+        else:
+            original = original.clone()
         if self.create_weight_orig or self.needs_float_inputs:
-            self.weight_orig.setdefault(weight, weight.detach().clone())
+            self.weight_orig.setdefault(weight, original)
         start = time.perf_counter()
         note = None if self.store is None else self.store.load(name, layer)
         if note is not None:
@@ -312,27 +326,49 @@ class LayerByLayer:
         weight = held._parameters["weight"]
         grid = grid_of(held.weight_quant, weight)
         where = statistics.device
-        matrix = view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
-        solved = self.solve(matrix, statistics, grid.matrix(view).to(where, self.dtype))
+        of_matrix = grid.matrix(view).to(where, self.dtype)
+
+        def whole() -> Tensor:
+            return view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
+
+        solved = self.solve(whole(), statistics, of_matrix)
         if not bool(torch.isfinite(solved).all()):
             raise NotSolvable("the result isn't finite; give more samples, or dtype=torch.float64")
         if self.measure:
-            whole = view.to_matrix(weight.detach()).to(where, self.dtype)
-            near = grid.matrix(view).to(where, self.dtype).nearest(whole.clone())
-            errors = statistics.relative_error(whole, near, solved)
+            near = of_matrix.nearest(whole())
+            errors = statistics.relative_error(whole(), near, solved)
+            del near
             worse = self.keep_best and errors[1] > errors[0]
             self.errors[self._names[layer]] = (errors[0], errors[0] if worse else errors[1])
             if worse:
                 self.kept.append(self._names[layer])
                 return False
-        values = view.from_matrix(solved.to(weight.device))
-        if not write_weight(layer, values, grid):
+        if not write_weight(layer, view.from_matrix(solved.to(weight.device)), grid):
             raise NoGrid(f"{held.weight_quant.quantizer.__name__} can't be given these values")
         return True
 
     def solve(self, weights: Tensor, statistics: InputStatistics, grid: Any) -> Tensor:
         """For subclasses: the quantized matrix."""
         raise TypeError(f"{type(self).__name__} has to define solve(weights, statistics, grid)")
+
+
+def _tied(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """For layers whose weight other modules hold as well, where."""
+    places: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter, []).append(name)
+    found = {}
+    for name in layers:
+        weight = model.get_submodule(name)._parameters["weight"]
+        assert weight is not None
+        others = [
+            n
+            for n in places[weight]
+            if model.get_submodule(n.rpartition(".")[0]) is not model.get_submodule(name)
+        ]
+        if others:
+            found[name] = others
+    return found
 
 
 def _check_groups(

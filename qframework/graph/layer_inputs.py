@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +13,14 @@ from qframework.quant_tensor import dequantize
 
 #: Called with a layer and its input, a plain tensor, before the layer computes.
 Seen = Callable[[nn.Module, Tensor], None]
+
+
+@dataclass
+class Call:
+    """The arguments of one call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class Reached(Exception):
@@ -54,7 +63,9 @@ def watching(layers: list[nn.Module], seen: Seen) -> Iterator[None]:
 
 
 def call_with(model: Callable[..., Any], batch: Any) -> Any:
-    """``model(*batch)`` for a tuple or a list, ``model(**batch)`` for a dict, else ``model(batch)``."""
+    """``model(*batch)`` for a tuple or a list, ``model(**batch)`` for a dict, both for a call, else ``model(batch)``."""
+    if isinstance(batch, Call):
+        return model(*batch.args, **batch.kwargs)
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, (tuple, list)):

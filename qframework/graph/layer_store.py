@@ -23,6 +23,10 @@ class LayerStore:
         folder: is made where it isn't there.
         identity: what the results depend on; a folder with another one is refused.
 
+    Attributes:
+        step: number of the step that layers are kept of.
+        prefix: of the layers' names.
+
     Raises:
         ResumeError: the folder is that of other work.
     """
@@ -41,9 +45,29 @@ class LayerStore:
         else:
             _write(note, json.dumps({"digest": digest}).encode())
         self.step = 0
+        self.prefix = ""
 
     def _file(self, name: str) -> Path:
-        return self.folder / f"{self.step:02d}-{name or 'model'}.pt"
+        full = (self.prefix + name).strip(".") or "model"
+        return self.folder / f"{self.step:02d}-{full}.pt"
+
+    def check(self, name: str, digest: str) -> None:
+        """Note what a block held before; where something else is noted, the folder is that of other work.
+
+        Raises:
+            ResumeError: it is.
+        """
+        note = self.folder / f"{name}.json"
+        if not note.exists():
+            _write(note, json.dumps({"digest": digest}).encode())
+        elif json.loads(note.read_text()).get("digest") != digest:
+            raise ResumeError(
+                f"ptq: {self.folder} holds the work of other weights of {name}; give another folder, or empty it"
+            )
+
+    def has(self, name: str) -> bool:
+        """Whether a layer is kept."""
+        return self._file(name).exists()
 
     def load(self, name: str, layer: nn.Module) -> dict[str, Any] | None:
         """Give a layer what was kept of it; what was noted with it, None where nothing was kept."""

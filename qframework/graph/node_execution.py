@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,17 +15,9 @@ from torch import Tensor, fx, nn
 
 from qframework.graph.batches import Batches
 from qframework.graph.graph_pass import is_leaf
-from qframework.graph.layer_inputs import Reached, watching
+from qframework.graph.layer_inputs import Call, Reached, watching
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.tracing import Traced, trace
-
-
-@dataclass
-class Call:
-    """The arguments of one call of a module."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Stream:
@@ -94,7 +85,10 @@ class NodeExecution:
 
     Attributes:
         originals: float contents of parameters that were changed, for the float stream.
+        look: called with each node that calls something, and its arguments in the first stream, before it runs.
     """
+
+    look: Callable[[fx.Node, Call], object] | None = None
 
     def __init__(
         self,
@@ -138,6 +132,9 @@ class NodeExecution:
                     [s.call(node, b, device) for b in range(len(self.batches))]
                     for s in self.streams
                 ]
+                if self.look is not None:
+                    for call in calls[0]:
+                        self.look(node, call)
                 visit(module, calls)
                 self._compute(node, module, calls)
             elif node.op == "output":
@@ -175,24 +172,51 @@ class NodeExecution:
                 found = getattr(found, part)
             return found
         call = stream.call(node, batch)
+        if self.look is not None and stream is self.streams[0]:
+            self.look(node, call)
         if node.op == "call_function":
             return target(*call.args, **call.kwargs)
         owner, *rest = call.args
         return getattr(owner, target)(*rest, **call.kwargs)
 
     def _inputs(self, batch: Any) -> dict[str, Any]:
-        if isinstance(batch, Mapping):
-            return dict(batch)
-        args = batch if isinstance(batch, (tuple, list)) else (batch,)
-        bound = inspect.signature(self.model.forward).bind(*args)
-        return dict(bound.arguments)
+        return arguments_of(self.model, batch)
+
+
+def arguments_of(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """The arguments of a model by their names, those that a batch gives."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    args = batch if isinstance(batch, (tuple, list)) else (batch,)
+    kwargs = {}
+    if isinstance(batch, Call):
+        args, kwargs = batch.args, batch.kwargs
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    return dict(bound.arguments)
+
+
+def _absent(model: nn.Module, batch: Any) -> set[str]:
+    """The arguments that are None for a batch, which decides what the model does."""
+    given = arguments_of(model, batch)
+    found = set()
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if given.get(name, parameter.default) is None:
+                found.add(name)
+    return found
 
 
 def traced_for_execution(model: nn.Module, batches: Batches) -> Traced | str:
     """The graph of a model that is to be run node by node, or why there is none."""
     if batches.is_callable:
         return "the model is run by a callable"
-    traced = trace(model, leaves=is_leaf)
+    try:
+        absent = [_absent(model, batch) for batch in batches]
+    except TypeError as error:
+        return f"the batches aren't what forward takes: {error}"
+    if any(names != absent[0] for names in absent):
+        return "some batches leave out arguments that others give"
+    traced = trace(model, leaves=is_leaf, absent=sorted(absent[0]))
     if isinstance(traced, str):
         return traced
     if model._forward_hooks or model._forward_pre_hooks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -15,12 +14,21 @@ import torch
 from torch import nn
 
 from qframework.graph.batches import Batches
+from qframework.graph.by_block import (
+    ByBlock,
+    changes_in_place,
+    check_by_block,
+    plan_of,
+    with_same_tensors,
+)
 from qframework.graph.function_kinds import PRODUCTS
 from qframework.graph.layer_store import LayerStore, fingerprint_of
+from qframework.graph.progress import Bar, progress_bar
 from qframework.graph.ptq_measure import layer_records, output_sqnr
-from qframework.graph.ptq_report import PTQReport
+from qframework.graph.ptq_report import PTQReport, StepRecord
 from qframework.graph.recipe import QuantizeStep, find_recipe
 from qframework.graph.recipe_steps import Work, carry_out
+from qframework.graph.weight_source import WeightSource
 
 _FOLDING = ("merge_batch_norm", "merge_ln_affine", "layer_norm_to_rms")
 
@@ -33,7 +41,9 @@ def ptq(
     keep_best: bool = True,
     strict: bool = False,
     resume: str | Path | None = None,
-    offload: bool = False,
+    offload: bool | str | Path = False,
+    by_block: bool = False,
+    weights: Any = None,
     progress: bool = True,
 ) -> tuple[nn.Module, PTQReport]:
     """Quantize a trained model without training it.
@@ -51,15 +61,20 @@ def ptq(
         keep_best: let a layer whose error would be larger than with nearest values keep those.
         strict: refuse layers and matrix products that would stay float.
         resume: a folder, in which finished layers are kept; a run that was interrupted goes on there, with the same bits.
-        offload: keep activations between layers on the CPU.
-        progress: show steps and the time left, where a person looks on.
+        offload: keep activations between layers on the CPU; a folder, for memory-mapped files, in which with ``by_block`` finished
+            blocks are as well.
+        by_block: finish each block (the parts of the model's ``nn.Sequential`` and ``nn.ModuleList`` modules) before the next one is
+            touched, so that beside the model there are one block, what its layers' inputs tell, and the activations between blocks.
+        weights: those of a model on the ``meta`` device, read when their block has its turn: a state dict, a function from a name to
+            its tensor, or a path of safetensors. Goes with ``by_block``.
+        progress: show a bar with the time left (by rich or tqdm, where installed), where a person looks on.
 
     Returns:
         The quantized model, in evaluation mode, and a report.
 
     Raises:
-        ValueError: an unknown recipe, one whose steps can't follow each other, batches that are used up, or with ``strict`` what stays
-            float. Nothing was done to the model.
+        ValueError: an unknown recipe, one whose steps can't follow each other, batches that are used up, with ``strict`` what stays
+            float, or with ``by_block`` a model that has no blocks. Nothing was done to the model.
 
     Warns:
         UserWarning: a step that changed nothing; layers that no batch reached.
@@ -67,39 +82,77 @@ def ptq(
     plan = find_recipe(recipe)
     data = Batches(batches)
     start = time.perf_counter()
-    with _own_random_numbers(model, plan.seed):
+    with _own_random_numbers(model, plan.seed), progress_bar(None if progress else False) as bar:
         store = None
         if resume is not None:
             identity = f"{plan.model_dump_json()}{keep_best}{fingerprint_of(model)}"
             store = LayerStore(Path(resume), identity)
-        work = Work(copy.deepcopy(model).eval(), data, plan, keep_best, strict, offload, store)
+        by_block = by_block or weights is not None
+        if by_block:
+            check_by_block(plan, model, weights is not None)
+        shares = by_block and not changes_in_place(plan, model)
+        own = with_same_tensors(model) if shares else copy.deepcopy(model)
+        work = Work(own.eval(), data, plan, keep_best, strict, offload, store)
         report = PTQReport(recipe=plan.name)
         for i, step in enumerate(plan.steps):
-            _tell(progress, f"{i + 1} of {len(plan.steps)}: {step.step}", start, i, len(plan.steps))
+            bar.at(i, len(plan.steps), f"ptq: {step.step}")
             if store is not None:
                 store.step = i
             began = time.perf_counter()
+            whole = work.model  # the float one, before it is quantized
             record = carry_out(step, work)
             record.seconds = time.perf_counter() - began
             report.steps.append(record)
-            # a built-in recipe also serves models without norms to fold
-            absent = isinstance(recipe, str) and not record.skipped and step.step in _FOLDING
-            if not record.changed and not absent:
-                text = "; ".join(f"{n}: {why}" for n, why in record.skipped.items())
-                warnings.warn(
-                    f"ptq: {step.step} changed nothing{': ' + text if text else ''}",
-                    UserWarning,
-                    stacklevel=2,
-                )
+            _check_changed(record, isinstance(recipe, str))
             if isinstance(step, QuantizeStep):
                 _list_floats(work, report, strict)
+                if by_block:
+                    _blocks(work, whole, i, weights, offload, report, bar)
+                    break
             if step.step in ("quantize", "awq", "low_rank"):
                 work.originals = _weights(work.model)
-        report.layers = layer_records(work)
-        report.sqnr = output_sqnr(model, work.model, data)
+        if by_block:
+            for record in report.steps[i + 1 :]:
+                _check_changed(record, isinstance(recipe, str))
+        else:
+            report.layers = layer_records(work)
+            report.sqnr = output_sqnr(model, work.model, data)
         report.seconds = time.perf_counter() - start
-        _tell(progress, "", start, 1, 1)
     return work.model, report
+
+
+def _check_changed(record: StepRecord, built_in: bool) -> None:
+    """Warn about a step that did nothing."""
+    # a built-in recipe also serves models without norms to fold
+    absent = built_in and not record.skipped and record.step in _FOLDING
+    if not record.changed and not absent:
+        text = "; ".join(f"{n}: {why}" for n, why in record.skipped.items())
+        warnings.warn(
+            f"ptq: {record.step} changed nothing{': ' + text if text else ''}",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _blocks(
+    work: Work,
+    whole: nn.Module,
+    place: int,
+    weights: Any,
+    offload: bool | str | Path,
+    report: PTQReport,
+    bar: Bar,
+) -> None:
+    """All steps behind ``quantize``, block by block."""
+    source = None if weights is None else WeightSource(weights)
+    blocks = plan_of(whole, work.model, work.batches, source is not None)
+
+    def tell(done: int, count: int) -> None:
+        bar.at(done, count, "ptq: blocks")
+
+    later = list(enumerate(work.recipe.steps))[place + 1 :]
+    tensors = dict([*whole.named_parameters(), *whole.named_buffers()])
+    ByBlock(work, blocks, later, tensors, source, offload, tell).run(report)
 
 
 def _weights(model: nn.Module) -> dict[str, Any]:
@@ -131,13 +184,3 @@ def _own_random_numbers(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
-
-
-def _tell(progress: bool, what: str, start: float, done: int, whole: int) -> None:
-    if not progress or not sys.stderr.isatty():
-        return
-    spent = time.perf_counter() - start
-    left = f", about {spent / done * (whole - done):.0f} s left" if done else ""
-    text = f"\rptq {what}{left}" if what else "\r"
-    sys.stderr.write(text.ljust(78) + ("" if what else "\r"))
-    sys.stderr.flush()

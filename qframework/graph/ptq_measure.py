@@ -14,7 +14,7 @@ from qframework.graph.layer_view import WEIGHTED
 from qframework.graph.ptq_report import LayerRecord, sqnr
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.recipe_steps import Work
-from qframework.graph.weight_grid import NoGrid, grid_of
+from qframework.graph.weight_grid import NoGrid, WeightGrid, grid_of
 from qframework.graph.widths import bits_of_proxy
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -37,21 +37,25 @@ def output_sqnr(model: nn.Module, quantized: nn.Module, batches: Batches) -> flo
     """Energy of a float model's outputs over that of what the quantized model's lack, in dB; None for outputs without numbers."""
     if batches.is_callable:
         return None
-    signal = noise = 0.0
-    seen = False
     training = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        for batch in batches:
-            exact = tensors_of(call_with(model, batch))
-            found = tensors_of(call_with(quantized, batch))
-            for a, b in zip(exact, found, strict=True):
-                seen = True
-                signal += float(a.double().square().sum())
-                noise += float((a.double() - b.double()).square().sum())
+        pairs = [(call_with(model, b), call_with(quantized, b)) for b in batches]
     finally:
         for module, mode in training:
             module.training = mode
+    return sqnr_of_outputs([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def sqnr_of_outputs(exact: list[Any], found: list[Any]) -> float | None:
+    """Energy of outputs over that of what others lack, in dB; None for outputs without numbers."""
+    signal = noise = 0.0
+    seen = False
+    for one, other in zip(exact, found, strict=True):
+        for a, b in zip(tensors_of(one), tensors_of(other), strict=True):
+            seen = True
+            signal += float(a.double().square().sum())
+            noise += float((a.double() - b.double()).square().sum())
     return sqnr(signal, noise) if seen else None
 
 
@@ -75,7 +79,7 @@ def layer_records(work: Work) -> list[LayerRecord]:
         and m.weight_quant.is_quant_enabled
     }
     records, energies = [], dict[Any, _Energies]()
-    nearest: dict[Any, tuple[Tensor, Tensor]] = {}
+    nearest: dict[Any, tuple[Tensor, WeightGrid]] = {}
     for layer, name in layers.items():
         record = LayerRecord(
             name=name,
@@ -101,7 +105,7 @@ def layer_records(work: Work) -> list[LayerRecord]:
         record.clipped = (
             float(((near - whole).abs() > room).float().mean()) if grid.is_even else None
         )
-        nearest[layer] = whole, near
+        nearest[layer] = whole, grid
         energies[layer] = _Energies()
     _measure(work, energies, nearest)
     for layer, record in zip(layers, records, strict=True):
@@ -112,19 +116,21 @@ def layer_records(work: Work) -> list[LayerRecord]:
     return records
 
 
+def _energy(t: Tensor) -> float:
+    return float(t.square().sum(dtype=torch.float64))
+
+
 def _measure(work: Work, energies: dict[Any, _Energies], nearest: dict[Any, Any]) -> None:
     def hook(layer: Any, args: Any, kwargs: Any, output: Any) -> None:
-        whole, near = nearest[layer]
-        weight = layer._parameters["weight"]
+        whole, grid = nearest[layer]
+        weight, found = layer._parameters["weight"], energies[layer]
         with quantizers_off(layer), with_weights({weight: whole}):
             exact = dequantize(layer.forward(*args, **kwargs))
+        found.signal += _energy(exact)
+        found.now += _energy(exact - dequantize(output))
+        near = grid.nearest(whole.to(torch.float32)).to(whole.dtype)
         with quantizers_off(layer, biases=False, activations=False), with_weights({weight: near}):
-            rounded = dequantize(layer.forward(*args, **kwargs))
-        now = dequantize(output)
-        found = energies[layer]
-        found.signal += float(exact.double().square().sum())
-        found.near += float((exact - rounded).double().square().sum())
-        found.now += float((exact - now).double().square().sum())
+            found.near += _energy(exact - dequantize(layer.forward(*args, **kwargs)))
 
     handles = [m.register_forward_hook(hook, with_kwargs=True) for m in nearest]
     try:

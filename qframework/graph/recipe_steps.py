@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from qframework.graph import recipe as r
 from qframework.graph.activation_equalization import activation_equalization_mode
 from qframework.graph.awq import awq
 from qframework.graph.batches import Batches
+from qframework.graph.block_rounding import round_blocks
 from qframework.graph.calibrate import calibration_mode
 from qframework.graph.channel_splitting import GraphChannelSplitting
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.corrections import bias_correction_mode, norm_correction_mode
 from qframework.graph.cross_layer_equalization import EqualizeGraph
-from qframework.graph.gpfq import gpfq_mode
+from qframework.graph.gpfq import GPFQ, gpfq_mode
 from qframework.graph.gptq import gptq_mode
 from qframework.graph.graph_pass import GraphPass
 from qframework.graph.layer_by_layer import LayerByLayer
@@ -28,7 +30,7 @@ from qframework.graph.layer_inputs import Reached
 from qframework.graph.layer_norm_folding import LayerNormToRMS, MergeLnAffine
 from qframework.graph.layer_store import LayerStore
 from qframework.graph.layer_view import WEIGHTED
-from qframework.graph.learned_round import learned_round, learned_round_mode
+from qframework.graph.learned_round import learned_round_mode
 from qframework.graph.magr import magr_mode
 from qframework.graph.ptq_report import StepRecord
 from qframework.graph.qronos import Qronos
@@ -50,7 +52,7 @@ class Work:
         recipe: whose steps they are.
         keep_best: leave layers alone that would end worse.
         strict: refuse what stays float.
-        offload: keep activations between layers on the CPU.
+        offload: keep activations between layers on the CPU, or in memory-mapped files in a folder.
         store: of finished layers.
         errors: from names of layers to errors that steps measured.
         seconds: for each layer.
@@ -64,7 +66,7 @@ class Work:
     recipe: r.Recipe
     keep_best: bool
     strict: bool
-    offload: bool
+    offload: bool | str | Path
     store: LayerStore | None
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -142,13 +144,47 @@ def _calibrate(step: Any, work: Work, record: StepRecord) -> None:
             record.changed[name] = "calibrated"
 
 
-def _in_order(mode: LayerByLayer, work: Work, record: StepRecord) -> None:
+def _choose(step: Any, work: Work, record: StepRecord) -> None:
+    mode = mode_of(step, work)
+    if mode is None:
+        done = round_blocks(
+            work.model,
+            work.batches,
+            step.blocks,
+            step.method,
+            step.steps,
+            step.lr,
+            step.batch_size,
+            work.recipe.seed,
+            work.store,
+        )
+        note(done, work, record)
+        return
     mode.store = work.store
     quantize_in_order(mode, work.batches, work.offload)
-    _note(mode, work, record)
+    note(mode, work, record)
 
 
-def _note(mode: LayerByLayer, work: Work, record: StepRecord) -> None:
+def mode_of(step: Any, work: Work) -> LayerByLayer | None:
+    """The context by which a step chooses values layer by layer; None for other steps."""
+    options: dict[str, Any] = _options(work)
+    if isinstance(step, r.LearnedRoundStep):
+        if step.blocks is not None:
+            return None
+        options |= {"method": step.method, "steps": step.steps, "lr": step.lr}
+        return learned_round_mode(work.model, **options)
+    if not isinstance(step, (r.GPTQStep, r.GPFQStep, r.QronosStep)):
+        return None
+    options["act_order"] = step.act_order
+    options["use_quant_activations"] = step.use_quant_activations
+    if isinstance(step, r.GPTQStep):
+        return gptq_mode(work.model, **options)
+    algorithm = Qronos if isinstance(step, r.QronosStep) else GPFQ
+    return gpfq_mode(work.model, algorithm_impl=algorithm, **options)
+
+
+def note(mode: LayerByLayer, work: Work, record: StepRecord) -> None:
+    """Record what a context did."""
     record.changed = dict.fromkeys(mode.updated, "new values")
     record.skipped = {**mode.failed, **dict.fromkeys(mode.kept, "its error would have been larger")}
     work.errors.update(mode.errors)
@@ -166,18 +202,6 @@ def _options(work: Work) -> dict[str, Any]:
     }
 
 
-def _gptq(step: Any, work: Work, record: StepRecord) -> None:
-    how = {"act_order": step.act_order, "use_quant_activations": step.use_quant_activations}
-    _in_order(gptq_mode(work.model, **how, **_options(work)), work, record)
-
-
-def _gpfq(step: Any, work: Work, record: StepRecord) -> None:
-    how = {"act_order": step.act_order, "use_quant_activations": step.use_quant_activations}
-    if isinstance(step, r.QronosStep):
-        how["algorithm_impl"] = Qronos
-    _in_order(gpfq_mode(work.model, **how, **_options(work)), work, record)
-
-
 def _magr(step: Any, work: Work, record: StepRecord) -> None:
     mode = magr_mode(
         work.model,
@@ -189,26 +213,6 @@ def _magr(step: Any, work: Work, record: StepRecord) -> None:
     quantize_in_order(mode, work.batches)
     record.changed = dict.fromkeys(mode.updated, "smaller largest weights")
     record.skipped = dict(mode.failed)
-
-
-def _learned_round(step: Any, work: Work, record: StepRecord) -> None:
-    if step.blocks is None:
-        mode = learned_round_mode(
-            work.model, method=step.method, steps=step.steps, lr=step.lr, **_options(work)
-        )
-        _in_order(mode, work, record)
-        return
-    done = learned_round(
-        work.model,
-        work.batches,
-        blocks=step.blocks,
-        method=step.method,
-        steps=step.steps,
-        lr=step.lr,
-        batch_size=step.batch_size,
-        seed=work.recipe.seed,
-    )
-    _note(done, work, record)
 
 
 def _low_rank(step: Any, work: Work, record: StepRecord) -> None:
@@ -291,10 +295,10 @@ _STEPS: dict[type, Callable[[Any, Work, StepRecord], None]] = {
     r.QuantizeStep: _quantize,
     r.AWQStep: _awq,
     r.CalibrateStep: _calibrate,
-    r.GPTQStep: _gptq,
-    r.GPFQStep: _gpfq,
-    r.QronosStep: _gpfq,
-    r.LearnedRoundStep: _learned_round,
+    r.GPTQStep: _choose,
+    r.GPFQStep: _choose,
+    r.QronosStep: _choose,
+    r.LearnedRoundStep: _choose,
     r.LowRankStep: _low_rank,
     r.BiasCorrectionStep: _bias_correction,
     r.NormCorrectionStep: _norm_correction,

@@ -55,6 +55,8 @@ class GraphRotationEqualization(GraphPass):
         ValueError: another method.
     """
 
+    scales_channels = True
+
     def __init__(
         self,
         blacklist_layers: Sequence[str] | None = None,
@@ -204,14 +206,24 @@ class LayerwiseActivationRotation:
         self.block_size = rotation_block_size
         self.report = PassReport()
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, *example_input: Any) -> nn.Module:
         """Turn the inputs of a model's layers, in place; the model itself where that is a single layer's wrapper."""
         self.report = PassReport(way="not needed")
         layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        # attention of torch reads the weights of its parts and never calls them
+        read = {
+            part
+            for m in model.modules()
+            if isinstance(m, nn.MultiheadAttention)
+            for part in m.modules()
+        }
         with unchanged_on_error(model):
             for name, layer in layers:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
+                    continue
+                if layer in read:
+                    self.report.skipped[name] = "nn.MultiheadAttention reads its weight itself"
                     continue
                 steps = self.expansion_step if name in self.layers_to_expand else 0
                 if layer is model:

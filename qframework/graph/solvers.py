@@ -12,16 +12,13 @@ from torch import Tensor
 
 from qframework.graph.error_diffusion import (
     by_input_energy,
-    diffuse_errors,
     in_first_order,
     largest_eigenvalue,
+    quantize_in_sequence,
     reordered,
     reordered_square,
 )
 from qframework.graph.weight_grid import WeightGrid
-
-#: What an inverse is multiplied by before its Cholesky factor is taken, and the root divided by after.
-_LIFT = 1e4
 
 
 class NotSolvable(Exception):
@@ -33,7 +30,9 @@ def gptq(
 ) -> Tensor:
     """GPTQ (Frantar 2022, https://arxiv.org/abs/2210.17323).
 
-    Columns are rounded in order; each one's error is spread over the rest by the Cholesky factor of the inverse Hessian.
+    Columns are rounded in order, each one's error spread over the rest: the paper does so by the Cholesky factor ``u`` of the inverse
+    Hessian, ``w_j -= (w_i - q_i) / u_ii u_ij``. That moves column ``i`` by ``sum_{s<i} (w_s - q_s) v_si / v_ii`` in all, with the upper
+    triangular ``v`` of ``v v^T = H``, for which nothing is inverted.
 
     Args:
         weights: are overwritten.
@@ -55,41 +54,33 @@ def gptq(
         hessian = reordered_square(hessian, order).contiguous()
         diagonal = hessian.diagonal(dim1=1, dim2=2)
     diagonal.add_(damping * diagonal.mean(dim=1, keepdim=True))
-    factor = upper_factor_of_inverse(hessian)
-    result = diffuse_errors(weights, factor, grid)
+    turned = [hessian.flip(1, 2)]
+    del hessian, diagonal  # they may be the largest tensors that there are
+    upper = upper_factor(turned)
+    ends = upper.diagonal(dim1=1, dim2=2)
+    target = weights * ends.unsqueeze(-1)
+    result = quantize_in_sequence(target, upper.transpose(1, 2), 1 / ends, grid, weights)
     return result if order is None else in_first_order(result, order)
 
 
-def upper_factor_of_inverse(hessian: Tensor) -> Tensor:
-    """Upper triangular ``u`` with ``u^T u = hessian^-1``.
+def upper_factor(turned: list[Tensor]) -> Tensor:
+    """Upper triangular ``v`` with ``v v^T = hessian``.
+
+    Args:
+        turned: the matrix, ``(groups, columns, columns)``, both axes in reverse order; taken out of the list, so that its memory is
+            free again.
 
     Raises:
-        NotSolvable: there is none.
+        NotSolvable: it isn't positive definite.
     """
-    return _upper_factor(inverse_of(hessian))
-
-
-def inverse_of(hessian: Tensor) -> Tensor:
-    """The inverse of symmetric positive definite matrices.
-
-    Raises:
-        NotSolvable: they aren't.
-    """
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if bool(failed.any()) or not bool(torch.isfinite(lower).all()):
+    lower, failed = torch.linalg.cholesky_ex(turned.pop())
+    ends = lower.diagonal(dim1=1, dim2=2)
+    if bool(failed.any()) or not bool(torch.isfinite(ends).all()):
         raise NotSolvable(
             "the Hessian is not positive definite; give more samples, or dtype=torch.float64"
         )
-    return torch.cholesky_inverse(lower)
-
-
-def _upper_factor(inverse: Tensor) -> Tensor:
-    upper, failed = torch.linalg.cholesky_ex(inverse * _LIFT, upper=True)
-    if bool(failed.any()) or not bool(torch.isfinite(upper).all()):
-        raise NotSolvable(
-            "the inverse Hessian is not positive definite; give more samples, or dtype=torch.float64"
-        )
-    return upper.div_(_LIFT**0.5)  # type: ignore[no-any-return]
+    upper: Tensor = lower.flip(1, 2)
+    return upper
 
 
 def gpfq(
@@ -119,27 +110,9 @@ def gpfq(
         original, grid = reordered(original, order), grid.ordered(order)
         hessian, cross = reordered_square(hessian, order), reordered_square(cross, order)
     diagonal = hessian.diagonal(dim1=1, dim2=2)
-    weight_of = torch.where(diagonal != 0, 1 / diagonal, 0.0).unsqueeze(-1)
-    target = (cross.tril() * weight_of) @ original
-    past = hessian.tril(-1) * weight_of
-    result = _substitute(target, past, grid)
+    share = torch.where(diagonal != 0, 1 / diagonal, 0.0)
+    result = quantize_in_sequence(cross.tril() @ original, hessian, share, grid)
     return result if order is None else in_first_order(result, order)
-
-
-def _substitute(target: Tensor, past: Tensor, grid: WeightGrid, block: int = 64) -> Tensor:
-    """``q_t = nearest(target_t - sum_{s<t} past_ts q_s)``, in blocks."""
-    result = torch.empty_like(target)
-    columns = target.shape[1]
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        if start:
-            target[:, start:stop].baddbmm_(past[:, start:stop, :start], result[:, :start], alpha=-1)
-        for i in range(start, stop):
-            q = grid.of_columns(i, i + 1).nearest(target[:, i : i + 1])
-            result[:, i : i + 1] = q
-            if i + 1 < stop:
-                target[:, i + 1 : stop].baddbmm_(past[:, i + 1 : stop, i : i + 1], q, alpha=-1)
-    return result
 
 
 def qronos(
@@ -157,7 +130,7 @@ def qronos(
     ``(w (G + d) - q H) (H + d)^-1`` over the remaining columns, and are rounded as GPTQ does.
 
     Args:
-        weights: those that are quantized; overwritten.
+        weights: those that are quantized.
         hessian: ``H``.
         cross: ``G``.
         grid: of the weights.
@@ -168,9 +141,9 @@ def qronos(
     Raises:
         NotSolvable: the Hessian has no Cholesky factor.
     """
-    original = weights.clone() if original is None else original
+    original = weights if original is None else original
     dead = hessian.diagonal(dim1=1, dim2=2) == 0
-    weights = weights.masked_fill_(dead.unsqueeze(-1), 0)
+    weights = weights.masked_fill(dead.unsqueeze(-1), 0)
     order = by_input_energy(hessian) if act_order else None
     if order is not None:
         weights, original = reordered(weights, order), reordered(original, order)
@@ -182,17 +155,23 @@ def qronos(
     q = grid.of_columns(0, 1).nearest(start)
     if weights.shape[1] == 1:
         return q
-    damping = alpha * largest_eigenvalue(hessian)[:, None]
-    damped = hessian[:, 1:, 1:].clone()
-    damped.diagonal(dim1=1, dim2=2).add_(damping)
-    inverse = inverse_of(damped)
+    damping = alpha * largest_eigenvalue(hessian, steps=10)[:, None]
+    turned = [hessian[:, 1:, 1:].flip(1, 2)]
+    turned[0].diagonal(dim1=1, dim2=2).add_(damping)
+    upper = upper_factor(turned)
     right = cross[:, 1:] @ original
     right.add_(original[:, 1:] * damping.unsqueeze(-1))
     right.baddbmm_(hessian[:, 1:, :1], q, alpha=-1)
-    rest = inverse @ right
-    factor = _upper_factor(inverse)
-    result = diffuse_errors(rest, factor, grid.of_columns(1, weights.shape[1]))
-    result = torch.cat([q, result], dim=1)
+    # v^T w for the solution w; the columns before are taken from it as they are quantized
+    sides = (
+        upper.transpose(1, 2),
+        right.transpose(1, 2),
+    )  # the side on which LAPACK copies nothing
+    target = torch.linalg.solve_triangular(*sides, upper=False, left=False).transpose(1, 2)
+    share = 1 / upper.diagonal(dim1=1, dim2=2)
+    rest = grid.of_columns(1, weights.shape[1])
+    found = quantize_in_sequence(target.contiguous(), upper.transpose(1, 2), share, rest)
+    result = torch.cat([q, found], dim=1)
     return result if order is None else in_first_order(result, order)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -30,6 +32,18 @@ class Table:
         self.text_columns, self.total = text_columns, total
 
     def __str__(self) -> str:
+        """By rich on a terminal, where it is installed; else in aligned columns."""
+        if sys.stdout.isatty() and find_spec("rich") is not None:
+            from rich.console import Console
+
+            console = Console(color_system=None)
+            with console.capture() as captured:
+                console.print(self)
+            return captured.get().rstrip("\n")
+        return self.to_text()
+
+    def to_text(self) -> str:
+        """Aligned columns, however wide they are."""
         shown = [self.headings, *self.rows]
         widths = [max(len(row[i]) for row in shown) for i in range(len(self.headings))]
         lines = [

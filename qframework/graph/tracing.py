@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -102,6 +102,7 @@ def trace(
     own: bool = False,
     prepare: Callable[[nn.Module], object] | None = None,
     leaves: Callable[[nn.Module], bool] | None = None,
+    absent: Iterable[str] = (),
 ) -> Traced | str:
     """The graph of a model, or why there is none; a forward leaves no traces on the model.
 
@@ -110,6 +111,7 @@ def trace(
         own: down to its children instead.
         prepare: called with the copy that is traced.
         leaves: which modules aren't traced into, beside torch's.
+        absent: names of arguments that are None.
     """
     stands: dict[nn.Module, nn.Module] = {}
     shells = shell_tree(model, stands)
@@ -118,7 +120,7 @@ def trace(
         prepare(shells)
     tracer = _Tracer(own, leaves)
     try:
-        graph = tracer.trace(shells)
+        graph = tracer.trace(shells, dict.fromkeys(absent) or None)
         names = {str(n.target) for n in graph.nodes if n.op == "call_module"}
         modules = {n: original[shells.get_submodule(n)] for n in names}
     except Exception as error:  # whatever user code raises when it is traced

@@ -48,24 +48,28 @@ def write_weight(layer: nn.Module, values: Tensor, grid: WeightGrid) -> bool:
     proxy, weight = held.weight_quant, held._parameters["weight"]
     before = weight.detach().clone()
     wanted = values.to(weight.dtype)
-    same = grid.nearest(before.to(torch.float32)).to(weight.dtype) == wanted
-    candidates = [torch.where(same, before, wanted), wanted]
     aside = _ASIDE.get(proxy.rounding_mode or "")
+
+    def nearly_as_before() -> Tensor:
+        same = grid.nearest(before.to(torch.float32)).to(weight.dtype) == wanted
+        return torch.where(same, before, wanted)
+
+    makers = [nearly_as_before, lambda: wanted]
     if aside is not None:
-        candidates = [wanted + aside * grid.scale.to(weight.dtype)]
+        makers = [lambda: wanted + aside * grid.scale.to(weight.dtype)]
     elif proxy.rounding_mode in ("ROUND_TO_ZERO", "DPU"):
-        candidates.append(wanted + 0.25 * grid.scale.to(weight.dtype) * wanted.sign())
+        makers.append(lambda: wanted + 0.25 * grid.scale.to(weight.dtype) * wanted.sign())
     proxy.stop_following()
     shared = len(proxy.tracked_module_list) > 1
-    for candidate in candidates if not shared else ():
-        weight.copy_(candidate)
+    for make in makers if not shared else ():
+        weight.copy_(make())
         if _gives(held, wanted, grid):
             return True
     weight.copy_(before)
     scaling, zero = _slots(proxy)
     proxy.fix_scale()
-    for candidate in reversed(candidates):
-        weight.copy_(candidate)
+    for make in reversed(makers):
+        weight.copy_(make())
         if _gives(held, wanted, grid):
             return True
     weight.copy_(before)
@@ -85,10 +89,8 @@ def _restore_slots(proxy: Any, scaling: Any, zero: Any) -> None:
 
 
 def _gives(layer: Any, wanted: Tensor, grid: WeightGrid) -> bool:
-    found = layer.quant_weight()
-    value = dequantize(found).to(torch.float32)
-    target = wanted.to(torch.float32)
-    room = _ROOM * (grid.scale.abs() + target.abs())
+    value = dequantize(layer.quant_weight()).to(torch.float32)
+    room = (grid.scale.abs() + wanted.abs().to(torch.float32)).mul_(_ROOM)
     if wanted.dtype not in (torch.float32, torch.float64):
-        room = room + torch.finfo(wanted.dtype).eps * 2 * target.abs()
-    return bool(((value - target).abs() <= room).all())
+        room.add_(wanted.abs().to(torch.float32), alpha=torch.finfo(wanted.dtype).eps * 2)
+    return bool(((value - wanted).abs_() <= room).all())

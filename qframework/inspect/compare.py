@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.graph.batch_norm_folding import FoldedBatchNorm
 from qframework.graph.table import Table
 from qframework.inject.errors import did_you_mean
 from qframework.inspect.batches import evaluating, runs
@@ -195,7 +196,8 @@ def compare(
     """How far the result of each layer of a quantized model is from that of the float model.
 
     Both run in evaluation mode on each batch, and are as they were afterwards. Layers are matched by their names; only those that
-    compute (without submodules of their own in the float model) are compared, by the first tensor that they return.
+    compute (without submodules of their own in the float model) are compared, by the first tensor that they return. A batch norm that was
+    folded into the layer in front is part of that layer: its result is what is compared.
 
     Args:
         float_model: the reference.
@@ -222,6 +224,8 @@ def compare(
     found: dict[str, _Layer] = {}
     output = _Layer(type(quantized_model).__name__)
     exact: dict[str, list[tuple[Tensor | None, Tensor | None]]] = {}
+    folded: dict[str, str] = {}  # from a folded norm to the layer in front, whose part it is now
+    last: list[Any] = [None, None]
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
@@ -236,6 +240,9 @@ def compare(
             mine = (
                 output if name == WHOLE else found.setdefault(name, _Layer(type(module).__name__))
             )
+            if isinstance(module, FoldedBatchNorm) and args and args[0] is last[1]:
+                folded[name] = last[0]
+            last[:] = name, result
             if not exact.get(name):
                 return
             given, made = exact[name].pop(0)
@@ -261,6 +268,10 @@ def compare(
     finally:
         for handle in handles:
             handle.remove()
+    for norm, layer in folded.items():
+        if norm in found and layer in found:
+            found[layer].made, found[layer].seen = found[norm].made, found.pop(norm).seen
+    last.clear()
     if not output.seen:
         raise ValueError("compare: the two models give no tensors of the same shape")
     layers = [x.result(n) for n, x in found.items() if x.seen]
@@ -270,7 +281,7 @@ def compare(
     return Comparison(
         layers=layers,
         output=output.result(WHOLE),
-        only_float=[n for n in floats if n in leaves and n not in compared],
+        only_float=[n for n in floats if n in leaves and n not in compared and n not in folded],
     )
 
 

@@ -94,18 +94,22 @@ def _branch(
     collector: CollectThenLearn, collecting: Tensor, *operands: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result, statistic and whether all elements are finite, by a branch in the graph."""
+    x, *others = operands
+    sizes = [x.shape[i] for i in range(x.dim())]  # a branch takes no torch.Size of symbols
 
-    def collect(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Along one axis, the gradients of both branches have the same strides.
+    def collect(flat: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = flat.view(sizes)
         statistic = collector.statistic(x, *context)
         result = collector.from_statistic(statistic, *context)
         now = statistic.detach().clone()
         return result, now, collector.counts(x.detach(), now).to(now.dtype)  # a branch gives floats
 
-    def use_learned(x: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def use_learned(flat: Tensor, value: Tensor, *context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         result = collector.from_stored(value, *context).clone()
         return result, torch.zeros_like(value), value.new_ones(())
 
-    found: Any = torch.cond(collecting, collect, use_learned, operands)  # type: ignore[arg-type]
+    found: Any = torch.cond(collecting, collect, use_learned, (x.reshape(-1), *others))  # type: ignore[arg-type]
     return found[0], found[1], found[2].detach() != 0
 
 

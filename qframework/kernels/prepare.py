@@ -49,7 +49,7 @@ def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
     try:
         _find_form(plan, Reader(guards))
     except NotStated as why:
-        plan.reason = str(why)
+        plan.reason = why.args[0]
     if guards is not None:
         guards.watch(quantizer)
         if activation is not None:

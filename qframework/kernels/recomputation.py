@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from qframework.configuration import settings
 from qframework.functional import IntegerGrid, MinifloatGrid
@@ -102,21 +104,48 @@ def _some(t: Tensor | None, x: Tensor, place: slice) -> Tensor | None:
     return t[place] if apart else t  # type: ignore[index]
 
 
+class _Note(NamedTuple):
+    """What quantized values know of their origin, which they don't keep alive: the graph does, as long as it is needed.
+
+    Attributes:
+        x, scale, zero_point, grid, relu, node, shape: of the origin.
+        version: of the quantized values when they were made.
+        storage: where they were.
+    """
+
+    x: ReferenceType[Tensor]
+    scale: Tensor | None
+    zero_point: Tensor | None
+    grid: IntegerGrid | MinifloatGrid
+    relu: bool
+    node: Any
+    shape: torch.Size
+    version: int
+    storage: int
+
+
+def _place(y: Tensor) -> int:
+    return y.untyped_storage()._cdata
+
+
 def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
-    found: Origin | None = y.__dict__.get("origin")
+    found: _Note | None = y.__dict__.get("origin")
     if (
         found is None
         or y.grad_fn is None
         or y.output_nr != 0
-        or y._version != 0
+        or y._version != found.version
+        or _place(y) != found.storage
         or not torch.is_grad_enabled()
         or transforms_active()
+        or forward_ad._current_level >= 0
         or torch.is_autocast_enabled(y.device.type)
         or torch._C._get_tracing_state() is not None
     ):
         return None
-    return found
+    x = found.x()
+    return None if x is None else Origin(x, *found[1:7])
 
 
 def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:
@@ -126,7 +155,7 @@ def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:
         viewed: all elements of ``y``, in the same order, or a part of them.
         y: quantized values.
     """
-    found: Any = None if is_compiling() else y.__dict__.get("origin")
+    found: _Note | None = None if is_compiling() else y.__dict__.get("origin")
     if found is not None and viewed.numel() == y.numel() and viewed is not y:
         viewed.origin = found._replace(shape=viewed.shape)  # type: ignore[attr-defined]
     return viewed
@@ -144,5 +173,6 @@ def note_origin(
     wanted = settings.recompute
     quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
     if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
-        y.origin = Origin(x, scale, zero_point, grid, relu, y.grad_fn, y.shape)  # type: ignore[attr-defined]
+        made_of = (scale, zero_point, grid, relu, y.grad_fn, y.shape)
+        y.origin = _Note(ref(x), *made_of, y._version, _place(y))  # type: ignore[attr-defined]
     return y

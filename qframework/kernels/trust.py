@@ -6,6 +6,7 @@ it without a rule of its own, of which a method was assigned, or whose calls hoo
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Set, Sized
 from operator import getitem, is_
 from types import FunctionType
@@ -21,6 +22,8 @@ from torch.utils._device import DeviceContext
 from qframework.core.base import CompactModule, CoreModule, Stateless
 from qframework.core.following import FollowsParameters
 from qframework.core.tracked import TrackedParameters
+
+_is_compiling = torch.compiler.is_compiling
 
 #: What may be overridden without a change of what is computed.
 _HARMLESS = frozenset(
@@ -124,6 +127,19 @@ def distrust(part: nn.Module, method: str = "rule") -> str | None:
         part: of a quantizer.
         method: that states it.
     """
+    if (
+        _is_compiling()
+    ):  # which takes only numbers and classes as constants, and watches whose id it was asked for
+        return _distrust_at(id(part), method)
+    return _distrust(part, method)
+
+
+def _distrust_at(address: int, method: str) -> str | None:
+    part: nn.Module = ctypes.cast(address, ctypes.py_object).value  # the tracing compiler holds it
+    return _distrust(part, method)
+
+
+def _distrust(part: nn.Module, method: str) -> str | None:
     kind = type(part)
     order = kind.__mro__
     giver = giver_of(kind, method)
@@ -221,7 +237,7 @@ def function_names(kind: type) -> tuple[str, ...]:
 
 
 # As torch.compiler.assume_constant_result does, which imports the compiler.
-distrust._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_distrust_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
 distrust_all._dynamo_marked_constant = True  # type: ignore[attr-defined]
 function_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
 

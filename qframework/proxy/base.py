@@ -138,6 +138,17 @@ class QuantProxy(CompactModule):
         """
         self._build(None)
 
+    def build_on(self, device: Any) -> None:
+        """Build the tensor quantizer anew, from its declaration alone, where it is on the ``meta`` device and its layer no longer.
+
+        Args:
+            device: of its numbers.
+        """
+        if "device" in self._provided:
+            self._provided["device"] = device
+        self.tensor_quant = None
+        self.init_tensor_quant()
+
     def _build(self, resolver: Resolver | None) -> None:
         resolution = resolve(self, resolver)
         built = resolution.read("tensor_quant")

@@ -1,5 +1,6 @@
-"""Checks that a quantizer of one's own can be put through, for pytest."""
+"""Checks that a quantizer or a layer of one's own can be put through, for pytest."""
 
 from qframework.testing.contract import QuantizerContract
+from qframework.testing.layer_contract import LayerContract
 
-__all__ = ["QuantizerContract"]
+__all__ = ["LayerContract", "QuantizerContract"]

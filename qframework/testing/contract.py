@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -25,19 +24,10 @@ from qframework.proxy import (
 )
 from qframework.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor, QuantTensor
 from qframework.quantizers import Int8ActPerTensorFloat, Uint8ActPerTensorFloat
+from qframework.testing.check import check, close, refuses, same, slow
 
 _PREFIX = {"weight": "weight_", "bias": "bias_", "activation": "", "truncation": ""}
 _NEAREST = ("ROUND", None)
-
-
-def _marked_slow(function: Any) -> Any:
-    """The mark ``slow``, whether or not a project has registered it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pytest.PytestUnknownMarkWarning)
-        try:
-            return pytest.mark.slow(function)
-        except pytest.fail.Exception:  # unknown, and markers are strict
-            return function
 
 
 class QuantizerContract:
@@ -48,7 +38,8 @@ class QuantizerContract:
         class TestMyQuantizer(QuantizerContract):
             quantizer = MyQuantizer
 
-    The role (weight, bias, activation, truncation) is that of the quantizer's ``proxy_class``.
+    The role (weight, bias, activation, truncation) is that of the quantizer's ``proxy_class``. A check that fails says in one line what was
+    promised and why it isn't so. Those that compile have the mark ``slow``, which registers itself.
 
     Attributes:
         quantizer: the class.
@@ -81,6 +72,10 @@ class QuantizerContract:
         raise TypeError(
             f"{self.quantizer.__name__}: no check knows its proxy_class {proxy.__name__}"
         )
+
+    def subject(self) -> str:
+        """What failures are told of."""
+        return str(getattr(self.quantizer, "__name__", self.quantizer))
 
     def layer(self, **more: Any) -> nn.Module:
         """A layer with the quantizer, before any data."""
@@ -129,31 +124,42 @@ class QuantizerContract:
 
     # ------------------------------------------------------------ the checks
 
+    @check("a layer can be built with it, and gives a quantized tensor in training and evaluation")
     def test_builds_and_gives_a_quantized_tensor(self) -> None:
         """The quantizer resolves, runs in training and evaluation, and keeps the shape."""
         layer = self.layer()
-        assert isinstance(self.quantized(layer), QuantTensor)
-        assert isinstance(self.quantized(self.ready()), QuantTensor)
-        assert "unresolved" not in repr(layer)
+        for out in (self.quantized(layer), self.quantized(self.ready())):
+            assert isinstance(out, QuantTensor), f"it gives a {type(out).__name__}"
+        assert "unresolved" not in repr(layer), f"a name can't be resolved: {layer!r}"
 
+    @check("values are integers of its bit width, times the scale")
     def test_values_are_on_the_grid(self) -> None:
         """``value / scale + zero_point`` is an integer that the bit width holds."""
         out = self.quantized(self.ready())
         if not isinstance(out, IntQuantTensor):
-            assert getattr(out, "is_valid", True)
+            assert getattr(out, "is_valid", True), (
+                "is_valid says that some value is on no grid point"
+            )
             return
         steps = (out.value.double() / out.scale.double() + out.zero_point.double()).detach()
         off = (steps - steps.round()).abs().max()
         bits = float(out.bit_width.detach())
         assert off < max(1e-3, 2.0 ** (bits - 22)), f"{float(off)} of a step off the grid"
         if bits == 1 and out.signed:
-            assert set(steps.round().unique().tolist()) <= {-1.0, 1.0}
+            found = set(steps.round().unique().tolist())
+            assert found <= {-1.0, 1.0}, f"one signed bit holds -1 and 1, and there are {found}"
             return
         low, high = (
             (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if out.signed else (0, 2**bits - 1)
         )
-        assert low - 0.5 < float(steps.min()) and float(steps.max()) < high + 0.5
+        least, most = float(steps.min()), float(steps.max())
+        assert low - 0.5 < least and most < high + 0.5, (
+            f"integers from {least:g} to {most:g}, and {bits:g} bits hold {low:g} to {high:g}"
+        )
 
+    @check(
+        "what is on the grid stays there when it is quantized again (idempotent = False says that it needn't)"
+    )
     def test_quantizing_again_changes_nothing(self) -> None:
         """What is on the grid stays there; by a rounding rule other than to nearest, within a step."""
         layer = self.ready()
@@ -167,8 +173,10 @@ class QuantizerContract:
             room = (1e-3 if proxy.rounding_mode in _NEAREST else 1.001) * step
         else:
             room = 1e-5 * out.value.detach().abs()
-        assert ((again - out.value).detach().abs() <= room + 1e-30).all()
+        off = (again - out.value).detach().abs()
+        assert (off <= room + 1e-30).all(), f"a value moves by {float(off.max()):.3g}"
 
+    @check("a gradient reaches what is quantized, and all gradients are finite")
     def test_gradients_flow_and_are_finite(self) -> None:
         """Something reaches what is quantized, and nothing that is not a number anywhere."""
         layer = self.layer()
@@ -181,27 +189,34 @@ class QuantizerContract:
         role = self.role()
         target = {"weight": "weight", "bias": "bias"}.get(role)
         gradient = leaf.grad if target is None else getattr(layer, target).grad
-        assert gradient is not None and bool((gradient != 0).any())
+        assert gradient is not None, f"none reaches the {role}; round with a function ..._ste"
+        assert bool((gradient != 0).any()), f"it is 0 everywhere for the {role}; round by ..._ste"
         for name, parameter in layer.named_parameters():
-            assert parameter.grad is None or bool(parameter.grad.isfinite().all()), name
+            finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
+            assert finite, f"that of {name} is infinite or NaN"
 
+    @check("a model in bfloat16 stays in bfloat16, its scales in float32")
     def test_brain_floats_come_back_as_brain_floats(self) -> None:
         """Values keep the dtype of the model, scales stay in float32."""
         layer, x = self.ready().bfloat16(), self.sample()
         x = x.set(value=x.value.bfloat16()) if isinstance(x, IntQuantTensor) else x.bfloat16()
         out = layer(x)
         value = out.value if isinstance(out, QuantTensor) else out
-        assert value.dtype == torch.bfloat16 and bool(value.isfinite().all())
+        assert value.dtype == torch.bfloat16, f"values are {value.dtype}"
+        assert bool(value.isfinite().all()), "some value is infinite or NaN"
         if hasattr(out, "scale"):
-            assert out.scale.dtype == torch.float32
+            assert out.scale.dtype == torch.float32, f"its scale is {out.scale.dtype}"
 
+    @check("a state dict carries everything that a call depends on")
     def test_a_state_dict_carries_everything(self) -> None:
         """Another layer computes the same once it is loaded, and its keys are those of the first."""
         layer, other = self.ready(), self.layer().eval()
         other.load_state_dict(layer.state_dict())
-        assert other.state_dict().keys() == layer.state_dict().keys()
+        differ = other.state_dict().keys() ^ layer.state_dict().keys()
+        assert not differ, f"keys depend on what has run: {sorted(differ)}"
         self._same(other, layer)
 
+    @check("copies and pickles compute the same (random = True says that it draws)")
     def test_copies_and_pickles_compute_the_same(self) -> None:
         """``copy.deepcopy``, ``torch.save`` and ``torch.load``."""
         layer = self.ready()
@@ -211,14 +226,14 @@ class QuantizerContract:
         file.seek(0)
         self._same(torch.load(file, weights_only=False), layer)
 
+    @check("a wrong keyword is a TypeError that names it, and the right one")
     def test_wrong_keywords_are_refused(self) -> None:
         """A misspelled keyword is a TypeError that names the right one; an unknown one too."""
-        with pytest.raises(TypeError, match="bit_width"):
-            self.layer(bit_widht=4)
-        with pytest.raises(TypeError, match="no_such_name"):
-            self.layer(no_such_name=1)
+        refuses(lambda: self.layer(bit_widht=4), "bit_widht=4", "bit_width")
+        refuses(lambda: self.layer(no_such_name=1), "no_such_name=1", "no_such_name")
 
-    @_marked_slow
+    @slow
+    @check("torch.compile(fullgraph=True) traces it as one graph")
     def test_traces_as_one_graph(self) -> None:
         """``torch.compile(fullgraph=True)`` takes it, training with gradients and evaluation, and gives the same."""
         layer = self.layer()
@@ -226,23 +241,25 @@ class QuantizerContract:
         traced: Any = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="eager")
         x = self.sample(1)
         expected, got = self._call(layer, x), self._call(traced, x)
-        _close(got, expected)
+        close(got, expected)
         value = got.value if isinstance(got, QuantTensor) else got
         if value.requires_grad:
             value.sum().backward()
         layer.eval(), traced.eval()
-        _close(self._call(traced, self.sample()), self._call(layer, self.sample()))
+        close(self._call(traced, self.sample()), self._call(layer, self.sample()))
 
-    @_marked_slow
+    @slow
+    @check("torch.export of the layer gives the same values")
     def test_exports(self) -> None:
         """``torch.export`` of the layer in evaluation mode gives the same values."""
         layer, x = self.ready(), self.sample()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(layer, (x,))
-        _close(self._call(program.module(), x), self._call(layer, x))
+        close(self._call(program.module(), x), self._call(layer, x))
 
-    @_marked_slow
+    @slow
+    @check("compiled code gives the values of eager mode")
     def test_compiled_is_eager(self) -> None:
         """``torch.compile(fullgraph=True)``, training and evaluation."""
         layer = self.layer()
@@ -260,7 +277,7 @@ class QuantizerContract:
 
     def _same(self, one: nn.Module, other: nn.Module) -> None:
         a, b = self._values(one), self._values(other)
-        assert torch.equal(a, b), f"differ by up to {float((a - b).abs().max())}"
+        same(a, b)
 
     def _call(self, layer: Any, x: Any) -> Any:
         """One call; of a random quantizer from the same seed each time."""
@@ -273,11 +290,12 @@ class QuantizerContract:
     def _compiled_close(self, compiled: Any, layer: Any, x: Any) -> None:
         got, expected = self._call(compiled, x), self._call(layer, x)
         if not self.random:
-            _close(got, expected)
+            close(got, expected)
             return
         value, right = (t.value if isinstance(t, QuantTensor) else t for t in (got, expected))
-        assert value.shape == right.shape and value.dtype == right.dtype
-        assert bool(value.isfinite().all())
+        assert value.shape == right.shape, f"shapes are {value.shape} and {right.shape}"
+        assert value.dtype == right.dtype, f"dtypes are {value.dtype} and {right.dtype}"
+        assert bool(value.isfinite().all()), "some value is infinite or NaN"
         if isinstance(expected, IntQuantTensor):
             off = ((value - right) / expected.scale).detach().abs().max()
             assert off < 1.001, f"{float(off)} steps apart"
@@ -311,8 +329,3 @@ def _again(quantizer: Any, out: Any) -> Tensor:
         return again
     axis = getattr(out, "group_dim", getattr(out, "block_dim", None))
     return join_groups(again, axis, out.value.shape)  # type: ignore[arg-type]
-
-
-def _close(a: Any, b: Any) -> None:
-    a, b = (t.value if isinstance(t, QuantTensor) else t for t in (a, b))
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ def train(model: nn.Module, rank: int, steps: int = 6, empty_on: int = -1, sync_
         if not wait:
             optimizer.step()
             optimizer.zero_grad()
-        states.append(state(model.module))
+        states.append(state(getattr(model, "module", model)))
     return states
 
 
@@ -161,3 +161,15 @@ def _one_loads(rank: int, size: int):
 def test_what_rank_0_has_learned_alone_is_what_all_go_on_with(two: Processes) -> None:
     first, second = two(_one_loads)
     assert first == second
+
+
+def test_one_process_alone_finds_all_parameters_used(tmp_path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        states = train(DistributedDataParallel(net()), 0, 6)
+    finally:
+        torch.distributed.destroy_process_group()
+    alone = train(net(), 0, 6)
+    assert states == alone

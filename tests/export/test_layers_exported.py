@@ -145,6 +145,7 @@ def test_the_table_holds_every_layer() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.table(3)
 @pytest.mark.parametrize("name", TABLE)
 def test_a_layer_gives_the_same_in_all_targets(name: str) -> None:
     torch.manual_seed(0)

@@ -42,6 +42,7 @@ def assert_same(report: Report, name: str, grids: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.table(2)
 @pytest.mark.parametrize(("name", "grids", "bits"), EVERY_DAY)
 def test_every_kind_of_network_gives_the_same_integers(name: str, grids: str, bits: int) -> None:
     assert_same(compared(name, grids, bits), name, grids)

@@ -72,6 +72,33 @@ def test_equalization_leaves_any_network_s_function(plan, seed) -> None:
 
 
 @settings(max_examples=15, deadline=None)
+@given(st.text("rdcs6", min_size=1, max_size=4), st.integers(0, 99), st.sampled_from([0.1, 3.0]))
+def test_a_sample_tells_where_a_bound_lets_factors_pass(plan, seed, size) -> None:
+    net = Random(plan, seed).eval()
+    before = net(X * size)
+    EqualizeGraph(threshold=None).apply(net, X * size)
+    assert unchanged(net(X * size), before)
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU6, lambda: nn.Hardtanh(0.0, 6.0)])
+def test_a_bound_of_6_that_is_reached_is_skipped_and_reported(kind) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 4, 1), kind(), nn.Conv2d(4, 3, 1)).eval()
+    with torch.no_grad():
+        net[0].weight.mul_(torch.tensor([0.1, 1.0, 2.0, 90.0]).reshape(-1, 1, 1, 1))
+    weight, before = net[0].weight.detach().clone(), net(X)
+    equalize = EqualizeGraph()
+    equalize.apply(net)
+    assert "no sample tells" in equalize.report.skipped["0"]
+    assert torch.equal(net[0].weight, weight)
+    equalize.apply(net, X)
+    ratio = (net[0].weight / weight).flatten(1).mean(1)
+    assert float(ratio[3].detach()) == 1 and float((ratio[:3] - 1).abs().min().detach()) > 0.01
+    assert "reaches its bound of 6" in equalize.report.skipped["0"]
+    assert unchanged(net(X), before)
+
+
+@settings(max_examples=15, deadline=None)
 @given(st.text("rdcs6", min_size=1, max_size=4), st.integers(0, 99), st.booleans())
 def test_smoothing_leaves_any_network_s_function(plan, seed, layerwise) -> None:
     net = Random(plan, seed).eval()
@@ -187,3 +214,30 @@ def test_every_linear_layer_s_input_turns() -> None:
     assert set(rotation.report.changed) == {"q", "k", "v", "out", "head"}
     assert "embed" in rotation.report.skipped
     assert unchanged(net(TOKENS), before, 1e-4)
+
+
+class WithAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.m = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.b, self.c = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = self.a(x)
+        x = x + self.m(x, x, x, need_weights=False)[0]
+        return x + self.c(torch.relu(self.b(self.norm(x))))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [EqualizeGraph(), GraphRotationEqualization(orphan_sink=True), LayerwiseActivationRotation()],
+    ids=lambda made: type(made).__name__,
+)
+def test_attention_of_torch_is_left_alone_and_reported(made) -> None:
+    torch.manual_seed(0)
+    net, x = WithAttention().eval(), torch.randn(3, 5, 8)
+    before = net(x)
+    net = made.apply(net, x)
+    assert unchanged(net(x), before)
+    assert made.report.changed
+    assert [n for n in made.report.skipped if n.startswith("m")]

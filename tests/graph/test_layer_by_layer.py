@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qframework.graph import quantize_model
 from qframework.graph.gpfq import gpfq, gpfq_mode
 from qframework.graph.gptq import gptq, gptq_mode
 from qframework.graph.layer_view import LayerView
@@ -176,3 +177,18 @@ def test_layers_keep_nearest_values_where_those_are_better() -> None:
         done = gptq(model, batches(), keep_best=True)
     assert all(after <= before for before, after in done.errors.values())
     assert torch.isfinite(dequantize(model.f.quant_weight())).all()
+
+
+def test_tied_weights_stay_tied_and_are_named() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 4)).eval()
+    net[2].weight = net[0].weight
+    model, _ = quantize_model(net, weight_bit_width=4, input_quant=None, act_quant=None)
+    with pytest.warns(UserWarning, match="its weight is 2.weight too"):
+        done = gptq(model, [torch.randn(32, 8)])
+    assert done.updated == ["3"]
+    assert model[0].weight is model[2].weight
+    fresh, _ = quantize_model(net, weight_bit_width=4, input_quant=None, act_quant=None)
+    fresh.load_state_dict(model.state_dict())
+    x = torch.randn(5, 8)
+    assert torch.equal(fresh(x), model(x))

@@ -5,6 +5,7 @@ import torch
 from digits import batches, loss, networks, pairs
 from torch import nn
 
+from qframework.graph import quantize_model
 from qframework.inspect import compare, sensitivity
 from qframework.layers import QuantLinear
 
@@ -85,3 +86,16 @@ def test_bars_are_drawn() -> None:
     axes = compare(model, quantized, batches()[:1]).plot()
     assert [t.get_text() for t in axes.get_yticklabels()] == ["0", "1", "2", "3", "4", "5"]
     assert len(sensitivity(quantized, batches()[:1]).plot().patches) == 5
+
+
+def test_a_folded_batch_norm_is_part_of_the_layer_in_front() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    model[1].running_mean.fill_(5)
+    model[1].weight.data.fill_(20)
+    quantized, _ = quantize_model(model.eval(), act_quant=None, fold_batch_norm=True)
+    found = compare(model, quantized, batches()[:2])
+    assert [x.layer for x in found.layers] == ["0", "2", "3"]
+    assert found.only_float == []
+    assert found["0"].type == "QuantConv2d" and found["0"].sqnr > 30
+    assert found["0"].sqnr == pytest.approx(found["2"].input_sqnr)

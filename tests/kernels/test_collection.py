@@ -79,16 +79,11 @@ LAYERS = {
     "channels": lambda: QuantIdentity(collect_stats_steps=3, **PER_CHANNEL),
     "another statistic": lambda: QuantIdentity(scaling_stats_op="ave", collect_stats_steps=3),
 }  # fmt: skip
-OF_CHANNELS = pytest.mark.xfail(
-    reason="LIBRARY BUG: gradients of the two branches have other strides where the view is inside",
-    strict=True,
-)
-KINDS = [pytest.param(kind, marks=OF_CHANNELS if kind == "channels" else ()) for kind in LAYERS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LAYERS)
 def test_a_graph_collects_and_learns_as_eager_mode_does(kind, kernels) -> None:
     torch.compiler.reset()
     eager = LAYERS[kind]()
@@ -111,6 +106,19 @@ def test_a_graph_collects_and_learns_as_eager_mode_does(kind, kernels) -> None:
         torch.testing.assert_close(mine[key], tensor)
     for p, q in zip(traced.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_channels_of_batches_of_any_size_are_collected_in_a_graph() -> None:
+    torch.compiler.reset()
+    eager = LAYERS["channels"]()
+    traced = copy.deepcopy(eager)
+    compiled = torch.compile(traced, fullgraph=True, backend="aot_eager")
+    for size in range(2, 8):
+        x = numbers(size * 3 * 36, size).view(size, 3, 6, 6).requires_grad_()
+        torch.testing.assert_close(compiled(x), eager(x))
+        compiled(x).sum().backward(), eager(x).sum().backward()
+    torch.testing.assert_close(traced.state_dict(), eager.state_dict())
 
 
 @pytest.mark.slow

@@ -419,7 +419,7 @@ def test_a_library_that_is_not_the_one_that_was_built_is_built_anew(tmp_path) ->
     compilation.compile_library(build.compiler(), "DEFAULT", other)
     foreign = tmp_path / "foreign.so"
     foreign.write_bytes(whole)
-    for wrong in (b"", whole[:4096], whole[:-1], b"\0" + whole[1:], other.read_bytes()):
+    for wrong in (whole[:4096], other.read_bytes()):  # more of them below, without a compiler
         built.write_bytes(wrong)
         assert run(tmp_path, AVAILABLE).stdout == "True True\n"
         assert compilation.is_whole(built)

@@ -65,6 +65,7 @@ def _cases() -> Any:
                         yield pytest.param(*case, id=label, marks=marks)
 
 
+@pytest.mark.table(8)
 @pytest.mark.parametrize(("kind", "path", "name", "way", "phase"), list(_cases()))
 def test_what_is_overridden_counts_and_no_longer_once_it_is_removed(
     kind: str, path: str, name: str, way: str, phase: str

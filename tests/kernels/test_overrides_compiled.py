@@ -38,6 +38,7 @@ def _cases() -> Any:
                 yield pytest.param(kind, path, name, id=label, marks=marks)
 
 
+@pytest.mark.table(4)
 @pytest.mark.parametrize(("kind", "path", "name"), list(_cases()))
 def test_what_is_overridden_counts_in_compiled_layers(kind: str, path: str, name: str) -> None:
     layer = layer_of(kind)

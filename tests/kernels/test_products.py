@@ -184,10 +184,6 @@ def test_what_quantized_values_were_made_of_goes_with_them() -> None:
     assert made_of() is None
 
 
-@pytest.mark.xfail(
-    reason="LIBRARY BUG: quantized values hold on to what they were made of when nothing needs it any more",
-    strict=True,
-)
 def test_what_quantized_values_were_made_of_goes_once_it_was_differentiated() -> None:
     x = leaf(3, 4) * 1.0
     made_of, y = weakref.ref(x), quantized(x)
@@ -214,13 +210,7 @@ def other_data(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return linear(y, w * 1)
 
 
-OTHER_DATA = pytest.mark.xfail(
-    reason="LIBRARY BUG: values that were given by .data are made again as they were before",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize("change", [in_place, pytest.param(other_data, marks=OTHER_DATA)])
+@pytest.mark.parametrize("change", [in_place, other_data])
 def test_quantized_values_that_are_written_to_are_used_as_they_are(change) -> None:
     for a, b in zip(*both(change, leaf(5, 8), leaf(4, 8)), strict=True):
         assert torch.equal(a, b)
@@ -322,13 +312,7 @@ def test_autocast_and_transforms_multiply_as_ever() -> None:
     assert torch.equal(slope, inside)
 
 
-OF_DUAL_NUMBERS = pytest.mark.xfail(
-    reason="LIBRARY BUG: products of dual numbers recompute, which has no forward-mode derivative",
-    strict=True,
-)
-
-
-@pytest.mark.parametrize("quantized_inside", [pytest.param(False, marks=OF_DUAL_NUMBERS), True])
+@pytest.mark.parametrize("quantized_inside", [False, True])
 def test_dual_numbers_multiply_as_ever(quantized_inside) -> None:
     x, w, tangent = leaf(5, 8), leaf(4, 8), torch.randn(4, 8)
     y = quantized(x)
@@ -339,18 +323,13 @@ def test_dual_numbers_multiply_as_ever(quantized_inside) -> None:
     torch.testing.assert_close(moved, torch.nn.functional.linear(y, tangent))
 
 
-WITHOUT_CPP = pytest.mark.xfail(
-    reason="LIBRARY BUG: recompute='always' does nothing under kernels='fused'", strict=True
-)
-
-
 @pytest.mark.parametrize(
     ("recompute", "kernels", "size", "expected"),
     [
         ("auto", "auto", 1, False),
         ("auto", "auto", 1 << 13, True),
         ("auto", "fused", 1 << 13, False),
-        pytest.param("always", "fused", 1, True, marks=WITHOUT_CPP),
+        ("always", "fused", 1, True),
         ("never", "auto", 1 << 13, False),
     ],
 )

@@ -112,6 +112,7 @@ def test_the_meta_device_gives_shapes(name) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.table(3)
 @pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", MAKE)
 def test_compiled_in_one_graph_and_exported_they_are_the_same(name, mode) -> None:

@@ -330,6 +330,7 @@ def test_a_bias_on_the_input_scale_needs_a_quantized_input() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.table(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("phase", ["collecting", "learning", "evaluating"])
 def test_a_sequence_compiles_as_one_graph_with_its_gradients(kind, phase) -> None:

@@ -294,6 +294,7 @@ def test_every_change_is_seen_by_the_next_call(kind, quantized, training) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.table(3)
 @pytest.mark.parametrize(
     "options",
     [{"forget_acc_bit_width": 4, "output_sigmoid_bit_width": 3}, {"cell_state_quant": None}, {"output_sigmoid_quant": None}],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -57,7 +59,19 @@ def contract(name: str) -> type[QuantizerContract]:
     made = type(f"Test{name}", (QuantizerContract,), body)
     if name not in SLOW:
         made.test_exports = made.test_compiled_is_eager = None
+    if (
+        made.test_traces_as_one_graph is not None
+    ):  # some each time: it takes as long as all others together
+        made.test_traces_as_one_graph = some_of(made.test_traces_as_one_graph)
     return made
+
+
+def some_of(test: FunctionType) -> FunctionType:
+    """The same test with a mark of its own."""
+    own = FunctionType(
+        test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__
+    )
+    return pytest.mark.table(5)(functools.update_wrapper(own, test))
 
 
 globals().update({f"Test{name}": contract(name) for name in predefined()})

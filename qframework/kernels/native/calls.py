@@ -284,9 +284,7 @@ def row_absmax_sums(
     return sums, where
 
 
-def spread(
-    g: Tensor, x: Tensor, values: Tensor, shares: Tensor, overwrite: bool = False
-) -> Tensor:
+def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor, overwrite: bool = False) -> Tensor:
     """``g``, and each share divided among the elements of ``x`` that equal the value at its index.
 
     ``values`` and ``shares`` have one or two elements, in the dtype of scales. With ``overwrite`` the result is written where ``g``
