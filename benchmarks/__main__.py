@@ -7,6 +7,7 @@ import copy
 import json
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def _run_peer(python: str, *arguments: str) -> dict[str, Any]:
 
 def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
     """The networks of all formats, of this library and of a peer; prints their table."""
-    names = list(rows.ROWS | rows.MORE) if options.rows == "all" else (options.rows or "").split(",")
+    names = (
+        list(rows.ROWS | rows.MORE) if options.rows == "all" else (options.rows or "").split(",")
+    )
     names = [n for n in names if n] or list(rows.ROWS)
     found = {"this library": rows.measure(QuantKit(), options.rounds, freeze, names)}
     if options.compile:
@@ -174,7 +177,9 @@ def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
     table.add_column("network")
     for measure in rows.MEASURES:
         for who in found:
-            table.add_column(measure if who == "this library" else f"{measure}, {who}", justify="right")
+            table.add_column(
+                measure if who == "this library" else f"{measure}, {who}", justify="right"
+            )
         table.add_column("goal", justify="right")
     for name in names:
         cells = []
@@ -215,11 +220,25 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="whether anything grows in long work (half a minute)"
     )
-    parser.add_argument("--rows", help="names of networks of all formats to measure, alone; 'all' for every one")
-    parser.add_argument("--check", action="store_true", help="fail where a network of a format is beyond benchmarks/limits.json")
+    parser.add_argument(
+        "--rows", help="names of networks of all formats to measure, alone; 'all' for every one"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="fail where a network of a format is beyond benchmarks/limits.json",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="networks of all formats by the time of the processor, in one thread: on a machine that others use",
+    )
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
+    if options.cpu_time:
+        torch.set_num_threads(1)
+        rows.CLOCK[0] = time.process_time
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     formats = _formats(options, machine)
     if options.rows:

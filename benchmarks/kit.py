@@ -127,7 +127,7 @@ class QuantKit:
         return QuantEltwiseAdd(
             input_quant=q.Int8ActPerTensorFloat,
             input_collect_stats_steps=2,
-            output_collect_stats_steps=2,
+            output_quant=None,
             return_quant_tensor=True,
         )
 

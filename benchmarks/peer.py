@@ -34,7 +34,10 @@ class PeerKit:
         from brevitas.quant.experimental.mx_quant_ocp import MXFloat8e4m3Act, MXFloat8e4m3Weight
 
         kinds: dict[str, dict[str, Any]] = {
-            "int8": {"weight_quant": Int8WeightPerChannelFloat, "input_quant": Int8ActPerTensorFloat},
+            "int8": {
+                "weight_quant": Int8WeightPerChannelFloat,
+                "input_quant": Int8ActPerTensorFloat,
+            },
             "weights4": {"weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": 4},
             "fp8": {
                 "weight_quant": Fp8e4m3OCPWeightPerTensorFloat,
@@ -93,7 +96,7 @@ class PeerKit:
         layer: nn.Module = qnn.QuantEltwiseAdd(
             input_quant=Int8ActPerTensorFloat,
             input_collect_stats_steps=2,
-            output_collect_stats_steps=2,
+            output_quant=None,
             return_quant_tensor=True,
         )
         return layer

@@ -61,7 +61,10 @@ def test_a_checkout_without_links_builds_the_same_wheel(tmp_path) -> None:
     sources = {p for p in sources if p.split("/")[1] not in LINKED}
     sources |= {f"qframework/{n}/{p.name}" for n in LINKED for p in (ROOT / n).glob("*.py")}
     assert {p for p in built["links"] if p.endswith(".py")} == sources
-    native = {f"kernels/native/{name}" for name in ("kernels.cpp", "grids.h", "numbers.h")}
+    native = {
+        f"kernels/native/{name}"
+        for name in ("kernels.cpp", "calls.h", "codebooks.h", "grids.h", "numbers.h")
+    }
     data = {"py.typed", *native, "migrate/names.toml"}
     assert {f"qframework/{name}" for name in data} <= set(built["links"])
 

@@ -37,7 +37,7 @@ KINDS = {
         "bias_scaling_impl_type": "parameter_from_stats",
     },
 }
-#: Kinds and sizes: fused functions run, and from 4,096 elements on those in C++.
+#: Kinds and sizes: fused functions run, and from 1,024 elements on those in C++.
 SIZED = [(kind, 4) for kind in KINDS if kind != "searched scales"]
 SIZED += [(kind, 64) for kind in ("per tensor", "per channel", "zero points", "learned scale")]
 
@@ -84,9 +84,9 @@ def fresh(kind: str, layer: QuantLinear, learned: bool = False) -> QuantLinear:
     entries = {k: v for k, v in entries.items() if "_mask" not in k}
     entries |= {"weight": layer.weight.detach(), "bias": layer.bias.detach()}
     other.load_state_dict({k: v.clone() for k, v in entries.items()})
-    other.weight.data = (
-        layer.weight.detach().clone()
-    )  # laid out alike, so that products add up in the same order
+    now = layer.weight.detach()
+    # laid out alike, gaps included, so that all is added up in the same order
+    other.weight.data = torch.empty_strided(now.shape, now.stride(), dtype=now.dtype).copy_(now)
     return other.train(layer.training)
 
 

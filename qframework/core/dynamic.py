@@ -9,7 +9,7 @@ from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.function_wrapper import OverOutputFeaturesView, OverTensorView
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.zero_point import shift_zero_point
-from qframework.functional import ScaleRule, StatisticRule, upcast
+from qframework.functional import Granularity, ScaleRule, StatisticRule, upcast
 
 
 def _view(per_row: bool) -> nn.Module:
@@ -61,6 +61,8 @@ class RuntimeDynamicStatsScaling(CoreModule):
         """The scale for a threshold, of the largest magnitude of the tensor or of each row."""
         statistic: StatisticRule = stated(self.scaling_stats_impl)
         axis = 1 if self.per_row else None
+        if stated(self.view) != Granularity(rows=self.per_row):
+            raise NotStated("the statistic is of another view")
         if statistic.kind != "absmax" or statistic.axis != axis or statistic.keepdim:
             raise NotStated(f"no faster form has the statistic {statistic.kind!r} of each input")
         rows = -1 if self.per_row else None

@@ -240,5 +240,9 @@ class OverBatchOverOutputChannelView(Stateless):
 class OverOutputFeaturesView(Stateless):
     """One row per position of the leading axes: ``(n, F)``; one number is a row."""
 
+    def rule(self, stated: Stated) -> Granularity:
+        """A statistic for each row."""
+        return Granularity(rows=True)
+
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1] if x.dim() else 1)

@@ -96,7 +96,7 @@ class AbsMax(Statistic):
         return StatisticRule("absmax", self.stats_reduce_dim, self.keepdim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return abs_max(x) if self.stats_reduce_dim is None else self._max(upcast(x).abs())
+        return abs_max(x, self.stats_reduce_dim, self.keepdim)
 
 
 @sees_all

@@ -40,15 +40,17 @@ class RestrictionRule:
 
 @dataclass(frozen=True)
 class Granularity:
-    """What shares a statistic: the whole tensor, each channel, or each group.
+    """What shares a statistic: the whole tensor, each channel, each group or each row.
 
     Attributes:
         channel_axis: the axis of the channels; None for the tensor.
         groups: how many neighbours are a group, and along which axis; None for none.
+        rows: whether each row does, along the last axis.
     """
 
     channel_axis: int | None = None
     groups: tuple[int, int] | None = None
+    rows: bool = False
 
 
 @dataclass(frozen=True)

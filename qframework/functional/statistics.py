@@ -12,13 +12,16 @@ from qframework.functional.registry import defined
 
 
 @defined
-def abs_max(x: Tensor) -> Tensor:
-    """``max |x|``, 0-dim, in float32 at least; elements of that magnitude share the gradient evenly.
+def abs_max(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """``max |x|`` in float32 at least; elements of that magnitude share the gradient evenly, along an axis the first gets it.
 
     Args:
         x: floating-point tensor of any shape, with one element or more.
+        dim: axis that is reduced; None for all, which gives a 0-dim tensor.
+        keepdim: keep that axis with length 1.
     """
-    return upcast(x).abs().max()
+    magnitudes = upcast(x).abs()
+    return magnitudes.max() if dim is None else magnitudes.max(dim, keepdim).values
 
 
 @defined

@@ -17,7 +17,8 @@ from qframework.kernels import (
     rnn_sequence,
     statistics,
 )
-from qframework.kernels.prepare import Plan, prepare
+from qframework.kernels.plan import Plan
+from qframework.kernels.prepare import prepare
 from qframework.kernels.static import Static, static
 
 __all__ = [

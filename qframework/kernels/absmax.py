@@ -85,9 +85,7 @@ def _tops(x: Tensor, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     return top.to(compute_dtype(x.dtype)).reshape(rule.shape), where
 
 
-class QuantizeByAbsmax(Fused):
-    """See :func:`~qframework.functional.quantize_by_absmax`."""
-
+class _QuantizeByAbsmax(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Context, x: Tensor, grid: Grid, rule: ScaleRule
@@ -114,7 +112,8 @@ class QuantizeByAbsmax(Fused):
             grad, overwrite = torch.zeros_like(x), True
         elif grad.stride() != x.stride() and grad.dtype is x.dtype:
             grad, overwrite = torch.empty_like(x).copy_(grad), True
-        return _gradient(grad, grad_scale, x, scale, top, *ctx.how, overwrite), None, None
+        grid, rule = ctx.how
+        return _gradient(grad, grad_scale, x, scale, top, grid, rule, overwrite), None, None
 
 
 def _gradient(
@@ -175,8 +174,17 @@ def _to_places(g: Tensor, x: Tensor, grad_top: Tensor, where: Tensor, rule: Scal
 # ------------------------------------------------------------ sums that a product has taken already
 
 
-def takes_sums(x: Tensor, grid: Grid, rule: ScaleRule, scale: Tensor) -> bool:
-    """Whether the gradient of a weight's quantized values is that of the weight, but for an element of each row."""
+def takes_sums(node: Any, x: Tensor, scale: Tensor | None) -> bool:
+    """Whether the gradient of a weight's quantized values is that of the weight, but for an element of each row.
+
+    Args:
+        node: of the graph, that quantized the weight.
+        x: the weight.
+        scale: that it was quantized by.
+    """
+    if getattr(node, "_forward_cls", None) is not _QuantizeByAbsmax or scale is None:
+        return False
+    grid, rule = node.how
     return (
         isinstance(grid, IntegerGrid)
         and not grid.clamp_gradient
@@ -234,5 +242,5 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
 def _fused(w: Tensor, grid: Grid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:2]
-    y, scale = apply(QuantizeByAbsmax, w, grid, rule)
+    y, scale = apply(_QuantizeByAbsmax, w, grid, rule)
     return note_origin(y, w, scale, None, grid), scale

@@ -8,8 +8,12 @@ import torch
 from torch import Tensor
 
 from qframework.functional import add_kernel, codebook_quantize, compute_dtype, nearest_entry
+from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse_anywhere
 from qframework.kernels.integer import sum_to
+
+#: Of codebooks that C++ functions compare with one by one.
+_ENTRIES = 32
 
 
 class _Codebook(Fused):
@@ -18,6 +22,10 @@ class _Codebook(Fused):
     @staticmethod
     def forward(ctx: Context, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, scale, codebook)
+        if 2 <= codebook.numel() <= _ENTRIES and codebook.dtype is scale.dtype:
+            layout = native.serves(x, tuple(scale.shape), "round", scale, codebook)
+            if layout is not None:
+                return native.codebook(layout, x, scale, codebook)
         v = x.to(compute_dtype(x.dtype)) / scale
         entry = codebook[nearest_entry(v, codebook)]
         return (torch.where(v.isnan(), v, entry) * scale).to(x.dtype)

@@ -25,7 +25,7 @@ from qframework.core.stats import at_least_zero, at_most_zero
 from qframework.functional import add_kernel, high_rank, low_rank, upcast
 from qframework.kernels.autograd import Context, in_graph
 from qframework.kernels.graphs import places_in
-from qframework.kernels.prepare import Reader
+from qframework.kernels.plan import Reader
 from qframework.kernels.statistics import (
     abs_max_values,
     can_search_blocks,

@@ -143,8 +143,10 @@ def places_in(shape: torch.Size, device: torch.device) -> Tensor:
 
 
 class _Absmax(Function):
-    """Channels come first, rows and groups are along one axis, or there is one scale. Sums are by channel first, as :func:`sum_to`
-    does in graphs."""
+    """Channels come first, rows and groups are along one axis, or there is one scale.
+
+    Sums are by channel first, as :func:`sum_to` does in graphs.
+    """
 
     @staticmethod
     def forward(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from qframework.functional import (
 )
 from qframework.kernels import native
 from qframework.kernels.absmax import spread_rows
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_overwrite
 from qframework.kernels.integer import sum_to
 from qframework.kernels.recomputation import note_origin
 from qframework.kernels.rounding import quantize
@@ -70,6 +70,7 @@ class _QuantizeByMinmax(Fused):
     ) -> Any:
         x, scale, shift, high, low, *where = ctx.saved_tensors
         grid, rule = ctx.how
+        overwrite = grad is None or may_overwrite(grad, x)
         g = torch.zeros_like(x) if grad is None else grad
         # The zero point moves values by a step there and back: it gets nothing from them.
         error = None
@@ -101,7 +102,7 @@ class _QuantizeByMinmax(Fused):
             return g, None, None
         if layout is not None:
             values, parts = torch.stack((high, low)), torch.stack(shares)
-            return native.spread(g, x, values, parts), None, None
+            return native.spread(g, x, values, parts, overwrite), None, None
         return _spread(g, x, shares, (high, low), error), None, None
 
 

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.configuration import settings
 from qframework.core.base import Constant, NotStated
 from qframework.core.collector import is_shared
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
 from qframework.functional import (
-    ROUNDINGS,
     Granularity,
     IntegerGrid,
     MinifloatGrid,
@@ -28,159 +26,15 @@ from qframework.functional import (
     fake_quantize,
     high_rank,
     is_recomputing,
-    minifloat_quantize,
     quantize_by_absmax,
     quantize_by_learned_scale,
     quantize_by_minmax,
     quantize_by_percentile,
 )
-from qframework.kernels import native
-from qframework.kernels.autograd import (
-    is_compiling,
-    may_fuse,
-    may_fuse_in_graph,
-    safe_from_writes,
-)
-from qframework.kernels.trust import (
-    Guards,
-    distrust,
-    distrust_all,
-    function_names,
-    giver_of,
-    is_plain,
-    modes_active,
-)
-
-#: From values, and for some quantizers a scale, to what the quantizer returns.
-Form = Callable[..., Any]
-
-
-class Reader:
-    """Reads the rules of parts, and remembers what they depend on.
-
-    Args:
-        guards: remember the parts; None under a compiler, which has guards of its own.
-    """
-
-    def __init__(self, guards: Guards | None = None) -> None:
-        self.guards = guards
-        reason = distrust_all()
-        if reason is not None:
-            raise NotStated(reason)
-
-    def stated(self, part: nn.Module, *args: Any) -> Any:
-        """The rule of a part.
-
-        Args:
-            part: of a quantizer.
-            *args: what its ``rule`` takes besides.
-
-        Raises:
-            NotStated: there is none, or it isn't what the part computes.
-        """
-        return self.read(part, "rule", *args)
-
-    def read(self, part: nn.Module, method: str, *args: Any) -> Any:
-        """What a method states, see :meth:`stated`."""
-        if not isinstance(part, nn.Module):
-            raise NotStated(f"{getattr(part, '__name__', type(part).__name__)} is no module")
-        if self.guards is not None:
-            self.guards.watch(part)
-        else:
-            for name in function_names(type(part)):  # looked at, so that a compiler watches it
-                getattr(part, name)
-        reason = distrust(part, method)
-        if reason is not None:
-            raise NotStated(reason)
-        if self.guards is not None:
-            self.guards.watch_settings(part)
-        try:
-            return getattr(part, method)(self.stated, *args)
-        except NotStated:
-            raise
-        except Exception as error:
-            given_by = giver_of(type(part), method).__module__
-            if given_by.startswith("qframework.") and isinstance(error, (TypeError, ValueError)):
-                raise  # what the part holds isn't allowed
-            # A class that knows nothing of rules may have a method of that name.
-            raise NotStated(f"{type(part).__name__}.{method} is no rule: {error}") from error
-
-
-def _known_rounding(rounding: Any) -> None:
-    """Refuse a rounding that only the composition knows."""
-    if rounding not in ROUNDINGS:
-        raise NotStated(f"no faster form rounds by {rounding!r}")
-
-
-class Plan:
-    """How a quantizer runs.
-
-    Attributes:
-        name: of the function that computes, for people; ``'composed'`` where the quantizer itself is called.
-        reason: why it is called itself, else empty.
-        grid: the integers, where values by a scale that is known are those of
-            :func:`~qframework.functional.fake_quantize`, else None.
-        symmetric: whether there is no zero point.
-        format: of minifloats, their rounding and whether the clamp is differentiated; else empty.
-        fuses_relu: whether the form does what the activation function would do, a ReLU.
-        guards: what holds as long as the plan does; None under a compiler.
-    """
-
-    def __init__(self, quantizer: Any, activation: nn.Module | None, guards: Guards | None) -> None:
-        self.quantizer, self.activation, self.guards = quantizer, activation, guards
-        self.form: Form | None = None
-        self.fuses_relu = False
-        self.name, self.reason = "composed", ""
-        self.grid: IntegerGrid | None = None
-        self.symmetric = False
-        self.format: tuple[Any, ...] = ()
-
-    def holds(self, quantizer: Any, activation: nn.Module | None) -> bool:
-        """Whether it still is the plan of a quantizer, behind an activation function."""
-        return (
-            self.quantizer is quantizer
-            and self.activation is activation
-            and self.guards is not None
-            and self.guards.hold()
-        )
-
-    def run(self, x: Tensor, *scales: Tensor) -> Any:
-        """What the quantizer returns for what the activation function makes of ``x``.
-
-        Args:
-            x: floating-point values.
-            *scales: what the quantizer takes besides.
-        """
-        fast = (
-            self.form is not None
-            and ((may_fuse() and not modes_active()) or may_fuse_in_graph())
-            and is_plain(x, *scales)
-        )
-        if self.activation is not None and not (fast and self.fuses_relu):
-            x = self.activation(x)
-        if fast:
-            if self.fuses_relu and x.requires_grad:
-                x = safe_from_writes(x)
-            return self.form(x, *scales)  # type: ignore[misc]
-        return self.quantizer(x, *scales)
-
-    def path(self, x: Tensor | None = None) -> str:
-        """Which form runs, for people: ``'C++ function'``, ``'fused'`` or ``'composed'``, of which function, and why.
-
-        Args:
-            x: for these values; None for any.
-        """
-        if settings.kernels == "reference":
-            return "composed: settings.kernels is 'reference'"
-        if self.form is None:
-            return f"composed: {self.reason}"
-        if settings.kernels == "auto" and native.available():
-            if x is None:
-                least = native.tensors.SMALLEST
-                return f"C++ function from {least:,} elements on, else fused: {self.name}"
-            if native.serves(x.detach(), (), "round") is not None:
-                return f"C++ function: {self.name}"
-        return f"fused: {self.name}"
+from qframework.kernels.autograd import is_compiling
+from qframework.kernels.plan import Form, Plan, Reader, known_rounding, quickest
+from qframework.kernels.prepare_minifloats import plan_minifloats
+from qframework.kernels.trust import Guards, distrust, is_plain
 
 
 def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
@@ -216,7 +70,7 @@ def _find_form(plan: Plan, reader: Reader) -> None:
     elif isinstance(quantizer, PrescaledRestrictIntQuant):
         _plan_prescaled(plan, reader)
     elif isinstance(quantizer, FloatQuant):
-        _plan_minifloats(plan, reader, MinifloatGrid(*rule))
+        plan_minifloats(plan, reader, MinifloatGrid(*rule))
     else:
         raise NotStated(f"no faster form is known of {type(quantizer).__name__}")
 
@@ -232,7 +86,7 @@ def _plan_integers(plan: Plan, reader: Reader) -> None:
         stated = None
     bits = stated if type(stated) is int else None
     grid: IntegerGrid = reader.stated(quantizer.int_quant, bits)
-    _known_rounding(grid.rounding)
+    known_rounding(grid.rounding)
     symmetric = _is_symmetric(reader, quantizer.zero_point_impl)
     plan.name, plan.form = "fake_quantize", _by_parts(quantizer, grid, bits is None, symmetric)
     if bits is None:
@@ -245,7 +99,7 @@ def _plan_integers(plan: Plan, reader: Reader) -> None:
         rule: ScaleRule = reader.stated(quantizer.scaling_impl, threshold)
         if not isinstance(rule, ScaleRule):
             return
-        _known_rounding(rule.rounding)
+        known_rounding(rule.rounding)
         if rule.groups != (None if view is None else view.groups):
             return
         if rule.source == "learned":
@@ -342,7 +196,7 @@ def _by_learned_scale(
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
     collects = hasattr(scaling, "is_collecting")
     by_parts = _by_parts(quantizer, grid, False, True)
-    quantize = _quickest(quantize_by_learned_scale)
+    quantize = quickest(quantize_by_learned_scale)
 
     def run(x: Tensor) -> Any:
         if collects and scaling.training and may_collect(scaling):
@@ -373,7 +227,8 @@ def may_collect(scaling: Any) -> bool:
 
 def _by_absmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
-    quantize, view = _quickest(quantize_by_absmax), quantizer.int_quant.input_view_impl
+    quantize = quickest(quantize_by_absmax)
+    view: Any = quantizer.int_quant.input_view_impl
     by_parts = _by_parts(quantizer, grid, False, True)
 
     def run(x: Tensor) -> Any:
@@ -387,19 +242,12 @@ def _by_absmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule:
 
 def _by_minmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
-    quantize = _quickest(quantize_by_minmax)
+    quantize = quickest(quantize_by_minmax)
 
     def run(x: Tensor) -> Any:
         return *quantize(x, grid, rule), width()
 
     return run
-
-
-def _quickest(function: Any) -> Any:
-    """What a function runs where fused functions may: Plan.run has asked."""
-    if is_compiling():
-        return function
-    return next(kernel.run for kernel in function.kernels if kernel.name == "fused")
 
 
 def _constant(width: Any, bits: int) -> Callable[[], Tensor]:
@@ -415,57 +263,10 @@ def _plan_prescaled(plan: Plan, reader: Reader) -> None:
     quantizer = plan.quantizer
     width, rounds = quantizer.msb_clamp_bit_width_impl, quantizer.int_quant
     grid: IntegerGrid = reader.stated(rounds, reader.stated(width))
-    _known_rounding(grid.rounding)
+    known_rounding(grid.rounding)
 
     def run(x: Tensor, scale: Tensor) -> Any:
         y = fake_quantize(rounds.input_view_impl(x), scale, None, grid)
         return y, scale, _zero(scale), width.forward()
 
     plan.name, plan.form, plan.grid = "fake_quantize", run, grid
-
-
-# ------------------------------------------------------------ minifloats
-
-
-def _plan_minifloats(plan: Plan, reader: Reader, grid: MinifloatGrid) -> None:
-    quantizer: FloatQuant = plan.quantizer
-    _known_rounding(grid.rounding)
-    plan.name, plan.form, plan.format = "minifloat_quantize", _by_scale(quantizer, grid), grid
-    if quantizer.scaling_impl is None:
-        return
-    try:
-        view: Granularity | None = reader.stated(quantizer.input_view_impl)
-        rule: ScaleRule = reader.stated(quantizer.scaling_impl, grid.format.largest)
-        if not isinstance(rule, ScaleRule) or rule.source != "absmax":
-            return
-        _known_rounding(rule.rounding)
-        if rule.groups != (None if view is None else view.groups):
-            return
-    except NotStated:  # the scale is computed by its parts
-        return
-    plan.name, plan.form = "quantize_by_absmax", _minifloats_by_absmax(quantizer, grid, rule)
-
-
-def _by_scale(quantizer: FloatQuant, grid: MinifloatGrid) -> Form:
-    def run(x: Tensor) -> Any:
-        scale = quantizer.scale_for(x)
-        used = None if quantizer.scaling_impl is None else scale
-        viewed = quantizer.input_view_impl(x)
-        if is_plain(scale):
-            y = minifloat_quantize(viewed, used, *grid)
-        else:
-            y = quantizer.quantize(viewed, used)
-        return quantizer.described(y, scale)
-
-    return run
-
-
-def _minifloats_by_absmax(quantizer: FloatQuant, grid: MinifloatGrid, rule: ScaleRule) -> Form:
-    quantize, by_scale = _quickest(quantize_by_absmax), _by_scale(quantizer, grid)
-
-    def run(x: Tensor) -> Any:
-        if x.numel() == 0 or x.dim() == 0:
-            return by_scale(x)
-        return quantizer.described(*quantize(quantizer.input_view_impl(x), grid, rule))
-
-    return run

@@ -13,7 +13,7 @@ from qframework.configuration import settings
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
 from qframework.kernels import native
-from qframework.kernels.absmax import QuantizeByAbsmax, note_sums, takes_sums
+from qframework.kernels.absmax import note_sums, takes_sums
 from qframework.kernels.autograd import Context, is_compiling
 from qframework.kernels.recomputation import Origin, origin_of
 from qframework.quant_tensor import TensorLike
@@ -39,14 +39,15 @@ def _save(ctx: Context, x: Tensor | None, weight: Tensor | None, origins: _Origi
     ctx.how = how
 
 
-def _operands(ctx: Context) -> _Origins | tuple[Any, Any]:
+def _operands(ctx: Context) -> tuple[Any, Any]:
     """Both operands, or what they are made of."""
     saved = ctx.saved_tensors
-    found = []
-    for place, how in zip((0, 3), ctx.how[:2], strict=True):
+
+    def operand(place: int, how: Any) -> Any:
         scale, zero_point, t = saved[place : place + 3]
-        found.append(t if how is None else Origin(t, scale, zero_point, *how))
-    return tuple(found)
+        return t if how is None else Origin(t, scale, zero_point, *how)
+
+    return operand(0, ctx.how[0]), operand(3, ctx.how[1])
 
 
 def _made(operand: Any) -> Any:
@@ -88,7 +89,8 @@ class _Linear(Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         rows = grad.reshape(-1, grad.shape[-1])
         grad_bias = rows.sum(0) if need_bias else None
-        x = _made(x).reshape(-1, x.shape[-1]) if need_weight else None
+        x = _made(x) if need_weight else None
+        x = None if x is None else x.reshape(-1, x.shape[-1])
         if isinstance(weight, Origin) and rows.is_cpu and not torch.is_grad_enabled():
             grad_x, grad_weight = _in_parts(rows, x, weight, need_x)
         else:
@@ -112,7 +114,9 @@ def _in_parts(
     """
     grad_x: Tensor | None = None
     grad_weight = None if x is None else _room_for(weight)
-    sums: list[tuple[Tensor, Tensor]] | None = [] if _takes_sums(weight) else None
+    sums: list[tuple[Tensor, Tensor]] | None = (
+        [] if takes_sums(weight.node, weight.x, weight.scale) else None
+    )
     for part in weight.parts(_AT_ONCE[rows.shape[0] <= _FEW_ROWS]):
         some = rows[:, part.place]
         if need_x:
@@ -134,13 +138,6 @@ def _room_for(weight: Origin) -> Tensor:
     like = weight.x.detach()
     plain = like.shape == weight.shape and like.is_contiguous() and native.available()
     return native.empty_like(like) if plain else like.new_empty(weight.shape)
-
-
-def _takes_sums(weight: Origin) -> bool:
-    node = weight.node
-    if getattr(node, "_forward_cls", None) is not QuantizeByAbsmax or weight.scale is None:
-        return False
-    return takes_sums(weight.x, *node.how, weight.scale)
 
 
 def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:

@@ -125,7 +125,8 @@ class _Note(NamedTuple):
 
 
 def _place(y: Tensor) -> int:
-    return y.untyped_storage()._cdata
+    place: int = y.untyped_storage()._cdata
+    return place
 
 
 def origin_of(y: Tensor) -> Origin | None:

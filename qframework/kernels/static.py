@@ -12,7 +12,8 @@ from qframework.core.float_quant import FloatQuant
 from qframework.functional import IntegerGrid, Range, fake_quantize, minifloat_quantize
 from qframework.kernels.autograd import is_compiling, may_fuse
 from qframework.kernels.native.static import StaticQuantizer
-from qframework.kernels.prepare import Plan, may_collect
+from qframework.kernels.plan import Plan
+from qframework.kernels.prepare import may_collect
 from qframework.kernels.trust import distrust, is_plain, modes_active
 
 #: From values, and whether they are to go through a ReLU, to quantized values.

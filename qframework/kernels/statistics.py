@@ -14,6 +14,7 @@ from qframework.functional import (
     kth_smallest,
     upcast,
 )
+from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 
 #: Length of the blocks among which extreme elements are looked for.
@@ -51,9 +52,43 @@ class _AbsMax(Fused):
         return largest.mul_(x).mul_(share)
 
 
-@add_kernel(abs_max, "fused", may_fuse)
-def _fused_abs_max(x: Tensor) -> Tensor:
+@add_kernel(abs_max, "fused", lambda x, dim, keepdim: dim is None and may_fuse())
+def _fused_abs_max(x: Tensor, *_: object) -> Tensor:
     return apply(_AbsMax, x)  # type: ignore[no-any-return]
+
+
+class _RowAbsMax(Fused):
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, keepdim: bool) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x)
+        ctx.how = keepdim
+        shape = native.row_shape(x)
+        layout = native.serves(x, shape, "round")
+        if layout is not None:
+            top = native.row_tops(layout, x, shape)
+        else:
+            top = x.abs().amax(-1, keepdim=True).to(compute_dtype(x.dtype))
+        return top if keepdim else top.squeeze(-1)
+
+    @staticmethod
+    def define(ctx: Context, x: Tensor) -> Tensor:  # type: ignore[override]
+        return abs_max.definition(x, -1, ctx.how)
+
+    @staticmethod
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        where = x.abs().max(-1, keepdim=True).indices
+        shares = (grad if ctx.how else grad.unsqueeze(-1)) * x.gather(-1, where).sign()
+        return torch.zeros_like(x).scatter_(-1, where, shares.to(x.dtype)), None
+
+
+def _serves_rows(x: Tensor, dim: int | None, keepdim: bool) -> bool:
+    return x.dim() > 1 and x.numel() > 0 and dim in (-1, x.dim() - 1) and may_fuse()
+
+
+@add_kernel(abs_max, "rows", _serves_rows)
+def _row_abs_max(x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
+    return apply(_RowAbsMax, x, keepdim)  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------ elements by their rank

@@ -38,9 +38,11 @@ def ranked(name: str, x: Tensor, *how: Any) -> Case:
 
 MANY = distinct(3, 1500)
 STATISTICS = [
-    Case("abs_max: one", (weight(5, 8, low=-20.0),), (), lambda x: (x,)),
-    Case("abs_max: equals", (weight(5, 8),), (), lambda x: (x,)),
-    Case("abs_max: zeros", (torch.zeros(5),), (), lambda x: (x,)),
+    Case("abs_max: one", (weight(5, 8, low=-20.0),), (), lambda x: (x, None, False)),
+    Case("abs_max: equals", (weight(5, 8),), (), lambda x: (x, None, False)),
+    Case("abs_max: zeros", (torch.zeros(5),), (), lambda x: (x, None, False)),
+    Case("abs_max: rows", (MANY,), (), lambda x: (x, -1, True)),
+    Case("abs_max: rows, squeezed", (MANY,), (), lambda x: (x, 1, False)),
     ranked("largest", MANY, 4500, False, None, False),
     ranked("smallest magnitude", MANY, 1, True, None, False),
     ranked("near the top", MANY, 4493, True, None, False),
@@ -85,6 +87,7 @@ FORMATS = [
     minifloat("straight through, half to even", E4M3, 0.25, "round", False),
     minifloat("straight through, infinities", E5M2, 0.25, "round", False),
     codebook("one scale", torch.tensor(0.25), [-9.0, -4.5, -1.25, 0.0, 0.75, 3.0, 7.0]),
+    codebook("two entries", torch.tensor(0.125), [-3.0, 4.0]),
     codebook("scales of rows", torch.full((5, 1), 0.5), [-3.0, -1.0, 1.0, 4.0]),
 ]
 

@@ -20,6 +20,7 @@ from qframework.quantizers import (
     Int8ActPerTensorFloat,
     Int8ActPerTensorFloatMinMaxInit,
     Int8BiasPerTensorFloatInternalScaling,
+    Int8DynamicActPerRowFloat,
     Int8DynamicActPerTensorFloat,
     Int8WeightPerChannelFixedPoint,
     Int8WeightPerChannelFloat,
@@ -122,6 +123,9 @@ KINDS = {
     "zero_point_learned": _learned(QuantIdentity, ShiftedUint8ActPerTensorFloat),
     "dynamic": Kind(
         lambda: QuantIdentity(Int8DynamicActPerTensorFloat, return_quant_tensor=True), "act_quant"
+    ),
+    "dynamic_rows": Kind(
+        lambda: QuantIdentity(Int8DynamicActPerRowFloat, return_quant_tensor=True), "act_quant"
     ),
     "minifloat_learned": _learned(QuantIdentity, Fp8e4m3OCPActPerTensorFloat),
     "bias_of_products": _bias(Int32Bias),

@@ -13,6 +13,7 @@ from qframework.functional import (
     MinifloatFormat,
     MinifloatGrid,
     ScaleRule,
+    codebook_quantize,
     compute_dtype,
     fake_quantize,
     largest_minifloat,
@@ -116,6 +117,7 @@ def test_floats_of_any_bits(n) -> None:
         assert_exact(minifloat_quantize, x, scale, e5m2)
         assert_exact(fake_quantize, x, scale, None, IntegerGrid(-128.0, 127.0))
         assert_exact(fake_quantize, x, scale, torch.tensor(5.0), IntegerGrid(0.0, 255.0))
+        assert_exact(codebook_quantize, x, scale, torch.tensor([-1.0, -0.3, 0.0, 0.1, 1.0]))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from kernel_case import assert_near, values
 from torch._inductor.utils import run_and_get_code
 
 import qframework
+import qframework.kernels  # adds the forms for graphs
 from qframework.functional import (
     IntegerGrid,
     MinifloatFormat,

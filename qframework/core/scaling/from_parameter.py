@@ -122,6 +122,8 @@ def statistic_axis(statistic: StatisticRule, view: Granularity) -> int | None:
         NotStated: it is reduced in another way.
     """
     axis = view.channel_axis
+    if view.groups is not None or view.rows:
+        raise NotStated("the statistic is that of groups or rows")
     if statistic.axis != (None if axis is None else 1) or statistic.keepdim:
         raise NotStated(f"the statistic is reduced along axis {statistic.axis} of its view")
     return axis

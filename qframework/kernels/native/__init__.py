@@ -7,6 +7,7 @@ They take and return tensors outside of autograd; the fused functions call them 
 from qframework.kernels.native.calls import (
     absmax,
     absmax_gradients,
+    codebook,
     empty_like,
     gradients,
     quantize,
@@ -31,6 +32,7 @@ __all__ = [
     "absmax",
     "absmax_gradients",
     "available",
+    "codebook",
     "empty_like",
     "gradients",
     "quantize",

@@ -113,8 +113,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
     )
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
-    tops = loaded.qframework_row_tops
-    tops.argtypes, tops.restype = [c_int, POINTER(Call)], None
+    for short in (loaded.qframework_row_tops, loaded.qframework_codebook):
+        short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages
     large.argtypes, large.restype = [c_void_p, c_int64], None
     quantize.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]

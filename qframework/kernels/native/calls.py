@@ -78,6 +78,7 @@ def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def at(t: Tensor | None) -> int | None:
+    """The address of a tensor that is written to, or is nobody else's; None where there is none."""
     return None if t is None else t.data_ptr()
 
 
@@ -208,6 +209,24 @@ def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return top
 
 
+def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
+    """The nearest of at most 32 entries, times a scale."""
+    y = empty_like(x)
+    call = Call(
+        x=address_to_read(x),
+        out=y.data_ptr(),
+        scale=address_to_read(scale),
+        stored=address_to_read(entries),
+        taps=entries.numel(),
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
+    )
+    library().qframework_codebook(DTYPES[x.dtype][0], ctypes.byref(call))
+    return y
+
+
 def absmax_gradients(
     layout: Layout,
     g: Tensor,
@@ -265,12 +284,13 @@ def row_absmax_sums(
     return sums, where
 
 
-def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor) -> Tensor:
+def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor, overwrite: bool = False) -> Tensor:
     """``g``, and each share divided among the elements of ``x`` that equal the value at its index.
 
-    ``values`` and ``shares`` have one or two elements, in the dtype of scales.
+    ``values`` and ``shares`` have one or two elements, in the dtype of scales. With ``overwrite`` the result is written where ``g``
+    is.
     """
-    out = empty_like(x)
+    out = g if overwrite else empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],
         address_to_read(g),

@@ -29,7 +29,10 @@ VECTORS = {
 CAPABILITIES = ("AVX512", "AVX2", "DEFAULT")
 SOURCE = Path(__file__).with_name("kernels.cpp")
 #: All that it is made of.
-SOURCES = (SOURCE, *(SOURCE.with_name(name) for name in ("grids.h", "numbers.h")))
+SOURCES = (
+    SOURCE,
+    *(SOURCE.with_name(name) for name in ("calls.h", "codebooks.h", "grids.h", "numbers.h")),
+)
 #: Where a wheel has libraries that were built with it.
 PREBUILT = Path(__file__).with_name("prebuilt")
 _DIGEST = hashlib.sha256().digest_size

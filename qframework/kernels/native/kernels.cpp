@@ -14,32 +14,17 @@
 #include <sys/mman.h>
 #endif
 
-#include "grids.h"
+#include "codebooks.h"
 
 namespace {
 
-constexpr int64_t kPiece = 1 << 14;  // elements that a thread takes at a time
-constexpr int64_t kParallel = 1 << 15;
-
 template <class T>
-int64_t copy_and_count(const T* __restrict g, const T* __restrict x, T* __restrict grad_x, int64_t n, Wide<T> value) {
+int64_t copy_and_count(const T* g, const T* __restrict x, T* grad_x, int64_t n, Wide<T> value) {
   int32_t count = 0;
-  if (g) std::memcpy(grad_x, g, n * sizeof(T));
+  if (g && g != grad_x) std::memcpy(grad_x, g, n * sizeof(T));
 #pragma omp simd reduction(+ : count)
   for (int64_t i = 0; i < n; i++) count += wide(x[i]) == value;
   return count;
-}
-
-inline int64_t pieces_of(int64_t row) { return (row + kPiece - 1) / kPiece; }
-
-template <class F>
-void for_pieces(int64_t n, int64_t inner, int threads, F work) {
-  const int64_t per_row = pieces_of(inner), pieces = n / inner * per_row;
-#pragma omp parallel for schedule(static) num_threads(threads) if (n >= kParallel && threads > 1)
-  for (int64_t piece = 0; piece < pieces; piece++) {
-    const int64_t row = piece / per_row, start = piece % per_row * kPiece;
-    work(piece, row, row * inner + start, std::min(kPiece, inner - start));
-  }
 }
 
 // g, and each share divided among the elements that equal the value at its index.
@@ -61,46 +46,6 @@ void spread(const T* g, const T* x, T* grad_x, int64_t n, const Wide<T>* values,
         if (wide(x[i]) == value) put(grad_x[i], wide(grad_x[i]) + share);
     }
   }
-}
-
-// The operands of all functions, as build.py lays them out; null where a function takes none.
-struct Call {
-  const void *g, *x;  // the gradient of the result, the values
-  void* out;          // the result, or the gradient of the values
-  void* scale;        // a number for each channel; written where it is made of `stored` or `top`
-  const void *zero, *stored, *slope, *grad_of_scale;
-  void *grad_scale, *grad_zero, *top;
-  int64_t* where;
-  int64_t n, channels, inner, taps;
-  double low, high, smallest, threshold;
-  double least_normal, overflow;  // of minifloats; an overflow of 0 says that they saturate
-  int32_t mantissa_bits, clamp_gradient, relu, threads;
-  int32_t domain, exponent_rounding;  // of scales: any number, or powers of two, of which the exponent is rounded
-};
-
-template <class C>
-Grid<C> grid_of(const Call& call) {
-  Grid<C> grid;
-  grid.scale = 1, grid.zero = 0;
-  grid.low = C(call.low), grid.high = C(call.high);
-  const bool saturates = call.overflow == 0;
-  grid.over = saturates ? grid.high : C(call.overflow);
-  grid.under = saturates || grid.low == 0 ? grid.low : -grid.over;
-  grid.from = call.clamp_gradient || !(saturates || grid.low == 0) ? grid.low : C(-INFINITY);
-  grid.to = call.clamp_gradient || !saturates ? grid.high : C(INFINITY);
-  grid.infinite = saturates ? C(NAN) : C(1);
-  grid.normal = magnitude_bits(C(call.least_normal));
-  grid.shift = Bits<C>(call.mantissa_bits) << kFraction<C>;
-  return grid;
-}
-
-// The same with the scale and the zero point of a row.
-template <class C>
-Grid<C> grid_of(const Call& call, Grid<C> grid, int64_t row) {
-  const int64_t at = call.channels == 1 ? 0 : row % call.channels;
-  if (call.scale) grid.scale = static_cast<const C*>(call.scale)[at];
-  if (call.zero) grid.zero = static_cast<const C*>(call.zero)[at];
-  return grid;
 }
 
 // max(|magnitude|, smallest) / threshold
@@ -128,16 +73,6 @@ double scale_slope(const Call& call, C top, C scale) {
     size = std::exp2(whole[call.exponent_rounding]);
   }
   return size / (call.threshold * v);
-}
-
-// Rows that have a scale each, while they are in the cache.
-template <class F>
-void for_rows(const Call& call, F work) {
-  const int64_t rows = call.n / call.inner, some = std::max<int64_t>(1, kPiece / call.inner);
-  const int64_t pieces = (rows + some - 1) / some;
-#pragma omp parallel for schedule(static) num_threads(call.threads) if (call.n >= kParallel && call.threads > 1)
-  for (int64_t piece = 0; piece < pieces; piece++)
-    for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * call.inner);
 }
 
 template <int R, class T>
@@ -380,6 +315,11 @@ void qframework_in_large_pages(void* memory, int64_t bytes) {
   const uintptr_t end = (uintptr_t(memory) + bytes) / kLarge * kLarge;
   if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 #endif
+}
+
+// The nearest entries of a codebook of `taps` entries that are `stored`.
+void qframework_codebook(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { codebook_quantize<decltype(t)>(*call); });
 }
 
 // The largest magnitude of each row, into `top`.

@@ -16,7 +16,7 @@ from qframework.functional import IntegerGrid, MinifloatGrid
 from qframework.kernels.native.build import compiler, library, prebuilt
 
 #: With fewer elements there is little to gain, and nothing is built for them.
-SMALLEST = 1 << 12
+SMALLEST = 1 << 10
 #: Rows that are too short to be worth a call each.
 _SHORTEST = 16
 
