@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qframework.functional import (
+    EXPONENTS,
     ROUNDINGS,
     IntegerGrid,
     MinifloatFormat,
@@ -58,16 +59,10 @@ def integer_layout(
 
 # ------------------------------------------------------------ minifloats
 
-#: What is left of a floating-point number without its significand, by its dtype.
-_EXPONENT = {
-    torch.float32: (torch.int32, 0x7F800000),
-    torch.float64: (torch.int64, 0x7FF0000000000000),
-}
-
 
 def _power_below(x: Tensor) -> Tensor:
     """``2^floor(log2|x|)`` exactly; 0 for 0 and subnormal numbers, infinity for infinity, NaN."""
-    integers, mask = _EXPONENT[x.dtype]
+    integers, mask = EXPONENTS[x.dtype]
     return (x.view(integers) & mask).view(x.dtype)
 
 
