@@ -218,6 +218,8 @@ def measure_row(
     x = torch.randn(row.shape)
     if row.kind == "bfloat16":
         plain, quant, x = plain.bfloat16(), quant.bfloat16(), x.bfloat16()
+    # As inside a network: scales of inputs are learned, which takes their gradient anyway.
+    x.requires_grad_(row.make is mlp)
     for _ in range(6):  # statistics are collected
         _trainer(quant, x)()
     used: list[Any] = [plain, quant]

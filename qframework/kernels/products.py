@@ -23,10 +23,8 @@ _Origins = tuple[Origin | None, Origin | None]
 
 #: Weights of fewer elements are saved: to make them again costs more than their memory.
 _LARGE = 1 << 16
-#: Bytes of a weight that are made at a time, to be multiplied while they are in a cache: of the first level that several cores share
-#: where there are few rows, since each part of the weight adds to all of the product.
-_AT_ONCE = {True: 1 << 20, False: 1 << 22}
-_FEW_ROWS = 64
+#: Bytes of a weight that are made at a time, to be multiplied while they are in a cache.
+_AT_ONCE = 1 << 22
 
 
 def _save(ctx: Context, x: Tensor | None, weight: Tensor | None, origins: _Origins) -> None:
@@ -117,7 +115,7 @@ def _in_parts(
     sums: list[tuple[Tensor, Tensor]] | None = (
         [] if takes_sums(weight.node, weight.x, weight.scale) else None
     )
-    for part in weight.parts(_AT_ONCE[rows.shape[0] <= _FEW_ROWS]):
+    for part in weight.parts(_AT_ONCE):
         some = rows[:, part.place]
         if need_x:
             made = part.values()
