@@ -8,8 +8,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 TOLD := | awk '/^ *Downloading .*\(/ {print "   " $$0; fflush()} /^Installing collected/ {print "   installing"; fflush()}'
 STAMP := .venv/.installed
 FOR_DEMO := .venv/.installed_for_demo
-# What is tested without kernels, too; the tests of kernels themselves choose them.
-WITHOUT_KERNELS := tests/test_staleness.py $(addprefix tests/,core functional golden layers proxy quant_tensor quantizers)
+# What is tested without kernels, too; the tests of kernels themselves choose them, and so do those that are ignored.
+WITHOUT_KERNELS := tests/test_staleness.py $(addprefix tests/,core functional golden layers proxy quant_tensor quantizers) \
+	$(addprefix --ignore=tests/,core/test_without_kernels.py quantizers/test_edge_values.py)
 
 # What a docstring says of arguments, results and yields is there; these rules are in ruff's preview.
 DOCSTRINGS := DOC102,DOC202,DOC403

@@ -89,6 +89,7 @@ def test_integers_are_computed_as_floats(name, dtype) -> None:
 # ------------------------------------------------------------ NaN and infinity
 
 
+@pytest.mark.table(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", COLLECTING)
 def test_a_batch_with_nan_or_infinity_is_left_out_of_statistics_with_one_warning(name, way) -> None:
