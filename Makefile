@@ -69,7 +69,7 @@ $(FOR_DEMO): pyproject.toml constraints.txt
 	@echo "== torch, which is the largest part (some hundred MB)"
 	@$(INSTALL) torch $(TOLD)
 	@echo "== this library, and what the examples need"
-	@$(INSTALL) --editable ".[examples,export]" $(TOLD)
+	@$(INSTALL) --editable ".[examples,export]" qonnx $(TOLD)
 	@touch $(FOR_DEMO)
 
 $(STAMP): $(FOR_DEMO)

@@ -30,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "quantizers"))
 from test_contract import contract, predefined
 
 DEVICE = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-pytestmark = pytest.mark.skipif(DEVICE is None, reason="no accelerator")
+if DEVICE is None:
+    pytest.skip("there is no accelerator", allow_module_level=True)
 
 CONTRACTS = {name: contract(name)() for name in predefined()}
 BY_ROLE = [n for n, c in CONTRACTS.items() if c.role() in ("weight", "activation")]
