@@ -14,22 +14,13 @@ from qframework.configuration import settings
 from qframework.core.collector import CollectThenLearn
 from qframework.core.scaling.runtime import RuntimeStats
 from qframework.graph.corrections import bias_correction_mode, norm_correction_mode
+from qframework.graph.quantizers_off import with_attribute
 from qframework.processes import average_of_model
 from qframework.proxy import ActQuantProxyFromInjector, ParameterQuantProxyFromInjector, QuantProxy
 
 __all__ = ["bias_correction_mode", "calibration_mode", "norm_correction_mode"]
 
 _NEVER = 2**62
-
-
-@contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 @contextmanager
@@ -113,19 +104,19 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
     try:
         with ExitStack() as stack:
             for parameter in parameters:
-                stack.enter_context(_attribute(parameter, "disable_quant", True))
+                stack.enter_context(with_attribute(parameter, "disable_quant", True))
             for _, act in acts:
                 if act.is_quant_enabled:
                     stack.enter_context(_training(act))
-                    stack.enter_context(_attribute(act, "observer_only", True))
+                    stack.enter_context(with_attribute(act, "observer_only", True))
             for module in model.modules():
                 if hasattr(module, "return_quant_tensor"):
-                    stack.enter_context(_attribute(module, "return_quant_tensor", False))
+                    stack.enter_context(with_attribute(module, "return_quant_tensor", False))
             for _, collector in collectors.values():
-                stack.enter_context(_attribute(collector, "momentum", None))
+                stack.enter_context(with_attribute(collector, "momentum", None))
                 collector.restart_collection()
                 if isinstance(collector, CollectThenLearn):
-                    stack.enter_context(_attribute(collector, "collect_stats_steps", _NEVER))
+                    stack.enter_context(with_attribute(collector, "collect_stats_steps", _NEVER))
             stack.enter_context(settings.use(reduce_statistics="never"))
             yield model
         if reduce:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qframework.graph.accumulators import accumulator_width, bias_integers
 from qframework.graph.operations import Operations, count_operations
-from qframework.graph.table import Table
+from qframework.graph.table import Table, Tabled
 from qframework.graph.widths import asked, bits_of_proxy, bits_of_tensor, inside_quantizers
 from qframework.proxy import QuantProxy
 
@@ -76,7 +76,7 @@ class LayerSummary(BaseModel):
     accumulator_bits: int | None = None
 
 
-class ModelSummary(BaseModel):
+class ModelSummary(Tabled):
     """A model; ``print`` and rich show a table.
 
     Attributes:
@@ -151,20 +151,6 @@ class ModelSummary(BaseModel):
         totals = [_large(n) for n in (self.parameters, self.size_in_bits, self.macs, self.bops)]
         rows.append(["total", *[""] * (len(headings) - 5), *totals])
         return Table("Summary", headings, rows, _TEXT_COLUMNS, total=True)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return self.model_dump()
-
-    def to_json(self, **how: Any) -> str:
-        """JSON; keywords as for pydantic's ``model_dump_json``."""
-        return self.model_dump_json(**how)
 
     def to_csv(self) -> str:
         """A line for each tensor, with the numbers of its layer; bias integers are separated by blanks."""

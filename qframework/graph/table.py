@@ -1,12 +1,15 @@
-"""A table of text, in aligned columns, by rich or as CSV."""
+"""A table of text, in aligned columns, by rich or as CSV, and results that print as one."""
 
 from __future__ import annotations
 
 import csv
 import io
 import sys
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from typing import Any
+
+from pydantic import BaseModel
 
 
 class Table:
@@ -80,3 +83,25 @@ class Table:
         writer.writerow(self.headings)
         writer.writerows(self.rows)
         return text.getvalue()
+
+
+class Tabled(BaseModel, ABC):
+    """A result that is plain data and prints as a table."""
+
+    @abstractmethod
+    def table(self) -> Table:
+        """What is printed."""
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> Any:
+        return self.table().__rich__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values."""
+        return self.model_dump()
+
+    def to_json(self, **how: Any) -> str:
+        """JSON; keywords as for pydantic's ``model_dump_json``."""
+        return self.model_dump_json(**how)

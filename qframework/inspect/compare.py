@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from qframework.graph.batch_norm_folding import FoldedBatchNorm
-from qframework.graph.table import Table
+from qframework.graph.table import Table, Tabled
 from qframework.inject.errors import did_you_mean
 from qframework.inspect.batches import evaluating, runs
 from qframework.inspect.places import WHOLE, LayerNameError
@@ -39,7 +39,7 @@ class LayerComparison(BaseModel):
     added_noise: float
 
 
-class Comparison(BaseModel):
+class Comparison(Tabled):
     """Two models, layer by layer; ``print`` and rich show a table.
 
     Attributes:
@@ -84,20 +84,6 @@ class Comparison(BaseModel):
         rows.append(["output", f"{self.output.sqnr:.1f}", f"{self.output.cosine:.5f}", "", "", ""])
         headings = ["layer", "SQNR dB", "cosine", "input SQNR", "noise added", ""]
         return Table("Float and quantized", headings, rows, total=True)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return self.model_dump()
-
-    def to_json(self, **how: Any) -> str:
-        """JSON; keywords as for pydantic's ``model_dump_json``."""
-        return self.model_dump_json(**how)
 
     def to_csv(self) -> str:
         """A line for each layer, the last one that of the output."""

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from qframework.graph.table import Table
+from qframework.graph.table import Table, Tabled
 from qframework.inspect.batches import Loss, evaluating, runs
 from qframework.inspect.places import Place, places
 from qframework.quant_tensor import dequantize
@@ -32,7 +32,7 @@ class LayerSensitivity(BaseModel):
     change: float
 
 
-class Sensitivity(BaseModel):
+class Sensitivity(Tabled):
     """All layers; ``print`` and rich show a table.
 
     Attributes:
@@ -56,20 +56,6 @@ class Sensitivity(BaseModel):
         rows.append(["all", "", f"{self.quantized_loss:.5g}", f"{change:+.3g}"])
         headings = ["quantized", "tensors", "loss", "change"]
         return Table("Sensitivity", headings, rows, text_columns=2, total=True)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return self.model_dump()
-
-    def to_json(self, **how: Any) -> str:
-        """JSON; keywords as for pydantic's ``model_dump_json``."""
-        return self.model_dump_json(**how)
 
     def to_csv(self) -> str:
         """A line for each layer."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from qframework.graph.table import Table
+from qframework.graph.table import Table, Tabled
 from qframework.inspect.batches import Loss, evaluating, runs
 from qframework.inspect.float_inputs import FloatInputs
 from qframework.inspect.grid import Grid, grid_of
@@ -91,7 +91,7 @@ class TensorStatistics(BaseModel):
         return self.codes_used / self.codes
 
 
-class ModelStatistics(BaseModel):
+class ModelStatistics(Tabled):
     """All quantized tensors of a model; ``print`` and rich show a table.
 
     Attributes:
@@ -137,20 +137,6 @@ class ModelStatistics(BaseModel):
             for t in self.tensors
         ]
         return Table("Quantized tensors", headings, rows, text_columns=2)
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def __rich__(self) -> Any:
-        return self.table().__rich__()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values."""
-        return self.model_dump()
-
-    def to_json(self, **how: Any) -> str:
-        """JSON; keywords as for pydantic's ``model_dump_json``."""
-        return self.model_dump_json(**how)
 
     def to_csv(self) -> str:
         """A line for each tensor, without histograms and lists."""
