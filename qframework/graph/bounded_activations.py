@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from qframework.graph.evaluating import evaluating
 from qframework.graph.layer_inputs import Call
 from qframework.graph.node_execution import NodeExecution
 from qframework.graph.tracing import Traced
@@ -42,15 +43,10 @@ def largest_inputs(
     found: dict[fx.Node, Tensor] = {}
     if not wanted or not example_input:
         return found
-    training = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         execution = NodeExecution(model, traced, [Call(example_input, {})])
         execution.look = lambda node, given: _note(found, node, given) if node in wanted else None
         execution.run(lambda module, calls: None)
-    finally:
-        for module, mode in training:
-            module.training = mode
     return found
 
 

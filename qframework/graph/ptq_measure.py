@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.graph.batches import Batches
+from qframework.graph.evaluating import evaluating
 from qframework.graph.layer_inputs import call_with
 from qframework.graph.layer_view import WEIGHTED
 from qframework.graph.ptq_report import LayerRecord, sqnr
@@ -37,13 +38,8 @@ def output_sqnr(model: nn.Module, quantized: nn.Module, batches: Batches) -> flo
     """Energy of a float model's outputs over that of what the quantized model's lack, in dB; None for outputs without numbers."""
     if batches.is_callable:
         return None
-    training = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         pairs = [(call_with(model, b), call_with(quantized, b)) for b in batches]
-    finally:
-        for module, mode in training:
-            module.training = mode
     return sqnr_of_outputs([a for a, _ in pairs], [b for _, b in pairs])
 
 

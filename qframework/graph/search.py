@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from qframework.core.snapshot import Snapshot
 from qframework.graph.batches import Batches
 from qframework.graph.bit_width_choice import Choice, Option, cheapest_within, costs_of
 from qframework.graph.cached_forward import CachedForward
+from qframework.graph.evaluating import evaluating
 from qframework.graph.ptq_report import new_axes, sqnr
 from qframework.graph.quantizers_off import quantizers_off
 from qframework.proxy import ActQuantProxyFromInjector, WeightQuantProxyFromInjector
@@ -92,17 +92,6 @@ def _proxies(model: nn.Module, kinds: tuple[Any, ...]) -> list[tuple[str, str, A
     return found
 
 
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    before = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
-
-
 def _noise(exact: list[list[Tensor]], found: list[list[Tensor]]) -> float:
     return sum(
         float((a.double() - b.double()).square().sum())
@@ -145,7 +134,7 @@ def sensitivity(
     )
     proxies = _proxies(model, kinds)
     entries = []
-    with _evaluation(model), quantizers_off(model):
+    with evaluating(model), quantizers_off(model):
         cached = None if metric is not None else CachedForward(model, Batches(batches))
         for layer, tensor, proxy in proxies:
             proxy.disable_quant = False
@@ -247,7 +236,7 @@ def search_bit_widths(
     costs = costs_of(model, names, data, budgets)
     before = {n: Snapshot(m) for n, m in names.items()}
     try:
-        with _evaluation(model), quantizers_off(model):
+        with evaluating(model), quantizers_off(model):
             cached = None if metric is not None else CachedForward(model, data)
             base = float(metric(model)) if metric is not None else 0.0
             noise = _Measured(resume)

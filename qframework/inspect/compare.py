@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from qframework.graph.batch_norm_folding import FoldedBatchNorm
+from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
 from qframework.inject.errors import did_you_mean
-from qframework.inspect.batches import evaluating, runs
+from qframework.inspect.batches import runs
 from qframework.inspect.places import WHOLE, LayerNameError
 from qframework.inspect.statistics import decibels
 from qframework.proxy import QuantProxy

@@ -10,8 +10,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
-from qframework.inspect.batches import Loss, evaluating, runs
+from qframework.inspect.batches import Loss, runs
 from qframework.inspect.places import Place, places
 from qframework.quant_tensor import dequantize
 

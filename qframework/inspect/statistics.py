@@ -9,8 +9,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
-from qframework.inspect.batches import Loss, evaluating, runs
+from qframework.inspect.batches import Loss, runs
 from qframework.inspect.float_inputs import FloatInputs
 from qframework.inspect.grid import Grid, grid_of
 from qframework.inspect.histogram import GrowingHistogram, Histogram
