@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qframework.graph.batch_norm_folding import Foldable, FoldedBatchNorm, foldable
+from qframework.graph.bias_scales import asked_for, biases_without_scale, left_out, told
 from qframework.graph.conversion import (
     NEUTRAL,
     Conversion,
@@ -149,9 +150,10 @@ class Work:
         """
         if self.without_scale:
             raise ValueError(
-                "quantize_model: these bias quantizers take input scale times weight scale, and nothing quantizes the "
-                f"input of their layers: {', '.join(self.without_scale)}. Give input_quant=Int8ActPerTensorFloat, or a "
-                "bias quantizer with a scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
+                "quantize_model: these bias quantizers take input scale times weight scale, and their layers have no "
+                f"such scale: {', '.join(self.without_scale)}. Quantize the input (input_quant=Int8ActPerTensorFloat) and "
+                "the weight to integers, each with one scale for a channel's products, or give a bias quantizer with a "
+                "scale of its own, such as Int8BiasPerTensorFloatInternalScaling, or bias_quant=None"
             )
         for i, rule in enumerate(self.rules):
             for name in rule.keywords:
@@ -276,8 +278,12 @@ class Work:
         if conversion is not None and "input" in conversion.roles and "act" not in conversion.roles:
             less, why = self._behind_activation(module, made, given)
             if why:
-                made = self._built(name, layer, arguments, less)
+                made, given = self._built(name, layer, arguments, less), less
                 reasons.append(why)
+        missing = self._without_scale(name, module, made, given)
+        if missing:
+            made = self._built(name, layer, arguments, left_out(given, missing))
+            reasons.append(told(missing))
         if self.device is not None and not module._parameters:
             made.to(self.device)
         take_over(module, made, bool(conversion and conversion.copies))
@@ -305,7 +311,6 @@ class Work:
                     reasons.append("what it is applied to there stays float")
             else:
                 reasons.append(f"its float weight is read by {reader}")
-        self._check_bias(name, module, made)
         self.report.add(name, module, layer, "; ".join(reasons))
         return made
 
@@ -373,16 +378,18 @@ class Work:
         proxy: Any = self.converted(activation)._modules.get("act_quant")
         return proxy if proxy is not None and proxy.is_quant_enabled else None
 
-    def _check_bias(self, name: str, module: nn.Module, made: Any) -> None:
-        """Note a bias quantizer whose scale can't come from anywhere."""
-        bias, given = made._modules.get("bias_quant"), made._modules.get("input_quant")
-        if bias is None or given is None or not bias.is_quant_enabled:
-            return
-        if bias.requires_input_scale and not given.is_quant_enabled:
-            before = self.sources.get(module, InputSource(None, False)).activation
-            if getattr(self.done.get(before or module), "return_quant_tensor", False):
-                return
-            self.without_scale.append(f"{name or 'the model'} ({bias.quantizer.__name__})")
+    def _without_scale(
+        self, name: str, module: nn.Module, made: nn.Module, given: dict[str, Any]
+    ) -> dict[str, str]:
+        """Bias quantizers of a layer's own whose scale can't come from anywhere; those that were asked for are noted."""
+        before = self.sources.get(module, InputSource(None, False)).activation
+        fed = getattr(self.done.get(before or module), "return_quant_tensor", False)
+        missing = biases_without_scale(made, fed)
+        for keyword, why in missing.items():
+            if asked_for(keyword, given):
+                where = name or "the model"
+                self.without_scale.append(f"{where} ({keyword}: {why})")
+        return {n: why for n, why in missing.items() if not asked_for(n, given)}
 
     def _keywords(self, module: nn.Module, conversion: Conversion | None) -> dict[str, Any]:
         """Arguments for quantizers: those for the model, then those of rules."""
