@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.activation_equalization import ACTIVATIONS
+from qframework.graph.attention_projections import Projection
 from qframework.graph.batches import Batches
 from qframework.graph.channel_factors import columns_of, follow_weights, scale_columns, scale_rows
 from qframework.graph.channel_regions import Region, Use
@@ -230,11 +231,15 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
     with unchanged_on_error(model):
         regions = done.regions()
         layers = [u.layer for r in regions for u in r.sinks]
-        for layer in {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}:
+        used = {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}
+        for layer in {getattr(u, "holder", u): 0 for u in used}:
             for name in ("weight", "bias"):
                 if isinstance(layer, QuantWeightBiasInputOutputLayer):
                     if layer._parameters.get(name) is not None:
                         own_parameter(layer, name)
+        for layer in used:
+            if isinstance(layer, Projection):
+                layer.refresh()
         with quantizers_off(model), watching(layers, done.see):
             data.run(model)
         for region in regions:

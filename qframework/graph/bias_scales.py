@@ -99,7 +99,9 @@ def asked_for(name: str, given: Mapping[str, Any]) -> bool:
         name: of :func:`biases_without_scale`.
         given: what the layer's constructor is given.
     """
-    names = [name.split("_", i)[-1] for i in range(name.count("_"))]  # its own first, then that of all
+    names = [
+        name.split("_", i)[-1] for i in range(name.count("_"))
+    ]  # its own first, then that of all
     return any(given.get(n) is not None for n in names)
 
 

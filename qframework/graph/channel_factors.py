@@ -69,6 +69,7 @@ def scale_columns(layer: nn.Module, factor: Tensor) -> None:
 
 def follow_weights(layer: nn.Module) -> None:
     """Let the quantizers of parameters start anew from what they are now."""
+    layer = getattr(layer, "holder", layer)  # of some rows
     for name in ("weight_quant", "bias_quant"):
         proxy: Any = layer._modules.get(name)
         if isinstance(proxy, QuantProxy):

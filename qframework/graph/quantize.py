@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from qframework.core.snapshot import unchanged_on_error
-from qframework.graph.channel_splitting import GraphChannelSplitting
 from qframework.graph.bias_scales import asked_for, biases_without_scale, left_out, told
+from qframework.graph.channel_splitting import GraphChannelSplitting
 from qframework.graph.conversion import CONVERSIONS, arguments_of
 from qframework.graph.cross_layer_equalization import EqualizeGraph
 from qframework.graph.graph_modules import (

@@ -115,7 +115,43 @@ class RotatedInput(nn.Module):
         return self.layer(self.turned(x), *args, **kwargs)
 
 
+class TurnedInput(nn.Module):
+    """The input turned by a Hadamard matrix along its last axis.
+
+    Args:
+        size: number of channels.
+        block_size: turn blocks of so many; None for all at once.
+
+    Raises:
+        NoHadamardError: no matrix of that size is known.
+        ValueError: blocks that don't divide the channels.
+    """
+
+    base: Tensor | None
+
+    def __init__(self, size: int, block_size: int | None = None) -> None:
+        super().__init__()
+        self.block_size = block_size or size
+        if size % self.block_size:
+            raise ValueError(
+                f"rotation_block_size={self.block_size} doesn't divide the {size} input channels"
+            )
+        self.register_buffer("base", get_hadK(self.block_size)[0], persistent=False)
+
+    def forward(self, input: Any) -> Tensor:
+        """``input`` times the matrix."""
+        blocks = dequantize(input).unflatten(-1, (-1, self.block_size))
+        return matmul_hadU(blocks, base=self.base).flatten(-2)
+
+
 # ------------------------------------------------------------ turning weights
+
+
+@torch.no_grad()
+def turn_columns(layer: Any, turn: TurnedInput) -> None:
+    """Let a layer read what a module turns, and give what it did without."""
+    layer.weight.copy_(turn.to(layer.weight.device)(layer.weight.to(torch.float64)))
+    follow_weights(layer)
 
 
 @torch.no_grad()

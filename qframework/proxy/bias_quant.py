@@ -129,7 +129,11 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         if isinstance(proxy, QuantProxy) and proxy.is_quant_enabled and what == "weight":
             said = f"is quantized by {proxy.quantizer.__name__}, which gives no integers times one scale"
         else:
-            said = "is not quantized" if what == "weight" else "isn't quantized to integers by one scale"
+            said = (
+                "is not quantized"
+                if what == "weight"
+                else "isn't quantized to integers by one scale"
+            )
         remedy = {
             "input": "give input_quant=Int8ActPerTensorFloat, or feed the layer a quantized tensor "
             "(return_quant_tensor=True on the layer before)",

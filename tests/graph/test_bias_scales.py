@@ -99,7 +99,9 @@ def test_a_converted_layer_leaves_its_bias_in_floats_and_says_so(name, weight_qu
 
 @pytest.mark.parametrize("name", MODELS)
 def test_with_integers_of_one_scale_biases_are_quantized_as_ever(name) -> None:
-    quantized, report = quantize_model(MODELS[name]().eval(), weight_quant=Int8WeightPerChannelFloat)
+    quantized, report = quantize_model(
+        MODELS[name]().eval(), weight_quant=Int8WeightPerChannelFloat
+    )
     calibrated(quantized)
     assert bias_quantizers(quantized) == {"Int32Bias"}
     assert "bias_quant" not in str(report)
@@ -137,7 +139,9 @@ def test_a_bias_that_is_made_later_stays_float_as_well() -> None:
 )
 def test_a_bias_quantizer_that_was_asked_for_is_refused(model) -> None:
     options = {"bias_quant": Int32Bias, "input_quant": Int8ActPerTensorFloat}
-    with pytest.raises(ValueError, match="bias_quant: its weight is quantized by MXInt8Weight.*bias_quant=None"):
+    with pytest.raises(
+        ValueError, match=r"bias_quant: its weight is quantized by MXInt8Weight.*bias_quant=None"
+    ):
         quantize_model(model, weight_quant=MXInt8Weight, **options)
 
 
@@ -149,7 +153,7 @@ def test_by_a_layer_map_with_a_warning() -> None:
             {"in_proj_weight_quant": MXFloat8e4m3Weight, "out_proj_weight_quant": NF4WeightPerChannelFloat},
         ),
     }  # fmt: skip
-    with pytest.warns(UserWarning, match="left biases in floats: m .*in_proj_bias_quant=None"):
+    with pytest.warns(UserWarning, match=r"left biases in floats: m .*in_proj_bias_quant=None"):
         quantized = layerwise_quantize(Attention().eval(), table)
     calibrated(quantized)
     with warnings.catch_warnings():
@@ -159,7 +163,10 @@ def test_by_a_layer_map_with_a_warning() -> None:
 
 def test_ptq_runs_with_minifloats() -> None:
     recipe = Recipe.model_validate(
-        {"layers": {"keywords": {"weight_quant": "MXFloat8e4m3Weight"}}, "steps": [{"step": "quantize"}, {"step": "calibrate"}]}
+        {
+            "layers": {"keywords": {"weight_quant": "MXFloat8e4m3Weight"}},
+            "steps": [{"step": "quantize"}, {"step": "calibrate"}],
+        }
     )
     quantized, _ = ptq(Encoder().eval(), [torch.randn(2, 5, SIZE)], recipe)
     assert torch.isfinite(quantized(torch.randn(2, 5, SIZE))).all()
@@ -168,9 +175,11 @@ def test_ptq_runs_with_minifloats() -> None:
 def test_a_layer_made_by_hand_names_the_remedy() -> None:
     layer = QuantMultiheadAttention(SIZE, 4, in_proj_weight_quant=MXFloat8e4m3Weight)
     x = torch.randn(5, 2, SIZE)
-    with pytest.raises(RuntimeError, match="quantized by MXFloat8e4m3Weight.*in_proj_bias_quant=None"):
+    with pytest.raises(
+        RuntimeError, match=r"quantized by MXFloat8e4m3Weight.*in_proj_bias_quant=None"
+    ):
         layer(x, x, x)
-    with pytest.raises(RuntimeError, match="quantized by MXFloat8e4m3Weight.*bias_quant=None"):
+    with pytest.raises(RuntimeError, match=r"quantized by MXFloat8e4m3Weight.*bias_quant=None"):
         QuantGRU(SIZE, SIZE, weight_quant=MXFloat8e4m3Weight)(x)
     assert set(biases_without_scale(layer)) == {"in_proj_bias_quant"}
     plain = QuantLinear(SIZE, SIZE, bias_quant=Int32Bias)

@@ -1,0 +1,226 @@
+"""Passes through torch's attention: its function stays, its projections change, and what follows works."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from qframework.graph import quantize_model
+from qframework.graph.activation_equalization import activation_equalization_mode
+from qframework.graph.calibrate import calibration_mode
+from qframework.graph.equalize import (
+    EqualizeGraph,
+    GraphRotationEqualization,
+    LayerNormToRMS,
+    LayerwiseActivationRotation,
+    MergeLnAffine,
+    fuse_parametrizations,
+)
+from tests.graph.attention_networks import NETWORKS, SIZE, network, outputs, same, tokens
+
+every_network = pytest.mark.parametrize("kind", NETWORKS)
+norms_first = pytest.mark.parametrize("norm_first", (True, False), ids=("pre-norm", "post-norm"))
+either_layout = pytest.mark.parametrize("batch_first", (True, False))
+
+
+def smoothed(net, batch_first, layerwise, **options):
+    mode = activation_equalization_mode(net, 0.5, layerwise=layerwise, **options)
+    with torch.no_grad(), mode:
+        net(tokens(batch_first))
+    return mode
+
+
+def quantizes(net, batch_first) -> bool:
+    """Whether a network can be quantized, and then is near to what it was."""
+    quantized, _ = quantize_model(net, weight_bit_width=8)
+    before = outputs(net, batch_first)
+    with torch.no_grad(), calibration_mode(quantized):
+        quantized(tokens(batch_first))
+    return same(quantized, before, batch_first, 0.35)
+
+
+@every_network
+@norms_first
+@either_layout
+def test_equalization_goes_through_attention(kind, norm_first, batch_first) -> None:
+    net = network(kind, norm_first, batch_first=batch_first)
+    before = outputs(net, batch_first)
+    equalized = EqualizeGraph()
+    equalized.apply(net)
+    assert same(net, before, batch_first, 1e-5)
+    names = [n for n in equalized.report.changed if n.endswith("v_proj")]
+    assert names and all(n.replace("v_proj", "out_proj") in equalized.report.changed for n in names)
+    if kind != "by hand" or norm_first:
+        assert any("in_proj" in n or "q_proj" in n for n in equalized.report.changed)
+    assert quantizes(net, batch_first)
+
+
+@every_network
+@norms_first
+@pytest.mark.parametrize("layerwise", (True, False))
+@pytest.mark.parametrize("fuse", (True, False))
+def test_smoothing_goes_through_attention(kind, norm_first, layerwise, fuse) -> None:
+    net = network(kind, norm_first, batch_first=True)
+    before = outputs(net, True)
+    mode = smoothed(net, True, layerwise, fuse_scaling=fuse)
+    assert same(net, before, True, 1e-5)
+    assert any(n.endswith("out_proj") for n in mode.report.changed)
+    assert any("in_proj" in n or "k_proj" in n for n in mode.report.changed)
+    fuse_parametrizations(net)
+    assert same(net, before, True, 1e-5)
+    assert quantizes(net, True)
+
+
+def test_the_ranges_of_attended_values_are_evened_out() -> None:
+    net = network("by hand", True, batch_first=True)
+    attention = net.one.attention
+    with torch.no_grad():
+        attention.in_proj_weight[2 * SIZE + 3] *= 100
+        attention.in_proj_bias[2 * SIZE + 3] *= 100
+    before = outputs(net, True)
+    rows = attention.in_proj_weight[2 * SIZE :].abs().amax(1)
+    smoothed(net, True, layerwise=True)
+    after = net.one.attention.layer.in_proj_weight[2 * SIZE :].abs().amax(1)
+    assert after.max() / after.min() < rows.max() / rows.min() / 5
+    assert same(net, before, True, 1e-5)
+
+
+@every_network
+@norms_first
+@pytest.mark.parametrize("bias", (True, False))
+def test_a_norm_is_folded_into_all_that_attention_projects_of_it(kind, norm_first, bias) -> None:
+    net = network(kind, norm_first, batch_first=True, bias=bias)
+    before = outputs(net, True)
+    folding = MergeLnAffine()
+    folding.apply(net)
+    assert same(net, before, True, 1e-5)
+    folded = [n for n in folding.report.changed if "proj" in n]
+    expected = {"cross": 3, "cross, other features": 3}.get(kind, 2 if norm_first else 0)
+    assert len(folded) == expected
+    for name, module in net.named_modules():
+        if isinstance(module, nn.LayerNorm) and name not in folding.report.skipped:
+            assert bool((module.weight == 1).all())
+    assert quantizes(net, True)
+
+
+@every_network
+@norms_first
+@pytest.mark.parametrize("method", ("had", "ort"))
+@pytest.mark.parametrize("learned", (True, False))
+@pytest.mark.parametrize("orphans", (True, False))
+def test_the_residual_stream_turns(kind, norm_first, method, learned, orphans) -> None:
+    net = network(kind, norm_first, batch_first=True)
+    before = outputs(net, True)
+    MergeLnAffine().apply(net)
+    LayerNormToRMS().apply(net)
+    assert same(net, before, True, 1e-4)
+    turning = GraphRotationEqualization(
+        orphan_sink=orphans, use_parametrized_rotations=learned, full_rotation_method=method
+    )
+    turning.apply(net)
+    assert same(net, before, True, 1e-4)
+    if norm_first and "cross" not in kind:
+        turned = [n for n in turning.report.changed if n.endswith(("in_proj", "out_proj"))]
+        assert len(turned) == 4
+    if orphans:
+        assert any("q_proj" in n or "in_proj" in n for n in turning.report.changed)
+    fuse_parametrizations(net)
+    assert same(net, before, True, 1e-4)
+    assert quantizes(net, True)
+
+
+@every_network
+@norms_first
+@either_layout
+def test_what_attention_is_given_turns_when_it_is_called(kind, norm_first, batch_first) -> None:
+    net = network(kind, norm_first, batch_first=batch_first)
+    before = outputs(net, batch_first)
+    net = LayerwiseActivationRotation().apply(net)
+    assert same(net, before, batch_first, 1e-4)
+    assert quantizes(net, batch_first)
+
+
+def test_a_learned_rotation_is_not_bypassed_by_fused_inference() -> None:
+    net = network("of torch", True, batch_first=True)
+    MergeLnAffine().apply(net)
+    LayerNormToRMS().apply(net)
+    turning = GraphRotationEqualization(use_parametrized_rotations=True)
+    turning.apply(net)
+    x = tokens(True)
+    with torch.no_grad():
+        before = net(x)
+        for module in net.modules():
+            if type(module).__name__ == "Rotation":
+                module.matrix.mul_(2.0)
+        assert not torch.allclose(net(x), before)
+
+
+@pytest.mark.parametrize("options", ({"add_bias_kv": True}, {"add_zero_attn": True}))
+@pytest.mark.parametrize("layerwise", (True, False))
+def test_added_keys_and_values_are_heeded(options, layerwise) -> None:
+    net = network("by hand", True, batch_first=True, **options)
+    if "add_bias_kv" in options:
+        nn.init.normal_(net.one.attention.bias_v)
+    before = outputs(net, True)
+    equalized = EqualizeGraph()
+    equalized.apply(net)
+    mode = smoothed(net, True, layerwise)
+    assert same(net, before, True, 1e-5)
+    for report in (equalized.report, mode.report):
+        said = [why for why in report.skipped.values() if "bias_v" in why]
+        assert bool(said) == ("add_bias_kv" in options)
+        assert any("in_proj" in n for n in report.changed)
+
+
+class Own(nn.MultiheadAttention):
+    """Attention that computes otherwise."""
+
+    def forward(self, query, key, value, **options):
+        return super().forward(query * 2 + 1, key, value, **options)
+
+
+@pytest.mark.parametrize("kind", ("forward", "hooks", "computed"))
+def test_attention_that_cannot_be_seen_into_is_left_alone_and_reported(kind) -> None:
+    net = network("by hand", True, batch_first=True)
+    attention = net.one.attention
+    if kind == "forward":
+        attention.__class__ = Own
+    elif kind == "hooks":
+        attention.register_forward_hook(lambda m, a, out: (out[0].clamp(-1, 1), out[1]))
+    else:
+        nn.utils.parametrizations.weight_norm(attention, "in_proj_weight")
+    before = outputs(net, True)
+    weight = attention.in_proj_weight.detach().clone()
+    done = [EqualizeGraph(), MergeLnAffine(), GraphRotationEqualization(orphan_sink=True)]
+    for made in done:
+        made.apply(net)
+        assert same(net, before, True, 1e-4)
+        assert any(n.startswith("one") for n in made.report.skipped)
+    assert torch.equal(attention.in_proj_weight, weight)
+
+
+def test_one_attention_in_two_places_is_scaled_once() -> None:
+    net = network("by hand", True, batch_first=True)
+    net.two.attention = net.one.attention
+    before = outputs(net, True)
+    EqualizeGraph().apply(net)
+    MergeLnAffine().apply(net)
+    assert same(net, before, True, 1e-5)
+
+
+def test_after_an_exception_attention_is_as_it_was(monkeypatch) -> None:
+    net = network("of torch", True, batch_first=True)
+    state = copy.deepcopy(net.state_dict())
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr("qframework.graph.graph_pass.call_changed_parts", fails)
+    for made in (MergeLnAffine(), EqualizeGraph()):
+        with pytest.raises(RuntimeError, match="stop"):
+            made.apply(net)
+        assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert net.state_dict().keys() == state.keys()
