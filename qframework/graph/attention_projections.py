@@ -201,6 +201,8 @@ def operands_of(node: fx.Node) -> list[fx.Node | None]:
 
 def why_one_whole(module: nn.Module) -> str | None:
     """Why the projections of an attention layer can't be got at; None where they can."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it has hooks"
     if isinstance(module, QuantMultiheadAttention):
         parts = ("in_proj",) if module.packed_in_proj else ("q_proj", "k_proj", "v_proj")
         plain = all(isinstance(getattr(module, p), nn.Linear) for p in (*parts, "out_proj"))

@@ -20,6 +20,7 @@ from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED, LayerView
 from qframework.graph.layer_wrappers import ChannelFactor, InputChanged, replace_module
 from qframework.graph.quantizers_off import quantizers_off
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -244,4 +245,5 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
             data.run(model)
         for region in regions:
             done.search(region)
+        call_changed_parts(model)
     return done

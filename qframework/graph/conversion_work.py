@@ -21,10 +21,12 @@ from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule
 from qframework.graph.forms import Forms, is_computed
 from qframework.graph.input_sources import InputSource, input_sources
+from qframework.graph.layer_wrappers import ChannelFactor
 from qframework.graph.module_shells import shell
 from qframework.graph.own_forward import with_own_forward
 from qframework.graph.same_computation import SameComputation
 from qframework.graph.taken_over import fold, hold, take_over
+from qframework.graph.torch_transformers import changed_parts
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_forms import compute_weight, read_quantized
 from qframework.graph.weight_readers import weight_readers
@@ -127,6 +129,8 @@ class Work:
         """Whether a module gets a quantized layer."""
         if self._kept(module) or isinstance(module, QuantLayer) or is_computed(module):
             return False
+        if type(module) is nn.TransformerEncoderLayer and changed_parts(module):
+            return self._target(module) is not None
         conversion = self.forms.conversion(module)
         named = any(self._fits(r, module) == "itself" for r in self.rules)
         return self._target(module) is not None or (
@@ -220,6 +224,10 @@ class Work:
         if is_computed(module):
             why = "its weight is computed at each call (pruning, weight_norm); make it a parameter first"
             self.report.add(name, module, None, why)
+        elif type(module) is nn.TransformerEncoderLayer and changed_parts(module):
+            parts = ", ".join(changed_parts(module))
+            why = f"its parts are quantized one by one, since {parts} were replaced"
+            self.report.add(name, module, None, why, kept=True)
         elif self.forms.conversion(module) is not None:
             self.report.add(name, module, None, "stays float unless a rule names it", kept=True)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -229,6 +237,8 @@ class Work:
         elif "Norm" in kind and own and not module._modules:
             why = form if isinstance(form, str) else f"no quantized form of a {kind} is known"
             self.report.add(name, module, None, f"norms stay float; {why}", kept=True)
+        elif isinstance(module, ChannelFactor):
+            self.report.add(name, module, None, "a factor in front of a layer", kept=True)
         elif isinstance(form, str):
             self.report.add(name, module, None, f"{form}; name it in a Rule with to=")
         elif own:

@@ -100,7 +100,14 @@ def note_wholes(report: PassReport, traced: Traced) -> None:
                 report.skipped[str(node.target)] = f"{why}; it is taken as one whole"
 
 
-_LEAVES = (QuantLayer, QuantizedFunctions, InputChanged, OutputChanged, AttentionInputChanged)
+_LEAVES = (
+    QuantLayer,
+    QuantizedFunctions,
+    InputChanged,
+    OutputChanged,
+    AttentionInputChanged,
+    nn.MultiheadAttention,
+)
 
 
 def is_leaf(module: nn.Module) -> bool:

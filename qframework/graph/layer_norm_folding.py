@@ -76,9 +76,6 @@ class MergeLnAffine(GraphPass):
         layers: dict[nn.Module, str],
     ) -> str | None:
         """Add the projections that read a norm; or why it can't be folded into them."""
-        attention = parts.attention
-        if attention._forward_hooks or attention._forward_pre_hooks:
-            return f"{reader.target} has hooks"
         if any(
             n not in operands_of(reader)
             for n in reader.all_input_nodes

@@ -30,6 +30,7 @@ from qframework.graph.module_shells import shell_tree
 from qframework.graph.quantizer_places import Place, Places
 from qframework.graph.standardize import MergeBatchNorm
 from qframework.graph.taken_over import take_over
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.layers import (
     QuantConv1d,
     QuantConv2d,
@@ -199,6 +200,7 @@ def layerwise_quantize(
             stacklevel=2,
         )
     _warn_of_biases("layerwise_quantize", biases)
+    call_changed_parts(result)
     return result
 
 

@@ -17,6 +17,7 @@ from qframework.graph.first_forward import FirstForward
 from qframework.graph.forms import Forms
 from qframework.graph.function_calls import run_calls, traced_calls
 from qframework.graph.function_conversion import Functions
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.inject import UnknownNameError
 
 _UNSET: Any = object()
@@ -111,6 +112,7 @@ def quantize_model(
         warnings.warn(f"quantize_model left layers in floats. {text}", UserWarning, stacklevel=2)
     work.finish()
     report_functions.apply()
+    call_changed_parts(result)
     FirstForward(report, report_functions.unknown_names()).attach(result)
     return result, report
 

@@ -94,10 +94,12 @@ class RotatedInput(nn.Module):
             )
         base, _ = get_hadK(self.block_size)
         self.register_buffer("base", base, persistent=False)
+        owner, name = _where(held)
         with torch.no_grad():
-            wide = torch.nn.functional.pad(held.weight.detach(), (0, self.added))
-            turned = self.turned(wide.to(torch.float64)).to(held.weight.dtype)
-            held.weight = nn.Parameter(turned, requires_grad=held.weight.requires_grad)
+            weight = getattr(owner, name)
+            wide = torch.nn.functional.pad(weight.detach(), (0, self.added))
+            turned = self.turned(wide.to(torch.float64)).to(weight.dtype)
+            setattr(owner, name, nn.Parameter(turned, requires_grad=weight.requires_grad))
             held.in_features = self.size
         follow_weights(layer)
         self.layer = layer
@@ -113,6 +115,20 @@ class RotatedInput(nn.Module):
         if self.added:
             x = torch.nn.functional.pad(x, (0, self.added))
         return self.layer(self.turned(x), *args, **kwargs)
+
+
+def _where(layer: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the weight whose columns are to be turned, and its name there.
+
+    Raises:
+        ValueError: the weight is computed otherwise than by turning rows, which turning columns doesn't concern.
+    """
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer, "weight"
+    held: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    if not all(isinstance(p, RotatedRows) for p in held):
+        raise ValueError("its weight is computed at each call")
+    return held, "original"
 
 
 class TurnedInput(nn.Module):

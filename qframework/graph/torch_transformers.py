@@ -143,11 +143,10 @@ def call_changed_parts(model: nn.Module) -> None:
     Args:
         model: some of whose layers have been replaced; changed in place.
     """
-    changed = set()
     for module in model.modules():
         if type(module) is nn.TransformerEncoderLayer and changed_parts(module):
             module.activation_relu_or_gelu = 0
-            changed.add(module)
-    for module in model.modules():
-        if type(module) is nn.TransformerEncoder and not changed.isdisjoint(module.modules()):
-            module.use_nested_tensor = False  # type: ignore[assignment]
+        elif type(module) is nn.TransformerEncoder:
+            layers = list(module.layers)
+            if any(type(m) is not nn.TransformerEncoderLayer or changed_parts(m) for m in layers):
+                module.use_nested_tensor = False

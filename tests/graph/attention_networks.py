@@ -51,9 +51,12 @@ class OfTorch(nn.Module):
 
     def __init__(self, norm_first: bool, **options) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(SIZE, HEADS, 2 * SIZE, 0.0, norm_first=norm_first, **options)
+        layer = nn.TransformerEncoderLayer(
+            SIZE, HEADS, 2 * SIZE, 0.0, norm_first=norm_first, **options
+        )
+        nested = not norm_first and options.get("batch_first") and options.get("bias", True)
         self.embed = nn.Embedding(WORDS, SIZE)
-        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(SIZE), enable_nested_tensor=not norm_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(SIZE), enable_nested_tensor=nested)
         self.head = nn.Linear(SIZE, WORDS)
 
     def forward(self, tokens, padding=None, mask=None):

@@ -19,6 +19,7 @@ from qframework.graph.equalize import (
     MergeLnAffine,
     fuse_parametrizations,
 )
+from qframework.graph.quantizers_off import quantizers_off
 from tests.graph.attention_networks import NETWORKS, SIZE, network, outputs, same, tokens
 
 every_network = pytest.mark.parametrize("kind", NETWORKS)
@@ -34,12 +35,14 @@ def smoothed(net, batch_first, layerwise, **options):
 
 
 def quantizes(net, batch_first) -> bool:
-    """Whether a network can be quantized, and then is near to what it was."""
-    quantized, _ = quantize_model(net, weight_bit_width=8)
-    before = outputs(net, batch_first)
+    """Whether a network can be quantized, and computes the same without its quantizers."""
+    x = tokens(batch_first)
+    quantized, _ = quantize_model(net)
     with torch.no_grad(), calibration_mode(quantized):
-        quantized(tokens(batch_first))
-    return same(quantized, before, batch_first, 0.35)
+        quantized(x)
+    with quantizers_off(quantized):
+        alike = torch.allclose(quantized(x), net(x), rtol=1e-4, atol=1e-4)
+    return alike and bool(torch.isfinite(quantized(x)).all()) and not torch.equal(quantized(x), net(x))
 
 
 @every_network
@@ -53,7 +56,7 @@ def test_equalization_goes_through_attention(kind, norm_first, batch_first) -> N
     assert same(net, before, batch_first, 1e-5)
     names = [n for n in equalized.report.changed if n.endswith("v_proj")]
     assert names and all(n.replace("v_proj", "out_proj") in equalized.report.changed for n in names)
-    if kind != "by hand" or norm_first:
+    if "cross" in kind or norm_first:  # else what is read is added to the result too
         assert any("in_proj" in n or "q_proj" in n for n in equalized.report.changed)
     assert quantizes(net, batch_first)
 
@@ -68,7 +71,8 @@ def test_smoothing_goes_through_attention(kind, norm_first, layerwise, fuse) -> 
     mode = smoothed(net, True, layerwise, fuse_scaling=fuse)
     assert same(net, before, True, 1e-5)
     assert any(n.endswith("out_proj") for n in mode.report.changed)
-    assert any("in_proj" in n or "k_proj" in n for n in mode.report.changed)
+    if layerwise or "cross" in kind or norm_first:
+        assert any("in_proj" in n or "k_proj" in n for n in mode.report.changed)
     fuse_parametrizations(net)
     assert same(net, before, True, 1e-5)
     assert quantizes(net, True)
@@ -178,8 +182,8 @@ def test_added_keys_and_values_are_heeded(options, layerwise) -> None:
 class Own(nn.MultiheadAttention):
     """Attention that computes otherwise."""
 
-    def forward(self, query, key, value, **options):
-        return super().forward(query * 2 + 1, key, value, **options)
+    def forward(self, query, *args, **options):
+        return super().forward(query * 2 + 1, *args, **options)
 
 
 @pytest.mark.parametrize("kind", ("forward", "hooks", "computed"))
@@ -196,7 +200,7 @@ def test_attention_that_cannot_be_seen_into_is_left_alone_and_reported(kind) -> 
     weight = attention.in_proj_weight.detach().clone()
     done = [EqualizeGraph(), MergeLnAffine(), GraphRotationEqualization(orphan_sink=True)]
     for made in done:
-        made.apply(net)
+        made.apply(net, tokens(True))
         assert same(net, before, True, 1e-4)
         assert any(n.startswith("one") for n in made.report.skipped)
     assert torch.equal(attention.in_proj_weight, weight)
