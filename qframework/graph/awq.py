@@ -233,11 +233,12 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
         regions = done.regions()
         layers = [u.layer for r in regions for u in r.sinks]
         used = {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}
-        for layer in {getattr(u, "holder", u): 0 for u in used}:
-            for name in ("weight", "bias"):
-                if isinstance(layer, QuantWeightBiasInputOutputLayer):
-                    if layer._parameters.get(name) is not None:
-                        own_parameter(layer, name)
+        for layer in used:
+            part = isinstance(layer, Projection)
+            held, names = (layer.holder, layer.names) if part else (layer, ("weight", "bias"))
+            for name in names:
+                if held._parameters.get(name) is not None:
+                    own_parameter(held, name)
         for layer in used:
             if isinstance(layer, Projection):
                 layer.refresh()

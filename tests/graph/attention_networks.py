@@ -33,16 +33,18 @@ class Block(nn.Module):
 
 
 class Stream(nn.Module):
-    """Words, two blocks and a head."""
+    """Words, blocks and a head."""
 
-    def __init__(self, norm_first: bool, **options) -> None:
+    def __init__(self, norm_first: bool, blocks: int = 1, **options) -> None:
         super().__init__()
         self.embed = nn.Embedding(WORDS, SIZE)
-        self.one, self.two = Block(norm_first, **options), Block(norm_first, **options)
+        self.blocks = nn.ModuleList(Block(norm_first, **options) for _ in range(blocks))
         self.norm, self.head = nn.LayerNorm(SIZE), nn.Linear(SIZE, WORDS)
 
     def forward(self, tokens, padding=None, mask=None):
-        x = self.two(self.one(self.embed(tokens), padding, mask), padding, mask)
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x, padding, mask)
         return self.head(self.norm(x))
 
 
@@ -56,7 +58,9 @@ class OfTorch(nn.Module):
         )
         nested = not norm_first and options.get("batch_first") and options.get("bias", True)
         self.embed = nn.Embedding(WORDS, SIZE)
-        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(SIZE), enable_nested_tensor=nested)
+        self.encoder = nn.TransformerEncoder(
+            layer, 1, nn.LayerNorm(SIZE), enable_nested_tensor=nested
+        )
         self.head = nn.Linear(SIZE, WORDS)
 
     def forward(self, tokens, padding=None, mask=None):
@@ -121,7 +125,7 @@ def outputs(net: nn.Module, batch_first: bool) -> list[torch.Tensor]:
     Of padded places nothing is asked: torch's encoder gives zeros there or not, as it computes.
     """
     x, (padding, mask) = tokens(batch_first), masks()
-    calls = [(x,), (x, padding), (x, None, mask), (x, padding, mask)]
+    calls = [(x,), (x, padding, mask)]
     there = ~(padding if batch_first else padding.t())
 
     def run(*call) -> torch.Tensor:
@@ -132,7 +136,7 @@ def outputs(net: nn.Module, batch_first: bool) -> list[torch.Tensor]:
         warnings.filterwarnings("ignore", message=".*nested tensor.*")
         found = [run(*c) for c in calls]
         with torch.no_grad():
-            return found + [run(*c) for c in calls]
+            return found + [run(*c) for c in ((x, padding), (x, None, mask))]
 
 
 def same(net: nn.Module, before: list[torch.Tensor], batch_first: bool, room: float) -> bool:
