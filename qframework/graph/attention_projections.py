@@ -37,10 +37,15 @@ class Projection(nn.Linear):
         attention, holder, names, operands, rows: as given.
     """
 
+    attention: Any
+    holder: Any
+    names: tuple[str, str]
+    operands: tuple[int, ...]
+
     def __init__(
         self,
-        attention: nn.Module,
-        holder: nn.Module,
+        attention: Any,
+        holder: Any,
         weight: str,
         bias: str,
         operands: tuple[int, ...],
@@ -51,7 +56,7 @@ class Projection(nn.Linear):
         self.bias_rows = rows
         self.__dict__["attention"], self.__dict__["holder"] = attention, holder  # no parts of it
         if rows is None and bias == "in_proj_bias" and weight != "in_proj_weight":
-            size = int(attention.embed_dim)  # type: ignore[arg-type]
+            size = attention.embed_dim
             self.bias_rows = (operands[0] * size, (operands[0] + 1) * size)
         self.refresh()
         self.out_features, self.in_features = self.weight.shape

@@ -234,8 +234,9 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
         layers = [u.layer for r in regions for u in r.sinks]
         used = {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}
         for layer in used:
-            part = isinstance(layer, Projection)
-            held, names = (layer.holder, layer.names) if part else (layer, ("weight", "bias"))
+            held, names = layer, ("weight", "bias")
+            if isinstance(layer, Projection):
+                held, names = layer.holder, layer.names
             for name in names:
                 if held._parameters.get(name) is not None:
                     own_parameter(held, name)

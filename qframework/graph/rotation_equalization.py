@@ -283,11 +283,11 @@ class LayerwiseActivationRotation:
                     return RotatedInput(layer, self.block_size)
                 rotate_input(model, layer, name, self.report, self.block_size, steps)
             result = model
-            for name, layer in attentions:
+            for name, attention in attentions:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
                     continue
-                made = rotate_attention_input(model, layer, name, self.report, self.block_size)
-                result = made if layer is model else result
+                made = rotate_attention_input(model, attention, name, self.report, self.block_size)
+                result = made if attention is model else result
             call_changed_parts(result)
         return result

@@ -117,7 +117,7 @@ def without_fast_path() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-_PARTS = {
+_PARTS: dict[str, Any] = {
     "self_attn": nn.MultiheadAttention,
     "linear1": nn.Linear,
     "linear2": nn.Linear,
@@ -130,7 +130,7 @@ def changed_parts(layer: nn.Module) -> list[str]:
     """Parts of an encoder layer of torch that aren't of the class any more that it was made with."""
     found = []
     for name, kind in _PARTS.items():
-        part = layer._modules.get(name)
+        part: Any = layer._modules.get(name)
         own = isinstance(part, kind) and type(part).forward is kind.forward
         if not own or "forward" in vars(part):
             found.append(name)
