@@ -74,6 +74,9 @@ class activation_equalization_mode:
     In the context the largest magnitudes of activations are seen; on leaving it channel ``c`` of a layer's input is multiplied by
     ``s_c = max|w_c|^(1 - alpha) / max|x_c|^alpha`` and the weights that read it are divided by it.
 
+    The projections of ``nn.MultiheadAttention`` count as layers: one factor in front of query, key and value, and factors of the values
+    between the rows that make them and the projection of the result.
+
     Args:
         model: float, in evaluation mode; changed in place.
         alpha: from 0 to 1: how much of the difficulty the weights get.
@@ -144,7 +147,7 @@ class activation_equalization_mode:
     # ------------------------------------------------------------ what is equalized
 
     def _alone(self) -> list[Region]:
-        found, inside = [], set[nn.Module]()
+        found, inside = list[Region](), set[nn.Module]()
         for name, layer in self.model.named_modules():
             if isinstance(layer, nn.MultiheadAttention) and not isinstance(layer, QuantLayer):
                 inside |= set(layer.modules())
@@ -154,7 +157,7 @@ class activation_equalization_mode:
                 count = held.in_features if isinstance(layer, LINEAR) else held.in_channels
                 ids, free = torch.arange(count), torch.ones(count, dtype=torch.bool)
                 found.append(Region([], [Use(name, layer, ids)], count, free, []))
-        return found
+        return [r for r in found if self._has_room(r)]
 
     def _of_attention(self, name: str, attention: nn.Module) -> list[Region]:
         """What attention projects, each alone, and the values, whose factors go into the rows that make them."""
@@ -172,6 +175,15 @@ class activation_equalization_mode:
             sources = [Use(value, made, _channels(last))]
             found.append(_region(sources, [Use(result, last, _channels(last))]))
         return [r for r in found if r.sinks[0].name not in self.blacklist]
+
+    def _has_room(self, region: Region) -> bool:
+        """Whether a factor can be put in front of what reads it."""
+        layer: Any = region.sinks[0].layer
+        alone = getattr(layer, "attention", layer) is self.model
+        if alone and not region.sources:
+            why = "it is the whole model, in front of which nothing can be put; give it in a Sequential"
+            self.report.skipped[region.sinks[0].name or "the model"] = why
+        return not alone or bool(region.sources)
 
     def _by_graph(self) -> list[Region]:
         traced, self.report.way = graph_of(

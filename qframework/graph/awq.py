@@ -111,7 +111,9 @@ class AWQ:
         importance = importance.clamp_min(1e-8)
         before = self._errors(uses, torch.ones_like(importance))
         best, least, alpha = torch.ones_like(importance), sum(before), 0.0
-        for i in range(1, self.grid + 1):
+        # in front of the whole model nothing can be put
+        alone = not region.sources and region.sinks[0].layer is self.model
+        for i in range(1, 0 if alone else self.grid + 1):
             factor = importance ** (i / self.grid)
             factor = factor / (factor.max() * factor.min()).sqrt()
             error = sum(self._errors(uses, factor))

@@ -63,7 +63,7 @@ class Channels:
         traced: Traced,
         moves: str = FACTORS,
         restarts: tuple[type[nn.Module], ...] = (),
-        largest: Mapping[fx.Node, Tensor] | None = None,
+        largest: Mapping[fx.Node, tuple[Tensor, Tensor]] | None = None,
         attention: bool = True,
     ) -> None:
         self.restarts, self.largest = restarts, largest or {}
@@ -315,7 +315,9 @@ class Channels:
                 held, f"{node.name} is bounded by 6, and no sample tells whether that is reached"
             )
             return held
-        for i, top in zip(held.ids, self.largest[node].tolist(), strict=True):
+        second, last = self.largest[node]
+        tops = second if held.axis == SECOND else last
+        for i, top in zip(held.ids, tops.tolist(), strict=True):
             if top >= RELU6_TOP:
                 self._blocked.setdefault(i, f"{node.name} reaches its bound of 6")
             else:

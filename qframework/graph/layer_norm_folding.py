@@ -50,8 +50,8 @@ def _origin(node: fx.Node, traced: Traced) -> fx.Node:
 class MergeLnAffine(GraphPass):
     """Fold factors and summands of layer norms and RMS norms into the linear layers that read them; the model computes the same.
 
-    ``W' = W diag(gamma)``, ``b' = b + W beta``, for each of the layers that read a norm, once. A norm that anything but linear layers
-    reads stays, with the reason in ``report``.
+    ``W' = W diag(gamma)``, ``b' = b + W beta``, for each of the layers that read a norm, once; the projections of
+    ``nn.MultiheadAttention`` are such layers. A norm that anything but linear layers reads stays, with the reason in ``report``.
     """
 
     def change(self, model: nn.Module, traced: Traced) -> None:

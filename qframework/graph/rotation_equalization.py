@@ -47,7 +47,7 @@ class GraphRotationEqualization(GraphPass):
     """Turn what linear layers and embeddings write into a residual stream, and what reads it back (QuaRot, SpinQuant 2024).
 
     The model computes the same (https://arxiv.org/abs/2404.00456, https://arxiv.org/abs/2405.16406). Additions and RMS norms without
-    factors let a rotation pass, so :class:`~qframework.graph.equalize.MergeLnAffine` and ``LayerNormToRMS`` come first.
+    factors let a rotation pass, and ``nn.MultiheadAttention`` reads and writes it by its projections, so :class:`~qframework.graph.equalize.MergeLnAffine` and ``LayerNormToRMS`` come first.
 
     Args:
         blacklist_layers: names of layers; regions that they belong to stay.
@@ -233,7 +233,7 @@ def rotate_attention_input(
 
 
 class LayerwiseActivationRotation:
-    """Turn the input of every linear layer by a Hadamard matrix when it is called; the model computes the same.
+    """Turn the input of every linear layer, and of attention, by a Hadamard matrix when it is called; the model computes the same.
 
     Args:
         blacklist_layer: names of layers to leave alone.

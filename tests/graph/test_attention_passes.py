@@ -7,9 +7,11 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from qframework.graph import Recipe, ptq, quantize_model
+from qframework.graph import Recipe, Rule, ptq, quantize_model
 from qframework.graph.activation_equalization import activation_equalization_mode
 from qframework.graph.awq import awq
 from qframework.graph.calibrate import calibration_mode
@@ -297,3 +299,108 @@ def test_ptq_passes_through_an_encoder_of_torch(norm_first) -> None:
     assert same(net, before, True, 0.0)
     with torch.no_grad():
         assert bool((quantized(tokens(True)) - before[0]).norm() < 0.3 * before[0].norm())
+
+
+class Both(nn.Module):
+    """Encoder and decoder of torch."""
+
+    def __init__(self, norm_first) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, SIZE)
+        sizes = (SIZE, 4, 1, 1, 2 * SIZE, 0.0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that norm_first has no nested tensors
+            self.both = nn.Transformer(*sizes, norm_first=norm_first, batch_first=True)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        mask = nn.Transformer.generate_square_subsequent_mask(5)
+        return self.both(x, x, tgt_mask=mask)
+
+
+class Branching(nn.Module):
+    """What can't be traced."""
+
+    def __init__(self, norm_first) -> None:
+        super().__init__()
+        self.one = network("of torch", norm_first, batch_first=True)
+
+    def forward(self, tokens):
+        return self.one(tokens) if tokens.sum() > 0 else tokens
+
+
+@pytest.mark.parametrize("norm_first", (True, False))
+@pytest.mark.parametrize("kind", (Both, Branching))
+def test_transformers_of_torch_traced_and_recorded(kind, norm_first) -> None:
+    torch.manual_seed(0)
+    net, x = kind(norm_first).eval(), tokens(True)
+    before = net(x).detach()
+    for made in (EqualizeGraph(), MergeLnAffine(), LayerNormToRMS(), GraphRotationEqualization()):
+        made.apply(net, x)
+        assert made.report.way == ("traced" if kind is Both else "recorded")
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                torch.testing.assert_close(net(x).detach(), before, rtol=1e-4, atol=1e-4)
+        if isinstance(made, EqualizeGraph):
+            assert any("v_proj" in n for n in made.report.changed)
+    assert quantizes(net, True)
+
+
+def test_an_encoder_layer_that_is_the_whole_model_is_seen_into() -> None:
+    torch.manual_seed(0)
+    options = {"activation": nn.functional.relu6, "norm_first": True, "batch_first": True}
+    net, x = nn.TransformerEncoderLayer(SIZE, 4, 24, 0.0, **options).eval(), torch.randn(3, 5, SIZE)
+    before = net(x).detach()
+    equalized = EqualizeGraph()
+    equalized.apply(net, x)
+    assert {"self_attn.in_proj", "self_attn.out_proj", "linear2"} <= set(equalized.report.changed)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), before)
+
+
+@pytest.mark.parametrize("layer", (nn.Linear(SIZE, SIZE), nn.MultiheadAttention(SIZE, 4)))
+def test_in_front_of_the_whole_model_nothing_is_put(layer) -> None:
+    x = torch.randn(3, 5, SIZE) * torch.arange(1, SIZE + 1)
+    args = (x,) if isinstance(layer, nn.Linear) else (x, x, x)
+    with torch.no_grad():
+        before = layer(*args)
+        with activation_equalization_mode(layer, 0.5) as mode:
+            layer(*args)
+        torch.testing.assert_close(layer(*args), before)
+    assert any("whole model" in why for why in mode.report.skipped.values())
+
+
+def test_a_quantized_part_of_a_float_encoder_layer_is_called() -> None:
+    net = network("of torch", False, batch_first=True)
+    name = "encoder.layers.0"
+    rules = [Rule(name, keep_float=True), Rule(f"{name}.linear1", weight_bit_width=2)]
+    quantized, _ = quantize_model(net, rules=rules)
+    layer = quantized.get_submodule(name)
+    assert type(layer) is nn.TransformerEncoderLayer
+    calls = []
+    layer.linear1.weight_quant.register_forward_hook(lambda *a: calls.append(a))
+    with torch.no_grad():
+        quantized(tokens(True))
+    assert len(calls) == 1
+    assert net.get_submodule(name).activation_relu_or_gelu and net.encoder.use_nested_tensor
+
+
+@settings(max_examples=6)
+@given(
+    kind=st.sampled_from(list(NETWORKS)),
+    norm_first=st.booleans(),
+    seed=st.integers(0, 1000),
+    bias=st.booleans(),
+    alpha=st.floats(0.2, 0.8),
+)
+def test_any_network_s_function_stays(kind, norm_first, seed, bias, alpha) -> None:
+    net = network(kind, norm_first, seed, batch_first=True, bias=bias)
+    before = outputs(net, True)
+    EqualizeGraph().apply(net)
+    with torch.no_grad(), activation_equalization_mode(net, alpha, layerwise=False):
+        net(tokens(True))
+    MergeLnAffine().apply(net)
+    assert same(net, before, True, 1e-5)
+    LayerNormToRMS().apply(net)
+    GraphRotationEqualization(orphan_sink=True, seed=seed).apply(net)
+    assert same(net, before, True, 1e-4)
