@@ -16,7 +16,7 @@ from tests.graph.attention_networks import BATCH, LENGTH, NETWORKS, WORDS, netwo
 
 every_network = pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=[pytest.mark.exhaustive] if k == "cross" else []) for k in NETWORKS],
+    [pytest.param(k, marks=[pytest.mark.exhaustive] if k in ("cross", "by hand") else []) for k in NETWORKS],
 )
 
 
