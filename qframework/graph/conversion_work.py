@@ -34,6 +34,7 @@ from qframework.graph.widths import bits_of_proxy
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer
 
+_OF_PARTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _ROLES = frozenset({"weight", "bias", "input", "output", "act"})
 
 
@@ -129,13 +130,21 @@ class Work:
         """Whether a module gets a quantized layer."""
         if self._kept(module) or isinstance(module, QuantLayer) or is_computed(module):
             return False
-        if type(module) is nn.TransformerEncoderLayer and changed_parts(module):
+        if self._in_parts(module):
             return self._target(module) is not None
         conversion = self.forms.conversion(module)
         named = any(self._fits(r, module) == "itself" for r in self.rules)
         return self._target(module) is not None or (
             conversion is not None and (conversion.by_default or named)
         )
+
+    def _in_parts(self, module: nn.Module) -> list[str]:
+        """Parts of a layer of several for which its quantized form has no place, such as those whose weight is computed."""
+        if isinstance(module, QuantLayer) or not isinstance(module, _OF_PARTS):
+            return []
+        computed = [n for n, m in module.named_modules() if n and is_computed(m)]
+        attention = isinstance(module, nn.MultiheadAttention)
+        return computed if attention else list(dict.fromkeys([*changed_parts(module), *computed]))
 
     # ------------------------------------------------------------ the tree
 
@@ -202,7 +211,10 @@ class Work:
             self.report.add(name, module, None, "as a rule says", kept=True)
         else:
             self._tell(name, module)
-        return self._descended(module, report=not is_computed(module))
+        whole = is_computed(module) or (
+            isinstance(module, nn.MultiheadAttention) and bool(self._in_parts(module))
+        )
+        return self._descended(module, report=not whole)
 
     def _folded(self, name: str, module: nn.Module) -> nn.Module:
         """What is left of a batch norm: nothing, or the activation that it holds."""
@@ -224,10 +236,13 @@ class Work:
         if is_computed(module):
             why = "its weight is computed at each call (pruning, weight_norm); make it a parameter first"
             self.report.add(name, module, None, why)
-        elif type(module) is nn.TransformerEncoderLayer and changed_parts(module):
-            parts = ", ".join(changed_parts(module))
-            why = f"its parts are quantized one by one, since {parts} were replaced"
-            self.report.add(name, module, None, why, kept=True)
+        elif self._in_parts(module):
+            what, parts = "are computed or were replaced", ", ".join(self._in_parts(module))
+            if isinstance(module, nn.MultiheadAttention):
+                self.report.add(name, module, None, f"its parts {parts} {what}")
+            else:
+                why = f"its parts are quantized one by one, since {parts} {what}"
+                self.report.add(name, module, None, why, kept=True)
         elif self.forms.conversion(module) is not None:
             self.report.add(name, module, None, "stays float unless a rule names it", kept=True)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -137,6 +137,16 @@ def changed_parts(layer: nn.Module) -> list[str]:
     return found
 
 
+def is_encoder_layer(module: nn.Module) -> bool:
+    """Whether a module computes as an encoder layer of torch."""
+    own: Any = type(module)
+    return (
+        isinstance(module, nn.TransformerEncoderLayer)
+        and own.forward is nn.TransformerEncoderLayer.forward
+        and "forward" not in vars(module)
+    )
+
+
 def call_changed_parts(model: nn.Module) -> None:
     """Let encoder layers call their parts, where their fused inference would read past what these have become.
 
@@ -144,9 +154,9 @@ def call_changed_parts(model: nn.Module) -> None:
         model: some of whose layers have been replaced; changed in place.
     """
     for module in model.modules():
-        if type(module) is nn.TransformerEncoderLayer and changed_parts(module):
-            module.activation_relu_or_gelu = 0
+        if is_encoder_layer(module) and changed_parts(module):
+            module.activation_relu_or_gelu = 0  # type: ignore[assignment]
         elif type(module) is nn.TransformerEncoder:
             layers = list(module.layers)
-            if any(type(m) is not nn.TransformerEncoderLayer or changed_parts(m) for m in layers):
+            if not all(is_encoder_layer(m) and not changed_parts(m) for m in layers):
                 module.use_nested_tensor = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_networks import BATCH, LENGTH, NETWORKS, WORDS, network
 
 from qframework.graph import quantize_model
 from qframework.graph.calibrate import bias_correction_mode, calibration_mode
@@ -12,11 +13,13 @@ from qframework.graph.gptq import gptq
 from qframework.graph.learned_round import learned_round
 from qframework.graph.qronos import qronos
 from qframework.quantizers import Int8WeightPerChannelFloat, MXInt8Weight
-from tests.graph.attention_networks import BATCH, LENGTH, NETWORKS, WORDS, network
 
 every_network = pytest.mark.parametrize(
     "kind",
-    [pytest.param(k, marks=[pytest.mark.exhaustive] if k in ("cross", "by hand") else []) for k in NETWORKS],
+    [
+        pytest.param(k, marks=[pytest.mark.exhaustive] if k in ("cross", "by hand") else [])
+        for k in NETWORKS
+    ],
 )
 
 

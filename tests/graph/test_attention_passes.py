@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from attention_networks import NETWORKS, SIZE, network, outputs, same, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -24,7 +25,6 @@ from qframework.graph.equalize import (
     fuse_parametrizations,
 )
 from qframework.graph.quantizers_off import quantizers_off
-from tests.graph.attention_networks import NETWORKS, SIZE, network, outputs, same, tokens
 
 more = pytest.mark.exhaustive
 CASES = [(k, first) for k in NETWORKS for first in ((True,) if "cross" in k else (True, False))]
