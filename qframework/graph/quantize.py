@@ -15,6 +15,7 @@ from qframework.graph.bias_scales import asked_for, biases_without_scale, left_o
 from qframework.graph.channel_splitting import GraphChannelSplitting
 from qframework.graph.conversion import CONVERSIONS, arguments_of
 from qframework.graph.cross_layer_equalization import EqualizeGraph
+from qframework.graph.forms import is_computed
 from qframework.graph.graph_modules import (
     ADDITIONS,
     as_graph_module,
@@ -158,7 +159,7 @@ def layerwise_quantize(
         ValueError: a name that the model doesn't have.
 
     Warns:
-        UserWarning: layers of a class derived from one of the types, which stay float; attention and recurrent layers
+        UserWarning: layers of a class derived from one of the types, or with a computed weight, which stay float; attention and recurrent layers
             whose biases do, since the quantizers in the map give no scale for them.
     """
     names = dict(model.named_modules())
@@ -178,6 +179,9 @@ def layerwise_quantize(
         if module in made:
             return made[module]
         found = compute_layer_map.get(type(module)) if name not in (name_blacklist or ()) else None
+        if found is not None and any(is_computed(m) for m in module.modules()):
+            left.append(f"{name or 'the model'} ({type(module).__name__}, its weight is computed)")
+            return module
         if found is not None:
             made[module] = _quantized(module, *found, name, biases)
             return made[module]
@@ -194,8 +198,9 @@ def layerwise_quantize(
     result = convert("", root)
     if left:
         warnings.warn(
-            f"layerwise_quantize left layers in floats, whose classes are derived from layers of torch: {', '.join(left)}. "
-            "Name the classes in compute_layer_map, or use quantize_model",
+            "layerwise_quantize left layers in floats, whose classes are derived from layers of torch, or whose weights are "
+            f"computed at each call: {', '.join(left)}. Name the classes in compute_layer_map, make the weights "
+            "parameters, or use quantize_model",
             UserWarning,
             stacklevel=2,
         )

@@ -161,6 +161,16 @@ def test_by_a_layer_map_with_a_warning() -> None:
         layerwise_quantize(Attention().eval())
 
 
+@pytest.mark.parametrize("part", ("m", "m.out_proj"))
+def test_a_layer_map_leaves_computed_weights_alone(part) -> None:
+    model, x = Attention().eval(), torch.randn(2, 5, SIZE)
+    name = "in_proj_weight" if part == "m" else "weight"
+    nn.utils.parametrizations.weight_norm(model.get_submodule(part), name)
+    with pytest.warns(UserWarning, match=r"left layers in floats.*: m "):
+        made = layerwise_quantize(model)
+    assert torch.equal(made(x), model(x))
+
+
 def test_ptq_runs_with_minifloats() -> None:
     recipe = Recipe.model_validate(
         {
