@@ -47,6 +47,13 @@ def _origin(node: fx.Node, traced: Traced) -> fx.Node:
         node = node.args[0]
 
 
+def _are_operands(call: fx.Node, nodes: list[fx.Node]) -> bool:
+    """Whether attention is given nodes as query, key or value, and in no other place."""
+    given = [*call.args, *call.kwargs.values()]
+    places = sum(any(x is n for n in nodes) for x in given)
+    return places == sum(any(x is n for n in nodes) for x in operands_of(call))
+
+
 class MergeLnAffine(GraphPass):
     """Fold factors and summands of layer norms and RMS norms into the linear layers that read them; the model computes the same.
 
@@ -68,30 +75,20 @@ class MergeLnAffine(GraphPass):
                     self._fold(norm, nodes, traced, calls)
 
     def _of_attention(
-        self,
-        norms: list[fx.Node],
-        reader: fx.Node,
-        parts: Projections,
-        traced: Traced,
-        layers: dict[nn.Module, str],
-    ) -> str | None:
-        """Add the projections that read a norm; or why it can't be folded into them."""
-        if any(
-            n not in operands_of(reader)
-            for n in reader.all_input_nodes
-            if _origin(n, traced) in norms
-        ):
-            return f"{reader.name} reads it otherwise"
+        self, norms: list[fx.Node], reader: fx.Node, parts: Projections, traced: Traced
+    ) -> list[tuple[str, nn.Module]]:
+        """The projections that read a norm in a call of attention, and nothing else in any call."""
         read: dict[nn.Module, set[bool]] = {}
-        for name, layer, operand in parts.read_by(reader):
-            from_norm = operand is not None and _origin(operand, traced) in norms
-            read.setdefault(layer, set()).add(from_norm)
-            if from_norm:
-                layers[layer] = name
-        for name, layer, _ in parts.inputs:
-            if len(read[layer]) > 1 or (layer in layers and True not in read[layer]):
-                return f"{name} reads something else too"
-        return None
+        for call in traced.graph.nodes:
+            if traced.called(call) is parts.attention:
+                for _, layer, operand in parts.read_by(call):
+                    here = operand is not None and _origin(operand, traced) in norms
+                    read.setdefault(layer, set()).add(here)
+        from_norm = [n for n in reader.all_input_nodes if _origin(n, traced) in norms]
+        mixed = any(o in from_norm and read[m] != {True} for _, m, o in parts.read_by(reader))
+        if mixed or not _are_operands(reader, from_norm):
+            return []
+        return [(name, layer) for name, layer, _ in parts.inputs if read[layer] == {True}]
 
     def _fold(
         self, norm: Any, nodes: list[fx.Node], traced: Traced, calls: dict[nn.Module, list[fx.Node]]
@@ -99,13 +96,16 @@ class MergeLnAffine(GraphPass):
         name = str(nodes[0].target)
         readers = [r for n in nodes for r in readers_of(n, traced)]
         layers: dict[nn.Module, str] = {}
+        whole: dict[nn.Module, Any] = {}
         for reader in readers:
             layer = traced.called(reader)
             if layer in self._attention and norm.weight.dim() == 1:
-                reason = self._of_attention(nodes, reader, self._attention[layer], traced, layers)
-                if reason is not None:
-                    self.report.skipped[name] = reason
+                found = self._of_attention(nodes, reader, self._attention[layer], traced)
+                if not found:
+                    self.report.skipped[name] = f"{reader.target} reads something else too"
                     return
+                layers.update((part, part_name) for part_name, part in found)
+                whole.update((part, layer) for _, part in found)
                 continue
             if not isinstance(layer, LINEAR) or norm.weight.dim() != 1:
                 self.report.skipped[name] = f"{reader.name} reads it, which is no linear layer"
@@ -118,8 +118,7 @@ class MergeLnAffine(GraphPass):
             self.report.skipped[name] = "nothing reads it"
             return
         for layer, reader_name in layers.items():
-            own = calls[layer.attention if isinstance(layer, Projection) else layer]
-            if any(call not in readers for call in own):
+            if any(call not in readers for call in calls[whole.get(layer, layer)]):
                 self.report.skipped[name] = f"{reader_name} reads something else too"
                 return
         for layer, reader_name in layers.items():

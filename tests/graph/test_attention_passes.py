@@ -410,3 +410,42 @@ def test_any_network_s_function_stays(kind, norm_first, seed, bias, alpha) -> No
     LayerNormToRMS().apply(net)
     GraphRotationEqualization(orphan_sink=True, seed=seed).apply(net)
     assert same(net, before, True, 1e-4)
+
+
+class Twice(nn.Module):
+    """One attention that is given a norm's result in different places."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.a, self.norm, self.both = nn.Linear(SIZE, SIZE), nn.LayerNorm(SIZE), both
+        self.m = nn.MultiheadAttention(SIZE, 4, batch_first=True)
+
+    def forward(self, x):
+        y = self.norm(self.a(x))
+        first = self.m(x, y, y)[0]
+        return first + (self.m(y, x, y) if self.both else self.m(x, y, y))[0]
+
+
+@pytest.mark.parametrize("both", (True, False))
+def test_a_norm_is_folded_only_into_what_reads_it_in_every_call(both) -> None:
+    torch.manual_seed(0)
+    net, x = Twice(both).eval(), torch.randn(2, 5, SIZE)
+    with torch.no_grad():
+        net.norm.weight.mul_(torch.rand(SIZE) + 0.5)
+        net.norm.bias.add_(torch.randn(SIZE))
+    before = net(x)
+    folding = MergeLnAffine()
+    folding.apply(net)
+    torch.testing.assert_close(net(x), before)
+    assert bool(folding.report.changed) != both and bool(folding.report.skipped) == both
+
+
+def test_a_norm_is_folded_into_quantized_attention() -> None:
+    net = network("by hand", True, batch_first=True)
+    before = outputs(net, True)
+    quantized, _ = quantize_model(copy.deepcopy(net))
+    folding = MergeLnAffine()
+    folding.apply(quantized)
+    assert "blocks.0.attention.in_proj" in folding.report.changed
+    with quantizers_off(quantized):
+        assert same(quantized, before, True, 1e-5)
