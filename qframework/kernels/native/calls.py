@@ -270,16 +270,17 @@ def absmax_gradients(
 
 
 def row_absmax_sums(
-    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid, y: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What comes in through the scale of each row, and the index of the element that gets it, as :func:`absmax_gradients` has it.
 
-    For contiguous rows, of whose values the gradient is that of the result itself.
+    For contiguous rows, of whose values the gradient is that of the result itself. Where ``y`` is given, the quantized values are
+    written into it in the same pass.
     """
     sums = torch.empty(layout[0], dtype=scale.dtype, device=x.device)
     where = torch.empty(layout[0], dtype=torch.int64, device=x.device)
     operands = {"g": address_to_read(g), "scale": address_to_read(scale)}
-    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr()}
+    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr(), "out": at(y)}
     _run(_ROW_ABSMAX_SUMS, layout, x, grid, **operands, **made)
     return sums, where
 

@@ -146,24 +146,30 @@ inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
   });
 }
 
-// The same for integers where the clamp passes gradients on; they are copied to `grad_x`, unless that is `g` or null.
+// The same for integers where the clamp passes gradients on; they are copied to `grad_x`, unless that is `g` or null. The quantized
+// values are written too, unless `ys` is null.
 template <int R, class T, class C>
-inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, C top) {
+inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, C top, T* ys = nullptr) {
   if (grads && grads != gs) std::memcpy(grads, gs, n * sizeof(T));
-  return of_blocks(n, [=](int64_t start, auto length) {
-    const T *__restrict g = gs + start, *__restrict x = xs + start;
-    const Grid<C> grid = on;
-    C of_scale = 0;
-    int32_t count = 0;
+  const auto sum = [=](auto writes) {
+    return of_blocks(n, [=](int64_t start, auto length) {
+      const T *__restrict g = gs + start, *__restrict x = xs + start;
+      T* __restrict y = ys + (writes ? start : 0);
+      const Grid<C> grid = on;
+      C of_scale = 0;
+      int32_t count = 0;
 #pragma omp simd reduction(+ : of_scale, count)
-    for (int64_t i = 0; i < length; i++) {
-      const C v = wide(x[i]), exact = v / grid.scale;
-      const C q = bounded<R>(placed<R>(exact, grid).q, grid);
-      of_scale += (q - grid.zero - exact) * wide(g[i]);
-      count += std::abs(v) == top;
-    }
-    return Sums{of_scale, 0, count};
-  });
+      for (int64_t i = 0; i < length; i++) {
+        const C v = wide(x[i]), exact = v / grid.scale;
+        const C q = bounded<R>(placed<R>(exact, grid).q, grid) - grid.zero;
+        of_scale += (q - exact) * wide(g[i]);
+        count += std::abs(v) == top;
+        if constexpr (writes) put(y[i], q * grid.scale);
+      }
+      return Sums{of_scale, 0, count};
+    });
+  };
+  return ys ? sum(std::true_type()) : sum(std::false_type());
 }
 
 // Either, as a call wants it.

@@ -240,7 +240,7 @@ void row_absmax_gradients(const Call& call) {
 }
 
 // The summands that row_absmax_gradients has of each row, and where the element is that gets them, for gradients that are those of the
-// values as they are.
+// values as they are; and the quantized values, where there is room for them.
 template <int R, class T>
 void row_absmax_sums(const Call& call) {
   using C = Wide<T>;
@@ -249,7 +249,8 @@ void row_absmax_sums(const Call& call) {
   for_rows(call, [&](int64_t row, int64_t at) {
     call.where[row] = first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
     const Grid<C> of_row = grid_of(call, grid, row);
-    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1));
+    T* y = call.out ? static_cast<T*>(call.out) + at : nullptr;
+    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1), y);
     static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
   });
 }
