@@ -17,8 +17,8 @@ from torch.autograd import forward_ad
 
 from qframework.configuration import settings
 from qframework.functional import IntegerGrid, MinifloatGrid
-from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels import native
+from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize, round_minifloats
 
