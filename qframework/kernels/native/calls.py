@@ -155,10 +155,14 @@ def gradients(
         grad_of_scale=at(grad_of_scale),
         grad_scale=at(grad_scale),
         grad_zero=at(grad_zero),
-        clamp_gradient=grid.clamp_gradient,
+        clamp_gradient=_clamp_gradient(grid),
         relu=relu,
     )
     return grad_x, grad_scale, grad_zero
+
+
+def _clamp_gradient(grid: Grid) -> int:
+    return 2 if isinstance(grid, IntegerGrid) and grid.clips_first else int(grid.clamp_gradient)
 
 
 def _scale_numbers(rule: ScaleRule) -> dict[str, float]:
