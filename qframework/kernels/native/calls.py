@@ -216,9 +216,27 @@ def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
 def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
     """The nearest of at most 32 entries, times a scale."""
     y = empty_like(x)
-    call = Call(
+    call = _codebook_call(layout, x, scale, entries, out=y.data_ptr())
+    library().qframework_codebook(DTYPES[x.dtype][0], ctypes.byref(call))
+    return y
+
+
+def codebook_gradients(
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, entries: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values and scale for ``g``, that of the result of :func:`codebook`."""
+    grad_x, grad_scale = empty_like(x), torch.empty_like(scale)
+    made = {"out": grad_x.data_ptr(), "grad_scale": grad_scale.data_ptr()}
+    call = _codebook_call(layout, x, scale, entries, g=address_to_read(g), **made)
+    library().qframework_codebook_gradients(DTYPES[x.dtype][0], ctypes.byref(call))
+    return grad_x, grad_scale
+
+
+def _codebook_call(
+    layout: Layout, x: Tensor, scale: Tensor, entries: Tensor, **operands: int
+) -> Call:
+    return Call(
         x=address_to_read(x),
-        out=y.data_ptr(),
         scale=address_to_read(scale),
         stored=address_to_read(entries),
         taps=entries.numel(),
@@ -226,9 +244,8 @@ def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tenso
         channels=layout[0],
         inner=layout[1],
         threads=_threads(),
+        **operands,
     )
-    library().qframework_codebook(DTYPES[x.dtype][0], ctypes.byref(call))
-    return y
 
 
 def absmax_gradients(
