@@ -7,6 +7,7 @@ They take and return tensors outside of autograd; the fused functions call them 
 from qframework.kernels.native.calls import (
     absmax,
     absmax_gradients,
+    absmax_share,
     codebook,
     codebook_gradients,
     empty_like,
@@ -32,6 +33,7 @@ __all__ = [
     "StaticQuantizer",
     "absmax",
     "absmax_gradients",
+    "absmax_share",
     "available",
     "codebook",
     "codebook_gradients",

@@ -213,6 +213,30 @@ def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return top
 
 
+def absmax_share(layout: Layout, x: Tensor, top: Tensor | None, grad: Tensor) -> Tensor:
+    """The gradient of the largest magnitude, divided among the elements that have it; or of each row's, which its first one gets.
+
+    Args:
+        layout: of ``x``.
+        x: the values.
+        top: their largest magnitude, of the dtype of scales; None for those of rows.
+        grad: what comes in, of the dtype of scales, one for each row.
+    """
+    made, grad = empty_like(x), grad.contiguous()
+    call = Call(
+        x=address_to_read(x),
+        out=made.data_ptr(),
+        top=None if top is None else address_to_read(top),
+        grad_of_scale=address_to_read(grad),
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
+    )
+    library().qframework_absmax_share(DTYPES[x.dtype][0], ctypes.byref(call))
+    return made
+
+
 def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
     """The nearest of at most 32 entries, times a scale."""
     y = empty_like(x)
