@@ -44,7 +44,7 @@ Grid<C> grid_of(const Call& call) {
 // The same with the scale and the zero point of a row.
 template <class C>
 Grid<C> grid_of(const Call& call, Grid<C> grid, int64_t row) {
-  const int64_t at = call.channels == 1 ? 0 : row % call.channels;
+  const int64_t at = row < call.channels ? row : row % call.channels;
   if (call.scale) grid.scale = static_cast<const C*>(call.scale)[at];
   if (call.zero) grid.zero = static_cast<const C*>(call.zero)[at];
   return grid;

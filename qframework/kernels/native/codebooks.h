@@ -77,7 +77,7 @@ void codebook_quantize(const Call& call) {
   using C = Wide<T>;
   const auto book = codebook_of<C>(call);
   for_pieces(call.n, call.inner, call.threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
-    const C scale = static_cast<const C*>(call.scale)[row % call.channels];
+    const C scale = static_cast<const C*>(call.scale)[row < call.channels ? row : row % call.channels];
     C v[kBlock], entry[kBlock];
     for (int64_t start = at; start < at + n; start += kBlock) {
       const int64_t some = std::min(kBlock, at + n - start);

@@ -302,7 +302,7 @@ void codebook_gradients(const Call& call) {
   const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
   std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
   for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
-    const C scale = static_cast<const C*>(call.scale)[row % call.channels];
+    const C scale = static_cast<const C*>(call.scale)[row < call.channels ? row : row % call.channels];
     sums[piece] = codebook_gradient_piece(g + at, x + at, static_cast<T*>(call.out) + at, n, scale, book);
   });
   const std::vector<Sums> totals = by_channel<C>(call, sums);
