@@ -121,8 +121,10 @@ class QuantKit:
 
     def encoder(self) -> nn.Module:
         """A transformer encoder layer."""
+        inner = ("q_scaled", "k_transposed", "v", "attn_output_weights")
+        steps: dict[str, Any] = {f"self_attn_{name}_collect_stats_steps": 2 for name in inner}
         return QuantTransformerEncoderLayer(
-            256, 4, 1024, dropout=0.0, batch_first=True, input_collect_stats_steps=2
+            256, 4, 1024, dropout=0.0, batch_first=True, input_collect_stats_steps=2, **steps
         )
 
     def add(self, kind: str) -> nn.Module:
