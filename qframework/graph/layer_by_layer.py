@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -226,7 +227,7 @@ class LayerByLayer:
             if statistics is None:
                 self.failed[self._names[layer]] = "no batch reached it"
             else:
-                self._update(layer, statistics)
+                self._update(layer, partial(_as_it_is, statistics))
         self._turn = set()
 
     @property
@@ -249,15 +250,19 @@ class LayerByLayer:
             self.failed[self._names[layer]] = "no batch reached it"
             return
         where = quantized[0].device if self.device == "same" else torch.device(self.device)
-        statistics = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
-        for rest in (quantized, exact):
-            if rest is not None:
-                rest.reverse()
-        while quantized:
-            statistics.add(quantized.pop())
-            if exact is not None:
-                statistics.add(exact.pop(), is_float=True)
-        self._update(layer, statistics)
+
+        def collected() -> InputStatistics:
+            made = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
+            for rest in (quantized, exact):
+                if rest is not None:
+                    rest.reverse()
+            while quantized:
+                made.add(quantized.pop())
+                if exact is not None:
+                    made.add(exact.pop(), is_float=True)
+            return made
+
+        self._update(layer, collected)
 
     def leave_unreached(self, layers: set[nn.Module]) -> None:
         """Note layers that no batch reached."""
@@ -265,7 +270,7 @@ class LayerByLayer:
             self.failed[self._names[layer]] = "no batch reached it"
             self._remaining.remove(layer)
 
-    def _update(self, layer: nn.Module, statistics: InputStatistics) -> None:
+    def _update(self, layer: nn.Module, collected: Callable[[], InputStatistics]) -> None:
         name = self._names[layer]
         if self.restores:
             self._before.append(Snapshot(layer))
@@ -283,7 +288,7 @@ class LayerByLayer:
             self._take_note(name, note)
             return
         try:
-            if self.change(layer, statistics):
+            if self.change(layer, collected):
                 self.updated.append(name)
         except (NoGrid, NotSolvable) as error:
             self.failed[name] = str(error)
@@ -310,12 +315,13 @@ class LayerByLayer:
         if note["errors"]:
             self.errors[name] = (note["errors"][0], note["errors"][1])
 
-    def change(self, layer: nn.Module, statistics: InputStatistics) -> bool:
+    def change(self, layer: nn.Module, collected: Callable[[], InputStatistics]) -> bool:
         """Give a layer its quantized weight; returns whether it could be written.
 
         Args:
             layer: whose turn it is.
-            statistics: of its inputs.
+            collected: gives the statistics of its inputs, once; they take more memory than all else, so they are there for as short
+                as can be.
 
         Raises:
             NoGrid: its quantizer's values aren't known.
@@ -325,31 +331,39 @@ class LayerByLayer:
         view = LayerView(layer)
         weight = held._parameters["weight"]
         grid = grid_of(held.weight_quant, weight)
+        statistics = collected()
         where = statistics.device
         of_matrix = grid.matrix(view).to(where, self.dtype)
 
         def whole() -> Tensor:
-            return view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
+            matrix = view.to_matrix(weight.detach()).to(where, self.dtype)
+            return matrix.clone(memory_format=torch.contiguous_format)
 
+        nearest = statistics.relative_error(whole(), of_matrix) if self.measure else 0.0
         solved = self.solve(whole(), statistics, of_matrix)
         if not bool(torch.isfinite(solved).all()):
             raise NotSolvable("the result isn't finite; give more samples, or dtype=torch.float64")
         if self.measure:
-            near = of_matrix.nearest(whole())
-            errors = statistics.relative_error(whole(), near, solved)
-            del near
-            worse = self.keep_best and errors[1] > errors[0]
-            self.errors[self._names[layer]] = (errors[0], errors[0] if worse else errors[1])
+            now = statistics.relative_error(whole(), solved)
+            worse = self.keep_best and now > nearest
+            self.errors[self._names[layer]] = (nearest, nearest if worse else now)
             if worse:
                 self.kept.append(self._names[layer])
                 return False
-        if not write_weight(layer, view.from_matrix(solved.to(weight.device)), grid):
+        del statistics
+        if not write_weight(
+            layer, view.from_matrix(solved.to(weight.device)), grid, self.weight_orig.get(weight)
+        ):
             raise NoGrid(f"{held.weight_quant.quantizer.__name__} can't be given these values")
         return True
 
     def solve(self, weights: Tensor, statistics: InputStatistics, grid: Any) -> Tensor:
         """For subclasses: the quantized matrix."""
         raise TypeError(f"{type(self).__name__} has to define solve(weights, statistics, grid)")
+
+
+def _as_it_is(statistics: InputStatistics) -> InputStatistics:
+    return statistics
 
 
 def _tied(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
