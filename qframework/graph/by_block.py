@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qframework.graph import recipe as r
 from qframework.graph.batches import Batches
+from qframework.graph.block_device import calls_on, on_device
 from qframework.graph.block_execution import BlockExecution, planned_for_execution
 from qframework.graph.block_plan import BlockPlan, map_tensors, unit_names
 from qframework.graph.block_rounding import BlockRounding, round_one_block
@@ -114,6 +115,7 @@ class ByBlock:
         source: of weights; None where the model has them.
         offload: see :class:`~qframework.graph.activation_store.ActivationStore`; finished weights go there too.
         tell: called with the number of a block and their count before each.
+        device: where each block is for its turn, and what goes in; None for where it is.
     """
 
     work: Work
@@ -123,6 +125,7 @@ class ByBlock:
     source: WeightSource | None
     offload: bool | str | Path
     tell: Callable[[int, int], None]
+    device: torch.device | None = None
 
     def run(self, report: PTQReport) -> None:
         """Go through all blocks, and fill the report."""
@@ -141,14 +144,17 @@ class ByBlock:
                 if self.work.store is not None:
                     self.work.store.check(unit.name, fingerprint_of(unit.module))
             calls = execution.calls(place)
-            execution.compute(place, calls, (1,))
-            if any(isinstance(m, QuantProxy) for m in unit.module.modules()):
-                made = self._block(unit.name, unit.module, calls, records, report)
-                if made is not unit.module:
-                    model.set_submodule(unit.name, made)
-                    unit.module = made
-            execution.originals = {}
-            execution.compute(place, calls, (0,))
+            with on_device(unit, self.device):
+                calls = calls_on(calls, self.device)
+                execution.compute(place, calls, (1,))
+                if any(isinstance(m, QuantProxy) for m in unit.module.modules()):
+                    made = self._block(unit.name, unit.module, calls, records, report)
+                    if made is not unit.module:
+                        model.set_submodule(unit.name, made)
+                        unit.module = made
+                execution.originals = {}
+                execution.compute(place, calls, (0,))
+                del calls
             self._put_away(execution, unit.module)
         for name in self.plan.unreached:
             self._unreached(name, model.get_submodule(name), records, report)
