@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 THERE = torch.device("cpu", 0)
-_BRING = {"copy_", "__set__", "_has_compatible_shallow_copy_type"}
+_BRING = {"copy_", "__setitem__", "__set__", "_has_compatible_shallow_copy_type"}
 
 
 class FakeDevice(TorchFunctionMode):
@@ -51,7 +51,7 @@ class FakeDevice(TorchFunctionMode):
             raise RuntimeError(f"{name}: tensors on two devices, {[tuple(t.shape) for t in given]}")
         asked = kwargs.get("device")
         found = func(*args, **kwargs)
-        if name in ("copy_", "__set__"):
+        if name in ("copy_", "__setitem__", "__set__"):
             return found
         if (there and asked is None) or (asked is not None and torch.device(asked) == THERE):
             self._put(found)
