@@ -21,7 +21,7 @@ from qframework.graph.weight_grid import WeightGrid
 #: Above it, the columns of a layer aren't gone over one by one at the end.
 _COLUMNS_TO_FLIP = 8192
 #: Rows whose rounding is learned together, at least.
-_ROWS = 512
+_ROWS = 128
 
 
 class learned_round_mode(LayerByLayer):
