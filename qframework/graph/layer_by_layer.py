@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self
@@ -20,6 +20,7 @@ from qframework.graph.layer_store import LayerStore
 from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.solvers import NotSolvable
+from qframework.graph.tied_weights import tied_layers
 from qframework.graph.weight_grid import NoGrid, grid_of
 from qframework.graph.weight_writing import own_parameter, write_weight
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
@@ -75,6 +76,8 @@ class LayerByLayer:
         seconds: for each layer.
         store: where finished layers are kept; None for nowhere.
         restores: whether an exception leaves the model as it was, for which weights are kept.
+        tied: layers whose weight is held outside of the model too, and where.
+        prefix: of names, where they are told.
         kept: names of layers that ``keep_best`` left alone.
         errors: with ``measure``, from names of layers to the relative squared error of their outputs on the batches, with
             weights rounded to the nearest value and as they are now.
@@ -116,6 +119,8 @@ class LayerByLayer:
         self.seconds: dict[str, float] = {}
         self.store: LayerStore | None = None
         self.restores = True
+        self.tied: dict[nn.Module, list[str]] = {}
+        self.prefix = ""
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
         self.float_weights: dict[str, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
@@ -128,9 +133,11 @@ class LayerByLayer:
     def __enter__(self) -> Self:
         self._names = {m: n for n, m in self.result.named_modules() if self._takes(m)}
         if self.needs_quantized:
-            for name, others in _tied(self.result, self._names.values()).items():
-                del self._names[self.result.get_submodule(name)]
-                self.failed[name] = f"its weight is {', '.join(others)} too"
+            tied = tied_layers(self.result, list(self._names)) | self.tied
+            for module in [m for m in self._names if m in tied]:
+                self.failed[self._names.pop(module)] = (
+                    f"its weight is {', '.join(tied[module])} too"
+                )
         self._remaining = list(self._names)
         grouped = {n: i for i, names in enumerate(self.parallel) for n in names}
         self._group_of = {m: grouped.get(n, n) for m, n in self._names.items()}
@@ -147,7 +154,8 @@ class LayerByLayer:
         self.float_weights = {names[p]: w for p, w in self.weight_orig.items() if p in names}
         self.weight_orig.clear()
         if kind is None and self.failed:
-            text = "; ".join(f"{n}: {why}" for n, why in self.failed.items())
+            found = [(f"{self.prefix}{n}".strip("."), why) for n, why in self.failed.items()]
+            text = "; ".join(f"{n}: {why}" for n, why in found)
             warnings.warn(
                 f"{type(self).__name__} left layers as they were: {text}", UserWarning, stacklevel=2
             )
@@ -364,25 +372,6 @@ class LayerByLayer:
 
 def _as_it_is(statistics: InputStatistics) -> InputStatistics:
     return statistics
-
-
-def _tied(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
-    """For layers whose weight other modules hold as well, where."""
-    places: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter, []).append(name)
-    found = {}
-    for name in layers:
-        weight = model.get_submodule(name)._parameters["weight"]
-        assert weight is not None
-        others = [
-            n
-            for n in places[weight]
-            if model.get_submodule(n.rpartition(".")[0]) is not model.get_submodule(name)
-        ]
-        if others:
-            found[name] = others
-    return found
 
 
 def _check_groups(

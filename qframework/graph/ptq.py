@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qframework.graph.batches import Batches
 from qframework.graph.block_device import device_of
@@ -155,7 +155,8 @@ def _blocks(
         bar.at(done, count, "ptq: blocks")
 
     later = list(enumerate(work.recipe.steps))[place + 1 :]
-    tensors = dict([*whole.named_parameters(), *whole.named_buffers()])
+    tensors: dict[str, Tensor] = dict(whole.named_parameters(remove_duplicate=False))
+    tensors |= dict(whole.named_buffers(remove_duplicate=False))
     device = device_of(work.recipe)
     ByBlock(work, blocks, later, tensors, source, offload, tell, device).run(report)
 

@@ -152,6 +152,38 @@ class Twice(nn.Module):
         return self.layers[1](self.layers[0](self.layers[0](x)))
 
 
+def tied() -> nn.Module:
+    net = blocks()
+    net.head = nn.Linear(16, 20)
+    net.head.weight = net.embedding.weight
+    return net.eval()
+
+
+@pytest.mark.filterwarnings("ignore:quantize_model. the float weights of these layers")
+@pytest.mark.parametrize("source", ["the model", "a state dict", "one name"])
+@pytest.mark.parametrize("step", ["gptq", IN_BLOCKS], ids=["gptq", "blocks"])
+def test_weights_that_several_blocks_hold_stay_tied_and_are_named(step, source) -> None:
+    net = tied()
+    with pytest.warns(UserWarning, match=r"head: its weight is embedding\.weight too"):
+        whole, _ = ptq(net, batches(), recipe("gptq"))
+    kept, given = net, {}
+    if source != "the model":
+        state = {n: t for n, t in net.state_dict().items() if (n, source) != ("embedding.weight", "one name")}  # fmt: skip
+        with torch.device("meta"):
+            kept = blocks()
+            kept.head = nn.Linear(16, 20)
+        kept.head.weight = kept.embedding.weight
+        given = {"weights": state}
+    with pytest.warns(UserWarning, match=r"head: its weight is embedding\.weight too"):
+        model, report = ptq(kept.eval(), batches(), recipe(step), by_block=True, **given)
+    assert model.head.weight is model.embedding.weight
+    skipped = report.steps[-1].skipped
+    assert skipped["head"] == "its weight is embedding.weight too"
+    assert set(skipped) <= {"head", "layers.0", "layers.1", "layers.2"}  # blocks are kept as wholes
+    if step == "gptq":
+        assert same(whole, model)
+
+
 def test_a_block_that_is_called_twice_is_refused() -> None:
     with pytest.raises(ValueError, match=r"layers\.0 is called several times"):
         ptq(Twice().eval(), [torch.randn(8, 4)], {"steps": [{"step": "quantize"}]}, by_block=True)
