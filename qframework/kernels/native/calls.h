@@ -20,7 +20,7 @@ struct Call {
   int64_t n, channels, inner, taps;
   double low, high, smallest, threshold;
   double least_normal, overflow;  // of minifloats; an overflow of 0 says that they saturate
-  int32_t mantissa_bits, clamp_gradient, relu, threads;
+  int32_t mantissa_bits, clamp_gradient, relu, threads;  // a clamp_gradient of 2 says that integers are clipped first
   int32_t domain, exponent_rounding;  // of scales: any number, or powers of two, of which the exponent is rounded
 };
 
@@ -37,6 +37,7 @@ Grid<C> grid_of(const Call& call) {
   grid.infinite = saturates ? C(NAN) : C(1);
   grid.normal = magnitude_bits(C(call.least_normal));
   grid.shift = Bits<C>(call.mantissa_bits) << kFraction<C>;
+  grid.clips_first = call.clamp_gradient == 2;
   return grid;
 }
 

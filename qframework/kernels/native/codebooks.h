@@ -36,6 +36,27 @@ inline void nearest(const C* v, C* entry, int64_t n, const Codebook<C>& book) {
   for (int64_t i = 0; i < n; i++) entry[i] = v[i] == v[i] ? book.entries[index[i]] : v[i];
 }
 
+// The gradients of n values: what comes from behind, between the smallest and the largest entry; and the summands of the scale's.
+template <class T, class C>
+Sums codebook_gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, C scale, const Codebook<C>& book) {
+  const C low = book.entries[0], high = book.entries[book.count - 1];
+  C v[kBlock], entry[kBlock];
+  return of_blocks(n, [&](int64_t start, int64_t length) {
+#pragma omp simd
+    for (int64_t i = 0; i < length; i++) v[i] = wide(x[start + i]) / scale;
+    nearest(v, entry, length, book);
+    C of_scale = 0;
+#pragma omp simd reduction(+ : of_scale)
+    for (int64_t i = 0; i < length; i++) {
+      const C upstream = wide(g[start + i]);
+      const C moved = only_if((v[i] >= low) & (v[i] <= high), upstream);
+      of_scale += upstream * entry[i] - moved * v[i];
+      put(grad_x[start + i], moved);
+    }
+    return Sums{of_scale, 0, 0};
+  });
+}
+
 template <class T>
 void codebook_quantize(const Call& call) {
   using C = Wide<T>;

@@ -240,7 +240,7 @@ void row_absmax_gradients(const Call& call) {
 }
 
 // The summands that row_absmax_gradients has of each row, and where the element is that gets them, for gradients that are those of the
-// values as they are.
+// values as they are; and the quantized values, where there is room for them.
 template <int R, class T>
 void row_absmax_sums(const Call& call) {
   using C = Wide<T>;
@@ -249,9 +249,25 @@ void row_absmax_sums(const Call& call) {
   for_rows(call, [&](int64_t row, int64_t at) {
     call.where[row] = first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
     const Grid<C> of_row = grid_of(call, grid, row);
-    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1));
+    T* y = call.out ? static_cast<T*>(call.out) + at : nullptr;
+    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1), y);
     static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
   });
+}
+
+// The gradients of values and scale of codebook_quantize.
+template <class T>
+void codebook_gradients(const Call& call) {
+  using C = Wide<T>;
+  const auto book = codebook_of<C>(call);
+  const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
+  std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
+  for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
+    const C scale = static_cast<const C*>(call.scale)[row % call.channels];
+    sums[piece] = codebook_gradient_piece(g + at, x + at, static_cast<T*>(call.out) + at, n, scale, book);
+  });
+  const std::vector<Sums> totals = by_channel<C>(call, sums);
+  for (int64_t c = 0; c < call.channels; c++) static_cast<C*>(call.grad_scale)[c] = C(totals[c].scale);
 }
 
 enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients, kRowAbsmax, kRowAbsmaxGradients, kRowAbsmaxSums };
@@ -320,6 +336,11 @@ void qframework_in_large_pages(void* memory, int64_t bytes) {
 // The nearest entries of a codebook of `taps` entries that are `stored`.
 void qframework_codebook(int dtype, const Call* call) {
   of_dtype(dtype, [&](auto t) { codebook_quantize<decltype(t)>(*call); });
+}
+
+// The gradients of values and scale of the same.
+void qframework_codebook_gradients(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { codebook_gradients<decltype(t)>(*call); });
 }
 
 // The largest magnitude of each row, into `top`.
