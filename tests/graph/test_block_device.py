@@ -34,7 +34,7 @@ def away(*steps) -> dict:
 
 @pytest.mark.parametrize(
     "step",
-    ["gptq", {"step": "qronos", "act_order": True}, {"step": "learned_round", "steps": 8}, IN_BLOCKS, "bias_correction"],
+    ["gptq", {"step": "qronos", "act_order": True}, {"step": "learned_round", "steps": 2}, {**IN_BLOCKS, "steps": 2}, "bias_correction"],
     ids=["gptq", "qronos", "adaround", "blocks", "bias"],
 )  # fmt: skip
 def test_each_block_has_its_turn_on_the_device_and_comes_back(step, moves) -> None:
