@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 #: Columns of a block that LAPACK is given, and numbers in a strip.
-_BLOCK, _STRIP = 128, 2**14
+_BLOCK, _STRIP = 256, 2**14
 
 
 class NotSolvable(Exception):
@@ -66,8 +66,10 @@ def mirror_(matrix: Tensor, from_upper: bool) -> Tensor:
         half = block.triu() if from_upper else block.tril()
         other = half.triu(1) if from_upper else half.tril(-1)
         block.copy_(half + other.transpose(1, 2))
-        right, below = matrix[:, start:stop, stop:], matrix[:, stop:, start:stop].transpose(1, 2)
-        below.copy_(right) if from_upper else right.copy_(below)
+        for far in range(stop, size, _BLOCK):
+            right = matrix[:, start:stop, far : far + _BLOCK]
+            below = matrix[:, far : far + _BLOCK, start:stop].transpose(1, 2)
+            below.copy_(right) if from_upper else right.copy_(below)
     return matrix
 
 
@@ -117,7 +119,7 @@ def _factor_(matrix: Tensor) -> None:
             )
         factor = lower.flip(1, 2)
         block.copy_(factor + block.tril(-1))
-        for part in strips(start, matrix.shape[0] * _BLOCK, 64):
+        for part in strips(start, matrix.shape[0] * _BLOCK, 512):
             strip = above[:, part]
             turned = factor.transpose(1, 2)
             strip.copy_(torch.linalg.solve_triangular(turned, strip, upper=False, left=False))
@@ -137,7 +139,7 @@ def solve_upper_(upper: Tensor, right: Tensor) -> Tensor:
         if stop < size:
             own.baddbmm_(upper[:, start:stop, stop:], right[:, stop:], alpha=-1)
         block = upper[:, start:stop, start:stop].contiguous()
-        for part in strips(right.shape[2], upper.shape[0] * _BLOCK, 64):
+        for part in strips(right.shape[2], upper.shape[0] * _BLOCK, 512):
             strip = own[:, :, part]
             strip.copy_(torch.linalg.solve_triangular(block, strip, upper=True))
     return right

@@ -85,7 +85,8 @@ def test_the_lower_product_leaves_out_what_is_above(size) -> None:
     )
 
 
-def test_working_storage_is_small_beside_the_matrix() -> None:
+def test_working_storage_is_small_beside_the_matrix(monkeypatch) -> None:
+    monkeypatch.setattr(in_place, "_BLOCK", 64)
     matrix = hessian(1024, groups=1).float()
     order = matrix.diagonal(dim1=1, dim2=2).argsort(dim=1)
     with LiveBytes() as live, in_order(order, matrix), upper_factor(matrix, torch.ones(())):
