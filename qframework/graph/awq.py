@@ -160,7 +160,7 @@ class AWQ:
         plain = view.to_matrix(original)
         if base is not None:
             plain = plain * (1 / base)[view.channels_of_columns().to(base.device)].unsqueeze(-1)
-        return self._statistics[layer].relative_error(plain, view.to_matrix(value) * back)[0]
+        return self._statistics[layer].relative_error(plain, view.to_matrix(value) * back)
 
     def _clip(self, use: Use, base: Tensor) -> float:
         """Bound the weights of a layer where that lowers its error; the error then."""
@@ -188,7 +188,7 @@ class AWQ:
         value = dequantize(layer.quant_weight()).detach()
         back = (1 / base)[view.channels_of_columns().to(base.device)].unsqueeze(-1)
         whole, found = view.to_matrix(original) * back, view.to_matrix(value) * back
-        return self._statistics[layer].relative_error(whole, found)[0]
+        return self._statistics[layer].relative_error(whole, found)
 
     def _apply(self, region: Region, factor: Tensor) -> None:
         for use in region.sources:
