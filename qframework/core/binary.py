@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qframework.core.base import Constant
+from qframework.core.base import Constant, NotStated, Stated
 from qframework.core.delay import DelayWrapper
 from qframework.core.function_wrapper import TensorClamp
 from qframework.core.quant import QuantOutput
-from qframework.functional import binary_sign_ste, floating, ternary_sign_ste
+from qframework.functional import (
+    binary_sign_ste,
+    floating,
+    quantize_to_signs,
+    ternary_sign_ste,
+)
 
 
 class _ScaledSign(Constant):
@@ -19,6 +24,10 @@ class _ScaledSign(Constant):
         self.scaling_impl, self.bits = scaling_impl, bits
         self.delay_wrapper = DelayWrapper(quant_delay_steps) if quant_delay_steps else None
         self.observer_only = False
+
+    def _not_delayed(self) -> None:
+        if self.delay_wrapper is not None:
+            raise NotStated("quantization starts after some steps")
 
     def _output(self, x: Tensor, y: Tensor, scale: Tensor) -> QuantOutput:
         if self.observer_only:
@@ -49,10 +58,15 @@ class BinaryQuant(_ScaledSign):
             )
         super().__init__(scaling_impl, 1.0, quant_delay_steps)
 
+    def rule(self, stated: Stated) -> bool:
+        """That there is no clamp whose gradient counts."""
+        self._not_delayed()
+        return False
+
     def forward(self, x: Tensor) -> QuantOutput:
         x = floating(x)
         scale = self.scaling_impl(x)
-        return self._output(x, binary_sign_ste(x) * scale, scale)
+        return self._output(x, quantize_to_signs(x, scale), scale)
 
 
 class ClampedBinaryQuant(_ScaledSign):
@@ -81,6 +95,11 @@ class ClampedBinaryQuant(_ScaledSign):
             )
         super().__init__(scaling_impl, 1.0, quant_delay_steps)
         self.tensor_clamp_impl = tensor_clamp_impl or TensorClamp()
+
+    def rule(self, stated: Stated) -> bool:
+        """Whether the clamp is differentiated."""
+        self._not_delayed()
+        return bool(stated(self.tensor_clamp_impl))
 
     def forward(self, x: Tensor) -> QuantOutput:
         x = floating(x)

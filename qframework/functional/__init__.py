@@ -51,6 +51,7 @@ from qframework.functional.rules import (
     StatisticRule,
 )
 from qframework.functional.scales import learned_scale, over, statistic_scale
+from qframework.functional.signs import quantize_to_signs
 from qframework.functional.statistics import (
     abs_max,
     all_finite,
@@ -134,6 +135,7 @@ __all__ = [
     "quantize_by_learned_scale",
     "quantize_by_minmax",
     "quantize_by_percentile",
+    "quantize_to_signs",
     "repeat_while",
     "rnn_sequence",
     "round_ste",

@@ -15,6 +15,7 @@ from qframework.kernels import (
     percentile,
     products,
     rnn_sequence,
+    signs,
     statistics,
 )
 from qframework.kernels.plan import Plan
@@ -38,6 +39,7 @@ __all__ = [
     "prepare",
     "products",
     "rnn_sequence",
+    "signs",
     "static",
     "statistics",
 ]

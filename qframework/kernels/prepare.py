@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import Constant, NotStated
+from qframework.core.binary import BinaryQuant, ClampedBinaryQuant
 from qframework.core.collector import is_shared
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
@@ -34,6 +35,7 @@ from qframework.functional import (
 from qframework.kernels.autograd import is_compiling
 from qframework.kernels.plan import Form, Plan, Reader, known_rounding, quickest
 from qframework.kernels.prepare_minifloats import plan_minifloats
+from qframework.kernels.prepare_signs import plan_signs
 from qframework.kernels.trust import Guards, distrust, is_plain
 
 
@@ -71,6 +73,8 @@ def _find_form(plan: Plan, reader: Reader) -> None:
         _plan_prescaled(plan, reader)
     elif isinstance(quantizer, FloatQuant):
         plan_minifloats(plan, reader, MinifloatGrid(*rule))
+    elif isinstance(quantizer, (BinaryQuant, ClampedBinaryQuant)):
+        plan_signs(plan, rule)
     else:
         raise NotStated(f"no faster form is known of {type(quantizer).__name__}")
 

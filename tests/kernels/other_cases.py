@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from integer_cases import X, weight
+from integer_cases import IMAGES, LARGE, OF_CHANNELS, SCALE, X, weight
 from kernel_case import Case, values
 from torch import Tensor
 
@@ -71,6 +71,11 @@ def minifloat(name: str, format: MinifloatFormat, scale: Any, *how: Any) -> Case
     return Case(f"minifloat_quantize: {name}", (values(6, 50) * SIZES,), numbers, arguments)
 
 
+def signs(name: str, scale: Tensor, clamp_gradient: bool = False, x: Tensor = X) -> Case:
+    name = f"quantize_to_signs: {name}"
+    return Case(name, (x,), (scale,), lambda x, s: (x, s, clamp_gradient))
+
+
 def codebook(name: str, scale: Tensor, entries: list[float]) -> Case:
     numbers = (scale, torch.tensor(entries))
     return Case(f"codebook_quantize: {name}", (X,), numbers, lambda x, s, b: (x, s, b))
@@ -86,6 +91,11 @@ FORMATS = [
     minifloat("straight through", E4M3, 0.25, "floor", False),
     minifloat("straight through, half to even", E4M3, 0.25, "round", False),
     minifloat("straight through, infinities", E5M2, 0.25, "round", False),
+    signs("one scale", SCALE),
+    signs("one scale, large", SCALE, x=values(*LARGE)),
+    signs("channels", OF_CHANNELS, x=IMAGES),
+    signs("clamped", SCALE, True),
+    signs("clamped, channels", OF_CHANNELS, True, x=IMAGES),
     codebook("one scale", torch.tensor(0.25), [-9.0, -4.5, -1.25, 0.0, 0.75, 3.0, 7.0]),
     codebook("two entries", torch.tensor(0.125), [-3.0, 4.0]),
     codebook("scales of rows", torch.full((5, 1), 0.5), [-3.0, -1.0, 1.0, 4.0]),

@@ -17,6 +17,8 @@ from qframework.kernels.native.calls import (
     row_absmax,
     row_absmax_sums,
     row_tops,
+    signs,
+    signs_gradients,
     spread,
 )
 from qframework.kernels.native.static import StaticQuantizer
@@ -47,5 +49,7 @@ __all__ = [
     "row_shape",
     "row_tops",
     "serves",
+    "signs",
+    "signs_gradients",
     "spread",
 ]

@@ -113,7 +113,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
     )
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
-    for name in ("row_tops", "absmax_share", "codebook", "codebook_gradients"):
+    names = ("row_tops", "absmax_share", "codebook", "codebook_gradients", "signs")
+    for name in (*names, "signs_gradients"):
         short = getattr(loaded, f"qframework_{name}")
         short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <vector>
+
 #include "grids.h"
 
 namespace {
@@ -70,6 +72,18 @@ void for_rows(const Call& call, F work) {
 #pragma omp parallel for schedule(static) num_threads(call.threads) if (call.n >= kParallel && call.threads > 1)
   for (int64_t piece = 0; piece < pieces; piece++)
     for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * call.inner);
+}
+
+// The sums over the elements of each channel, and what comes in through the scale.
+template <class C>
+std::vector<Sums> by_channel(const Call& call, const std::vector<Sums>& sums) {
+  std::vector<Sums> totals(call.channels);
+  for (size_t piece = 0; piece < sums.size(); piece++) {
+    totals[int64_t(piece) / pieces_of(call.inner) % call.channels] += sums[piece];
+  }
+  if (call.grad_of_scale)
+    for (int64_t c = 0; c < call.channels; c++) totals[c].scale += static_cast<const C*>(call.grad_of_scale)[c];
+  return totals;
 }
 
 }  // namespace

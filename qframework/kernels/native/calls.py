@@ -213,6 +213,26 @@ def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return top
 
 
+def signs(layout: Layout, x: Tensor, scale: Tensor) -> Tensor:
+    """``scale`` where ``x >= 0``, else ``-scale``; NaN stays NaN."""
+    y = empty_like(x)
+    call = _scaled_call(layout, x, scale, out=y.data_ptr())
+    library().qframework_signs(DTYPES[x.dtype][0], ctypes.byref(call))
+    return y
+
+
+def signs_gradients(
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, clamp_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values and scale for ``g``, that of the result of :func:`signs`, behind a clamp that is differentiated or not."""
+    grad_x, grad_scale = empty_like(x), torch.empty_like(scale)
+    made = {"out": grad_x.data_ptr(), "grad_scale": grad_scale.data_ptr()}
+    made |= {"g": address_to_read(g), "clamp_gradient": int(clamp_gradient)}
+    call = _scaled_call(layout, x, scale, **made)
+    library().qframework_signs_gradients(DTYPES[x.dtype][0], ctypes.byref(call))
+    return grad_x, grad_scale
+
+
 def absmax_share(layout: Layout, x: Tensor, top: Tensor | None, grad: Tensor) -> Tensor:
     """The gradient of the largest magnitude, divided among the elements that have it; or of each row's, which its first one gets.
 
@@ -259,11 +279,14 @@ def codebook_gradients(
 def _codebook_call(
     layout: Layout, x: Tensor, scale: Tensor, entries: Tensor, **operands: int
 ) -> Call:
+    book = {"stored": address_to_read(entries), "taps": entries.numel()}
+    return _scaled_call(layout, x, scale, **book, **operands)
+
+
+def _scaled_call(layout: Layout, x: Tensor, scale: Tensor, **operands: int) -> Call:
     return Call(
         x=address_to_read(x),
         scale=address_to_read(scale),
-        stored=address_to_read(entries),
-        taps=entries.numel(),
         n=x.numel(),
         channels=layout[0],
         inner=layout[1],

@@ -92,4 +92,19 @@ void codebook_quantize(const Call& call) {
   });
 }
 
+// The gradients of values and scale of codebook_quantize.
+template <class T>
+void codebook_gradients(const Call& call) {
+  using C = Wide<T>;
+  const auto book = codebook_of<C>(call);
+  const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
+  std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
+  for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
+    const C scale = static_cast<const C*>(call.scale)[row < call.channels ? row : row % call.channels];
+    sums[piece] = codebook_gradient_piece(g + at, x + at, static_cast<T*>(call.out) + at, n, scale, book);
+  });
+  const std::vector<Sums> totals = by_channel<C>(call, sums);
+  for (int64_t c = 0; c < call.channels; c++) static_cast<C*>(call.grad_scale)[c] = C(totals[c].scale);
+}
+
 }  // namespace

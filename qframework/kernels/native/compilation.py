@@ -31,7 +31,10 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 #: All that it is made of.
 SOURCES = (
     SOURCE,
-    *(SOURCE.with_name(name) for name in ("calls.h", "codebooks.h", "grids.h", "numbers.h")),
+    *(
+        SOURCE.with_name(f"{name}.h")
+        for name in ("calls", "codebooks", "grids", "magnitudes", "numbers", "signs")
+    ),
 )
 #: Where a wheel has libraries that were built with it.
 PREBUILT = Path(__file__).with_name("prebuilt")

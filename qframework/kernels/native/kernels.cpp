@@ -15,6 +15,8 @@
 #endif
 
 #include "codebooks.h"
+#include "magnitudes.h"
+#include "signs.h"
 
 namespace {
 
@@ -107,18 +109,6 @@ std::vector<Sums> summed(const Call& call) {
   return sums;
 }
 
-// The sums over the elements of each channel, and what comes in through the scale.
-template <class C>
-std::vector<Sums> by_channel(const Call& call, const std::vector<Sums>& sums) {
-  std::vector<Sums> totals(call.channels);
-  for (size_t piece = 0; piece < sums.size(); piece++) {
-    totals[int64_t(piece) / pieces_of(call.inner) % call.channels] += sums[piece];
-  }
-  if (call.grad_of_scale)
-    for (int64_t c = 0; c < call.channels; c++) totals[c].scale += static_cast<const C*>(call.grad_of_scale)[c];
-  return totals;
-}
-
 // The gradients of the values of a row, and the sums over it.
 template <int R, class T>
 Sums row_sums(const Call& call, const Grid<Wide<T>>& any, int64_t row, int64_t at) {
@@ -201,55 +191,6 @@ void absmax_gradients(const Call& call) {
   }
 }
 
-// The largest magnitude of each row.
-template <class T>
-void row_tops(const Call& call) {
-  using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, call.inner));
-  });
-}
-
-// The gradient of the largest magnitude of the tensor, `top`: `grad_of_scale` divided among the elements of that magnitude.
-template <class T>
-void absmax_share(const Call& call) {
-  using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  T* out = static_cast<T*>(call.out);
-  const C top = *static_cast<const C*>(call.top);
-  std::vector<int64_t> counts(pieces_of(call.n));
-  for_pieces(call.n, call.n, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
-    std::memset(out + at, 0, n * sizeof(T));
-    int32_t count = 0;
-#pragma omp simd reduction(+ : count)
-    for (int64_t i = 0; i < n; i++) count += std::abs(wide(x[at + i])) == top;
-    counts[piece] = count;
-  });
-  int64_t count = 0;
-  for (int64_t c : counts) count += c;
-  const C share = *static_cast<const C*>(call.grad_of_scale) / C(count);
-  for (int64_t piece = 0; piece < pieces_of(call.n); piece++) {
-    if (!counts[piece]) continue;
-    for (int64_t i = piece * kPiece; i < std::min(call.n, (piece + 1) * kPiece); i++)
-      if (std::abs(wide(x[i])) == top) put(out[i], share * sign(wide(x[i])));
-  }
-}
-
-// The gradient of the largest magnitude of each row, which its first element of that magnitude gets.
-template <class T>
-void row_absmax_share(const Call& call) {
-  using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
-    const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
-    const C v = wide(x[place]);
-    put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
-  });
-}
-
 // As absmax, for the scale of each row.
 template <int R, class T>
 void row_absmax(const Call& call) {
@@ -292,21 +233,6 @@ void row_absmax_sums(const Call& call) {
     const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1), y);
     static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
   });
-}
-
-// The gradients of values and scale of codebook_quantize.
-template <class T>
-void codebook_gradients(const Call& call) {
-  using C = Wide<T>;
-  const auto book = codebook_of<C>(call);
-  const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
-  std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
-  for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
-    const C scale = static_cast<const C*>(call.scale)[row < call.channels ? row : row % call.channels];
-    sums[piece] = codebook_gradient_piece(g + at, x + at, static_cast<T*>(call.out) + at, n, scale, book);
-  });
-  const std::vector<Sums> totals = by_channel<C>(call, sums);
-  for (int64_t c = 0; c < call.channels; c++) static_cast<C*>(call.grad_scale)[c] = C(totals[c].scale);
 }
 
 enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients, kRowAbsmax, kRowAbsmaxGradients, kRowAbsmaxSums };
@@ -377,7 +303,16 @@ void qframework_codebook(int dtype, const Call* call) {
   of_dtype(dtype, [&](auto t) { codebook_quantize<decltype(t)>(*call); });
 }
 
-// The gradients of values and scale of the same.
+// The scale with the sign of each value, and the gradients.
+void qframework_signs(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { signs<decltype(t)>(*call); });
+}
+
+void qframework_signs_gradients(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { signs_gradients<decltype(t)>(*call); });
+}
+
+// The gradients of values and scale of qframework_codebook.
 void qframework_codebook_gradients(int dtype, const Call* call) {
   of_dtype(dtype, [&](auto t) { codebook_gradients<decltype(t)>(*call); });
 }

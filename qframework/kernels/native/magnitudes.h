@@ -1,0 +1,58 @@
+// Largest magnitudes, and their gradients.
+
+#pragma once
+
+#include "calls.h"
+
+namespace {
+
+// The largest magnitude of each row.
+template <class T>
+void row_tops(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, call.inner));
+  });
+}
+
+// The gradient of the largest magnitude of the tensor, `top`: `grad_of_scale` divided among the elements of that magnitude.
+template <class T>
+void absmax_share(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  const C top = *static_cast<const C*>(call.top);
+  std::vector<int64_t> counts(pieces_of(call.n));
+  for_pieces(call.n, call.n, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
+    std::memset(out + at, 0, n * sizeof(T));
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t i = 0; i < n; i++) count += std::abs(wide(x[at + i])) == top;
+    counts[piece] = count;
+  });
+  int64_t count = 0;
+  for (int64_t c : counts) count += c;
+  const C share = *static_cast<const C*>(call.grad_of_scale) / C(count);
+  for (int64_t piece = 0; piece < pieces_of(call.n); piece++) {
+    if (!counts[piece]) continue;
+    for (int64_t i = piece * kPiece; i < std::min(call.n, (piece + 1) * kPiece); i++)
+      if (std::abs(wide(x[i])) == top) put(out[i], share * sign(wide(x[i])));
+  }
+}
+
+// The gradient of the largest magnitude of each row, which its first element of that magnitude gets.
+template <class T>
+void row_absmax_share(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    std::memset(out + at, 0, call.inner * sizeof(T));
+    const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+    const C v = wide(x[place]);
+    put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
+  });
+}
+
+}  // namespace
