@@ -54,6 +54,8 @@ def integer_layout(
         return None
     if isinstance(grid.minimum, Tensor):
         return None
+    if grid.clips_first and grid.rounding != "round" and g is not None:
+        return None
     return native.serves(x, scale.shape, grid.rounding, scale, zero_point, g=g)
 
 

@@ -31,7 +31,7 @@ Codebook<C> codebook_of(const Call& call) {
 
 // One comparison for each middle, written out, since compilers make no vectors of a loop in a loop here.
 template <class C, size_t... k>
-inline void nearest_of(const C* __restrict v, C* __restrict entry, int64_t n, const Codebook<C>& of,
+__attribute__((noinline)) void nearest_of(const C* __restrict v, C* __restrict entry, int64_t n, const Codebook<C>& of,
                        std::index_sequence<k...>) {
   const Codebook<C> book = of;
 #pragma omp simd

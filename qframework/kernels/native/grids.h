@@ -29,8 +29,8 @@ inline double rounded(double v) {
 
 // The numbers that a row is quantized by. Integers lie between low and high. Numbers of a format beyond them become `under` and
 // `over`, and their gradient passes between `from` and `to`; `normal` are the bits of the smallest normal one, `shift` the mantissa's
-// width at the place of the exponent, and `infinite` what an infinity becomes before it is bounded. With `clips_first` no gradient of
-// integers passes where a number is at an end before it is rounded.
+// width at the place of the exponent, and `infinite` what an infinity becomes before it is bounded. With `clips_first`, which
+// goes with kRound, no gradient of integers passes where a number is at an end before it is rounded.
 template <class C>
 struct Grid {
   C scale, zero, low, high, under, over, from, to, infinite;
@@ -180,10 +180,10 @@ inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
 template <int R, class T, class C>
 Sums gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, const Grid<C>& grid, bool clamp_gradient, bool relu,
                     C top) {
-  if constexpr (R < kMinifloat) {
+  if constexpr (R < kMinifloat)
     if (!clamp_gradient) return passing_piece<R>(g, x, grad_x, n, grid, top);
+  if constexpr (R == kRound)
     if (grid.clips_first) return clamped_piece<R, true>(g, x, grad_x, n, grid, relu, top);
-  }
   return clamped_piece<R, false>(g, x, grad_x, n, grid, relu, top);
 }
 
