@@ -322,7 +322,7 @@ print([type(w.message).__name__ for w in caught])
 """
 LIBRARY = "from qframework.kernels.native.build import library; library()"
 AVAILABLE = "from qframework.kernels.native import available as a; print(a(), a())"
-LARGE, SMALL = 1 << 14, (1 << 10) - 1
+LARGE, SMALL = 1 << 14, (1 << 8) - 1
 
 
 @pytest.fixture(scope="module")
