@@ -17,6 +17,7 @@ from qframework.functional import (
     StatisticRule,
     abs_max,
     compute_dtype,
+    extreme,
     high_rank,
     kth_smallest,
     low_rank,
@@ -39,12 +40,12 @@ class Statistic(Stateless):
     def _max(self, x: Tensor) -> Tensor:
         if self.stats_reduce_dim is None:
             return x.max()
-        return x.max(dim=self.stats_reduce_dim, keepdim=self.keepdim).values
+        return extreme(x, True, self.stats_reduce_dim, self.keepdim)
 
     def _min(self, x: Tensor) -> Tensor:
         if self.stats_reduce_dim is None:
             return x.min()
-        return x.min(dim=self.stats_reduce_dim, keepdim=self.keepdim).values
+        return extreme(x, False, self.stats_reduce_dim, self.keepdim)
 
     def _mean(self, x: Tensor) -> Tensor:
         if self.stats_reduce_dim is None:

@@ -55,6 +55,7 @@ from qframework.functional.signs import quantize_to_signs
 from qframework.functional.statistics import (
     abs_max,
     all_finite,
+    extreme,
     high_rank,
     kth_smallest,
     low_rank,
@@ -105,6 +106,7 @@ __all__ = [
     "convolution",
     "defined",
     "dpu_round_ste",
+    "extreme",
     "fake_quantize",
     "floating",
     "floor_ste",

@@ -46,6 +46,19 @@ def kth_smallest(
     return torch.where(x.isnan().any(dim, keepdim), torch.nan, found)
 
 
+@defined
+def extreme(x: Tensor, largest: bool, dim: int, keepdim: bool = False) -> Tensor:
+    """The largest or the smallest element along an axis; NaN where one is. The gradient goes to one such element.
+
+    Args:
+        x: floating-point tensor.
+        largest: rather than the smallest.
+        dim: the axis.
+        keepdim: keep that axis with length 1.
+    """
+    return (x.max(dim, keepdim) if largest else x.min(dim, keepdim)).values
+
+
 def all_finite(x: Tensor) -> Tensor:
     """Whether no element is NaN or infinite, a 0-dim bool tensor; True for no elements.
 

@@ -11,6 +11,7 @@ from qframework.functional import (
     abs_max,
     add_kernel,
     compute_dtype,
+    extreme,
     kth_smallest,
     upcast,
 )
@@ -96,6 +97,42 @@ def _serves_rows(x: Tensor, dim: int | None, keepdim: bool) -> bool:
 @add_kernel(abs_max, "rows", _serves_rows)
 def _row_abs_max(x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
     return apply(_RowAbsMax, x, keepdim)  # type: ignore[no-any-return]
+
+
+# ------------------------------------------------------------ ends of rows
+
+
+class _RowEnd(Fused):
+    @staticmethod
+    def forward(ctx: Context, x: Tensor, largest: bool, keepdim: bool) -> Tensor:  # type: ignore[override]
+        found = x.amax(-1, keepdim=True) if largest else x.amin(-1, keepdim=True)
+        ctx.save_for_backward(x, found)
+        ctx.how = (largest, -1, keepdim)
+        return found if keepdim else found.squeeze(-1)
+
+    @staticmethod
+    def define(ctx: Context, x: Tensor) -> Tensor:  # type: ignore[override]
+        return extreme.definition(x, *ctx.how)
+
+    @staticmethod
+    def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
+        x, found = ctx.saved_tensors
+        largest, _, keepdim = ctx.how
+        grad = grad if keepdim else grad.unsqueeze(-1)
+        layout = native.serves(x, native.row_shape(x), "round", incoming=(grad,))
+        if layout is not None:
+            return native.row_end_share(layout, x, found, grad), None, None
+        where = (x.max(-1, True) if largest else x.min(-1, True)).indices
+        return torch.zeros_like(x).scatter_(-1, where, grad), None, None
+
+
+def _serves_row_ends(x: Tensor, largest: bool, dim: int, keepdim: bool) -> bool:
+    return _serves_rows(x, dim, keepdim)
+
+
+@add_kernel(extreme, "rows", _serves_row_ends)
+def _row_end(x: Tensor, largest: bool, dim: int, keepdim: bool) -> Tensor:
+    return apply(_RowEnd, x, largest, keepdim)  # type: ignore[no-any-return]
 
 
 # ------------------------------------------------------------ elements by their rank

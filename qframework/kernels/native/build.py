@@ -114,7 +114,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
     )
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
     names = ("row_tops", "absmax_share", "codebook", "codebook_gradients", "signs")
-    for name in (*names, "signs_gradients"):
+    for name in (*names, "signs_gradients", "row_end_share"):
         short = getattr(loaded, f"qframework_{name}")
         short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages

@@ -257,6 +257,30 @@ def absmax_share(layout: Layout, x: Tensor, top: Tensor | None, grad: Tensor) ->
     return made
 
 
+def row_end_share(layout: Layout, x: Tensor, ends: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the largest or the smallest element of each row, which its first one gets.
+
+    Args:
+        layout: of ``x``.
+        x: the values.
+        ends: the elements, of the dtype of ``x``.
+        grad: what comes in, of that dtype, one for each row.
+    """
+    made, ends, grad = empty_like(x), ends.contiguous(), grad.contiguous()
+    call = Call(
+        x=address_to_read(x),
+        out=made.data_ptr(),
+        top=address_to_read(ends),
+        grad_of_scale=address_to_read(grad),
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
+    )
+    library().qframework_row_end_share(DTYPES[x.dtype][0], ctypes.byref(call))
+    return made
+
+
 def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
     """The nearest of at most 32 entries, times a scale."""
     y = empty_like(x)

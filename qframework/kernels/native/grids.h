@@ -201,9 +201,9 @@ Bits<Wide<T>> absmax_bits(const T* x, int64_t n) {
   });
 }
 
-// The place of the first element of a magnitude, which is there.
-template <class T>
-inline int64_t first_of(const T* xs, int64_t n, Bits<Wide<T>> magnitude) {
+// The place of the first element for which something holds; 0 where there is none.
+template <class T, class F>
+inline int64_t first_where(const T* xs, int64_t n, F holds) {
   constexpr int32_t kSome = 128;
   for (int64_t start = 0; start < n; start += kSome) {
     const T* x = xs + start;
@@ -211,7 +211,7 @@ inline int64_t first_of(const T* xs, int64_t n, Bits<Wide<T>> magnitude) {
       int32_t first = kSome;
 #pragma omp simd reduction(min : first)
       for (int32_t i = 0; i < int32_t(length); i++) {
-        const int32_t at = magnitude_bits(wide(x[i])) == magnitude ? i : kSome;
+        const int32_t at = holds(wide(x[i])) ? i : kSome;
         first = at < first ? at : first;
       }
       return first;
@@ -219,6 +219,12 @@ inline int64_t first_of(const T* xs, int64_t n, Bits<Wide<T>> magnitude) {
     if (found < kSome) return start + found;
   }
   return 0;
+}
+
+// The place of the first element of a magnitude, which is there.
+template <class T>
+inline int64_t first_of(const T* x, int64_t n, Bits<Wide<T>> magnitude) {
+  return first_where(x, n, [magnitude](Wide<T> v) { return magnitude_bits(v) == magnitude; });
 }
 
 }  // namespace

@@ -330,6 +330,11 @@ void qframework_absmax_share(int dtype, const Call* call) {
   });
 }
 
+// The gradient of an end of each row.
+void qframework_row_end_share(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { row_end_share<decltype(t)>(*call); });
+}
+
 // As kQuantize, for values and a result that `call` doesn't name.
 void qframework_quantize(int dtype, int rounding, const Call* call, const void* x, void* out, int64_t n, int relu,
                          int threads) {

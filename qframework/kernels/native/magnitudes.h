@@ -1,4 +1,4 @@
-// Largest magnitudes, and their gradients.
+// Largest magnitudes, ends of rows, and their gradients.
 
 #pragma once
 
@@ -52,6 +52,20 @@ void row_absmax_share(const Call& call) {
     const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
     const C v = wide(x[place]);
     put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
+  });
+}
+
+// The gradient of an end of each row, `top`, which its first element of that value gets.
+template <class T>
+void row_end_share(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    std::memset(out + at, 0, call.inner * sizeof(T));
+    const C end = wide(static_cast<const T*>(call.top)[row]);
+    const int64_t place = first_where(x + at, call.inner, [end](C v) { return (v == end) | (v != v); });
+    out[at + place] = static_cast<const T*>(call.grad_of_scale)[row];
   });
 }
 
