@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+import qframework.kernels.operators  # noqa: F401 kernels for graphs on CPUs, which come before those for any device
 from qframework.functional import (
     IntegerGrid,
+    MinifloatFormat,
     MinifloatGrid,
     ScaleRule,
     add_kernel,
     apply_step,
     fake_quantize,
     is_recomputing,
+    minifloat_quantize,
     quantize_by_absmax,
     repeat_while,
     tensor_clamp_ste,
@@ -39,6 +42,7 @@ from qframework.kernels.autograd import (
     may_fuse_in_graph,
 )
 from qframework.kernels.integer import can_fuse_relu, quantize_gradients, sum_to
+from qframework.kernels.minifloat import minifloats
 from qframework.kernels.rounding import quantize, round_minifloats
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
@@ -208,6 +212,16 @@ def _serves_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> bool:
 def _absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     found = _Absmax.apply(w, grid, rule)  # type: ignore[no-untyped-call]
     return found[0], found[1]
+
+
+# ------------------------------------------------------------ minifloats by a scale that is known
+
+
+@add_kernel(minifloat_quantize, "in a graph", may_fuse_in_graph)
+def _minifloats(
+    x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
+) -> Tensor:
+    return minifloats(x, scale, MinifloatGrid(format, rounding, clamp_gradient))
 
 
 # ------------------------------------------------------------ what definitions ask
