@@ -76,7 +76,10 @@ CONV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"weight_quant": q.Fp8e4m3OCPWeightPerTensorFloat},
         {"act_quant": q.Fp8e4m3OCPActPerTensorFloat, **_STEPS},
     ),
-    "mxfp8": ({"weight_quant": q.MXFloat8e4m3Weight}, {"act_quant": q.MXFloat8e4m3Act}),
+    "mxfp8": (
+        {"weight_quant": q.MXFloat8e4m3Weight},
+        {"act_quant": q.MXFloat8e4m3Act, "group_dim": 1},
+    ),
     "shifted": (
         {"weight_quant": q.ShiftedUint8WeightPerTensorFloat},
         {"act_quant": q.ShiftedUint8ActPerTensorFloat, **_STEPS},

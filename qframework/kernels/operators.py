@@ -115,6 +115,11 @@ def _laid_out(t: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=t.dtype).copy_(t)
 
 
+def _as_laid_out(g: Tensor, x: Tensor) -> Tensor:
+    """A gradient in the memory format of that whose gradient it is."""
+    return g if g.stride() == x.stride() else torch.empty_like(x).copy_(g)
+
+
 # ------------------------------------------------------------ by the largest magnitude
 
 
@@ -157,7 +162,7 @@ def _(
     return torch.empty_like(x), x.new_empty(lengths, dtype=dtype), top
 
 
-@torch.library.custom_op("qframework::absmax_gradient", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("qframework::absmax_gradient_", mutates_args=("g",), tags=_TAGS)
 def _absmax_gradient(
     g: Tensor,
     grad_scale: Tensor,
@@ -172,22 +177,13 @@ def _absmax_gradient(
     shape: Sequence[int],
     by_channel: bool,
     reduced_axis: int | None,
-) -> Tensor:
-    """The gradient of what :func:`_absmax` quantizes, for those of values and scale."""
+) -> None:
+    """From the gradient of the values that :func:`_absmax` gives to that of what it was given, in place."""
     rule = _rule(numbers, domain, exponents, shape, by_channel, reduced_axis)
-    largest = None if top.dim() else top
-    g = _laid_out_as(g, x)
-    made = absmax_gradient(g, grad_scale, x, scale, largest, _grid(grid, rounding), rule, False)
-    return _laid_out(made, x)
-
-
-@_absmax_gradient.register_fake
-def _(g: Tensor, grad_scale: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _laid_out_as(g: Tensor, x: Tensor) -> Tensor:
-    return g if g.stride() == x.stride() else torch.empty_like(x, dtype=g.dtype).copy_(g)
+    how: Any = (x, scale, None if top.dim() else top, _grid(grid, rounding), rule)
+    made = absmax_gradient(_as_laid_out(g, x), grad_scale, *how, True)
+    if made is not g:
+        g.copy_(made)
 
 
 # ------------------------------------------------------------ minifloats by a scale that is known
@@ -216,7 +212,7 @@ def _minifloat_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of values and scale for that of the minifloats; nothing for a scale that needs none."""
     how: Any = _grid(grid, rounding)
-    of_x, of_scale = minifloat_gradients(_laid_out_as(g, x), x, scale, how, need_scale)
+    of_x, of_scale = minifloat_gradients(_as_laid_out(g, x), x, scale, how, need_scale)
     if of_scale is None or not need_scale:
         of_scale = x.new_empty(0)
     return _laid_out(of_x, x), of_scale
@@ -257,8 +253,9 @@ class _Absmax(Function):
         x, scale, top = ctx.saved_tensors
         grid, rule = ctx.how
         how = (numbers_of(grid), grid.rounding, *words_of(rule))
-        operator = torch.ops.qframework.absmax_gradient
-        return operator(grad, grad_scale, x, scale, top, *how), None, None
+        grad_x = grad.clone()  # which a compiler leaves out where nobody else needs the gradient
+        torch.ops.qframework.absmax_gradient_(grad_x, grad_scale, x, scale, top, *how)
+        return grad_x, None, None
 
 
 def _serves_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> bool:
