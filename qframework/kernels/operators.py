@@ -1,7 +1,7 @@
 """Operators of compiled graphs on CPUs: there the C++ functions quantize, as in eager mode, with the same bits.
 
-What inductor makes of torch's functions for minifloats takes several times as long, backwards above all. An operator is one node of
-the graph; what it does with a tensor that no C++ function takes is what eager mode does.
+What inductor makes of torch's functions for minifloats takes several times as long, backwards above all, and for large matrices of
+integers a little longer. An operator is one node of the graph; a tensor that no C++ function takes it quantizes as eager mode does.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from qframework.kernels.rounding import round_minifloats
 #: Inductor may lay tensors out as suits it: those that no C++ function takes are computed all the same.
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe)
 
+#: Elements from which on matrices of integers are quantized by operators.
+_LARGE = 1 << 20
+
 
 # ------------------------------------------------------------ where
 
@@ -41,7 +44,8 @@ def _available() -> bool:
     return native.available()
 
 
-_available._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as torch.compiler.assume_constant_result, which would import the compiler
+# As torch.compiler.assume_constant_result does, which would import the compiler: it is asked while a graph is traced.
+_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def may_operate(x: Tensor, *_: object) -> bool:
@@ -259,7 +263,21 @@ class _Absmax(Function):
 
 
 def _serves_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> bool:
-    return may_operate(w) and isinstance(grid, MinifloatGrid) and rule.channel_axis in (None, 0)
+    if rule.channel_axis not in (None, 0) or not may_operate(w):
+        return False
+    if isinstance(grid, MinifloatGrid):
+        return True
+    return not isinstance(grid.minimum, Tensor) and _is_large_matrix(w)
+
+
+def _is_large_matrix(w: Tensor) -> bool:
+    """Whether integers of ``w`` are quicker by an operator, too.
+
+    Smaller ones, and what convolutions take, inductor quantizes along with what is done before and behind.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return w.dim() == 2 and statically_known_true(w.numel() >= _LARGE)
 
 
 @add_kernel(quantize_by_absmax, "operator in a graph", _serves_absmax)

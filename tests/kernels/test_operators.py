@@ -1,7 +1,6 @@
 """Compiled graphs on CPUs quantize to minifloats by operators that call the C++ functions, with the bits of eager mode."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 
 import pytest
 import torch
