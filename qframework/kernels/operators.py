@@ -80,7 +80,7 @@ def numbers_of(grid: Grid) -> list[float]:
 def _grid(numbers: Sequence[float], rounding: str) -> Grid:
     *found, clamps = numbers
     if len(found) == 2:
-        return IntegerGrid(*found, rounding, bool(clamps))
+        return IntegerGrid(found[0], found[1], rounding, bool(clamps))
     mantissa, bias, largest, signed, overflow = found
     form = MinifloatFormat(int(mantissa), int(bias), largest, bool(signed), overflow)
     return MinifloatGrid(form, rounding, bool(clamps))
@@ -184,8 +184,8 @@ def _absmax_gradient(
 ) -> None:
     """From the gradient of the values that :func:`_absmax` gives to that of what it was given, in place."""
     rule = _rule(numbers, domain, exponents, shape, by_channel, reduced_axis)
-    how: Any = (x, scale, None if top.dim() else top, _grid(grid, rounding), rule)
-    made = absmax_gradient(_as_laid_out(g, x), grad_scale, *how, True)
+    largest, how = None if top.dim() else top, _grid(grid, rounding)
+    made = absmax_gradient(_as_laid_out(g, x), grad_scale, x, scale, largest, how, rule, True)
     if made is not g:
         g.copy_(made)
 
