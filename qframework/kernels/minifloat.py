@@ -76,14 +76,9 @@ class _Minifloat(Fused):
         return found[0], found[1] if need_scale else None, None
 
 
-def minifloats(x: Tensor, scale: Tensor | None, grid: MinifloatGrid) -> Tensor:
-    """The values of :func:`~qframework.functional.minifloat_quantize`, differentiable, in eager mode and in graphs."""
-    return apply(_Minifloat, x, scale, grid)  # type: ignore[no-any-return]
-
-
 @add_kernel(minifloat_quantize, "fused", may_fuse)
 def _fused(
     x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
 ) -> Tensor:
     grid = MinifloatGrid(format, rounding, clamp_gradient)
-    return note_origin(minifloats(x, scale, grid), x, scale, None, grid)
+    return note_origin(apply(_Minifloat, x, scale, grid), x, scale, None, grid)

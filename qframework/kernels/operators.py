@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from qframework.configuration import settings
 from qframework.functional import (
@@ -19,21 +18,18 @@ from qframework.functional import (
     MinifloatFormat,
     MinifloatGrid,
     ScaleRule,
-    add_kernel,
     compute_dtype,
-    minifloat_quantize,
-    quantize_by_absmax,
 )
 from qframework.kernels import native
-from qframework.kernels.absmax import Grid, absmax_gradient, absmax_values
-from qframework.kernels.autograd import Context, may_fuse_in_graph
+from qframework.kernels.absmax import Grid, absmax_values
+from qframework.kernels.absmax import absmax_gradient as _gradient
+from qframework.kernels.autograd import may_fuse_in_graph
 from qframework.kernels.minifloat import minifloat_gradients
-from qframework.kernels.rounding import round_minifloats
 
 #: Inductor may lay tensors out as suits it: those that no C++ function takes are computed all the same.
 _TAGS = (torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe)
 
-#: Elements from which on matrices of integers are quantized by operators.
+#: Elements from which on an operator quantizes in less time than what inductor makes.
 _LARGE = 1 << 20
 
 
@@ -48,22 +44,37 @@ def _available() -> bool:
 _available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def may_operate(x: Tensor, *_: object) -> bool:
-    """Whether a graph that ``torch.compile`` traces quantizes ``x`` by an operator."""
+def may_operate(x: Tensor) -> bool:
+    """Whether a graph that ``torch.compile`` traces may have operators for ``x``."""
     return (
         may_fuse_in_graph()
         and settings.kernels == "auto"
         and x.device.type == "cpu"
-        and not _is_small(x)
+        and not _is_known(x.numel() < native.tensors.SMALLEST)
         and _available()
     )
 
 
-def _is_small(x: Tensor) -> bool:
-    """Whether it is known to be; a size that changes isn't asked for, as the graph would hold for its answer alone."""
+def absmax_operates(x: Tensor, grid: Grid) -> bool:
+    """Whether values and scale by the largest magnitude come from an operator.
+
+    Smaller tensors, and what convolutions take, inductor quantizes along with what is done before and behind.
+    """
+    if isinstance(grid, IntegerGrid) and (isinstance(grid.minimum, Tensor) or x.dim() != 2):
+        return False
+    return may_operate(x) and _is_known(x.numel() >= _LARGE)
+
+
+def absmax_gradient_operates(x: Tensor, grid: Grid) -> bool:
+    """Whether the gradient does: that of minifloats is costly for any size."""
+    return may_operate(x) if isinstance(grid, MinifloatGrid) else absmax_operates(x, grid)
+
+
+def _is_known(answer: bool) -> bool:
+    """Whether it is so for all sizes that a graph is for: to ask for one that changes would bind the graph to the answer."""
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    return statically_known_true(x.numel() < native.tensors.SMALLEST)
+    return statically_known_true(answer)
 
 
 # ------------------------------------------------------------ what is stated, as operators take it
@@ -145,6 +156,13 @@ def _absmax(
     return _laid_out(y, x), scale.contiguous(), scale.new_empty(0) if top is None else top
 
 
+def absmax(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, scale, and the largest magnitude where there is one scale for all."""
+    how = (numbers_of(grid), grid.rounding, *words_of(rule))
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.qframework.absmax(x, *how)
+    return found
+
+
 @_absmax.register_fake
 def _(
     x: Tensor,
@@ -184,25 +202,39 @@ def _absmax_gradient(
 ) -> None:
     """From the gradient of the values that :func:`_absmax` gives to that of what it was given, in place."""
     rule = _rule(numbers, domain, exponents, shape, by_channel, reduced_axis)
-    largest, how = None if top.dim() else top, _grid(grid, rounding)
-    made = absmax_gradient(_as_laid_out(g, x), grad_scale, x, scale, largest, how, rule, True)
+    largest, how = None if top.dim() else top.to(scale.dtype), _grid(grid, rounding)
+    made = _gradient(_as_laid_out(g, x), grad_scale, x, scale, largest, how, rule, True)
     if made is not g:
         g.copy_(made)
 
 
+def absmax_gradient(
+    grad: Tensor,
+    grad_scale: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    top: Tensor,
+    grid: Grid,
+    rule: ScaleRule,
+) -> Tensor:
+    """The gradient of ``x`` for those of values and scale.
+
+    Args:
+        grad: of the values.
+        grad_scale: of the scale.
+        x: what was quantized.
+        scale: that was made of it.
+        top: the largest magnitude, 0-dim, where there is one scale for all, else anything with a dimension.
+        grid: the numbers.
+        rule: of the scale.
+    """
+    how = (numbers_of(grid), grid.rounding, *words_of(rule))
+    grad_x = grad.clone()  # which a compiler leaves out where nobody else needs the gradient
+    torch.ops.qframework.absmax_gradient_(grad_x, grad_scale, x, scale, top, *how)
+    return grad_x
+
+
 # ------------------------------------------------------------ minifloats by a scale that is known
-
-
-@torch.library.custom_op("qframework::minifloats", mutates_args=(), tags=_TAGS)
-def _minifloats(x: Tensor, scale: Tensor | None, grid: Sequence[float], rounding: str) -> Tensor:
-    """The nearest minifloats."""
-    found: Any = _grid(grid, rounding)
-    return _laid_out(round_minifloats(x, scale, found), x)
-
-
-@_minifloats.register_fake
-def _(x: Tensor, scale: Tensor | None, grid: Sequence[float], rounding: str) -> Tensor:
-    return torch.empty_like(x)
 
 
 @torch.library.custom_op("qframework::minifloat_gradients", mutates_args=(), tags=_TAGS)
@@ -235,79 +267,11 @@ def _(
     return torch.empty_like(x), of_scale
 
 
-# ------------------------------------------------------------ the functions
-
-
-class _Absmax(Function):
-    @staticmethod
-    def forward(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
-        how = (numbers_of(grid), grid.rounding, *words_of(rule))
-        found: tuple[Tensor, Tensor, Tensor] = torch.ops.qframework.absmax(x, *how)
-        return found
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
-        x, *ctx.how = inputs
-        _, scale, top = output
-        ctx.mark_non_differentiable(top)
-        ctx.save_for_backward(x, scale, top)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor, grad_scale: Tensor, _: Any) -> Any:  # type: ignore[override]
-        x, scale, top = ctx.saved_tensors
-        grid, rule = ctx.how
-        how = (numbers_of(grid), grid.rounding, *words_of(rule))
-        grad_x = grad.clone()  # which a compiler leaves out where nobody else needs the gradient
-        torch.ops.qframework.absmax_gradient_(grad_x, grad_scale, x, scale, top, *how)
-        return grad_x, None, None
-
-
-def _serves_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> bool:
-    if rule.channel_axis not in (None, 0) or not may_operate(w):
-        return False
-    if isinstance(grid, MinifloatGrid):
-        return True
-    return not isinstance(grid.minimum, Tensor) and _is_large_matrix(w)
-
-
-def _is_large_matrix(w: Tensor) -> bool:
-    """Whether integers of ``w`` are quicker by an operator, too.
-
-    Smaller ones, and what convolutions take, inductor quantizes along with what is done before and behind.
-    """
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    return w.dim() == 2 and statically_known_true(w.numel() >= _LARGE)
-
-
-@add_kernel(quantize_by_absmax, "operator in a graph", _serves_absmax)
-def _by_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
-    found = _Absmax.apply(w, grid, rule)  # type: ignore[no-untyped-call]
-    return found[0], found[1]
-
-
-class _Minifloats(Function):
-    @staticmethod
-    def forward(x: Tensor, scale: Tensor | None, grid: MinifloatGrid) -> Tensor:
-        found: Tensor = torch.ops.qframework.minifloats(x, scale, numbers_of(grid), grid.rounding)
-        return found
-
-    @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
-        x, scale, ctx.how = inputs
-        ctx.save_for_backward(x, scale)
-
-    @staticmethod
-    def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
-        x, scale = ctx.saved_tensors
-        needs = scale is not None and ctx.needs_input_grad[1]
-        how = (numbers_of(ctx.how), ctx.how.rounding, needs)
-        found = torch.ops.qframework.minifloat_gradients(grad, x, scale, *how)
-        return found[0], found[1] if needs else None, None
-
-
-@add_kernel(minifloat_quantize, "operator in a graph", may_operate)
-def _to_minifloats(
-    x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
-) -> Tensor:
-    return _Minifloats.apply(x, scale, MinifloatGrid(format, rounding, clamp_gradient))  # type: ignore[no-any-return, no-untyped-call]
+def gradients_of_minifloats(
+    grad: Tensor, x: Tensor, scale: Tensor | None, grid: MinifloatGrid, need_scale: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Those of values and scale for that of the minifloats."""
+    needs = scale is not None and need_scale
+    how = (numbers_of(grid), grid.rounding, needs)
+    of_x, of_scale = torch.ops.qframework.minifloat_gradients(grad, x, scale, *how)
+    return of_x, of_scale if needs else None
