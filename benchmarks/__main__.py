@@ -19,7 +19,14 @@ from torch import nn
 import qframework
 from benchmarks import growth, recurrent, rows
 from benchmarks.kit import QuantKit, freeze
-from benchmarks.measure import compare, evaluator, ratio, seconds, trainer
+from benchmarks.measure import (
+    compare,
+    evaluator,
+    keep_freed_memory,
+    ratio,
+    seconds,
+    trainer,
+)
 from benchmarks.network import Network, float_network
 from qframework import quantizers as q
 from qframework.layers import QuantConv2d, QuantLinear, QuantReLU
@@ -236,6 +243,7 @@ def main() -> None:
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
+    keep_freed_memory()
     if options.cpu_time:
         torch.set_num_threads(1)
         rows.CLOCK[0] = time.process_time

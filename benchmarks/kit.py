@@ -78,7 +78,7 @@ CONV: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "mxfp8": (
         {"weight_quant": q.MXFloat8e4m3Weight},
-        {"act_quant": q.MXFloat8e4m3Act, "group_dim": 1},
+        {"act_quant": q.MXFloat8e4m3Act, "group_dim": 1},  # channels of images
     ),
     "shifted": (
         {"weight_quant": q.ShiftedUint8WeightPerTensorFloat},
@@ -121,8 +121,10 @@ class QuantKit:
 
     def encoder(self) -> nn.Module:
         """A transformer encoder layer."""
+        inner = ("q_scaled", "k_transposed", "v", "attn_output_weights")
+        steps: dict[str, Any] = {f"self_attn_{name}_collect_stats_steps": 2 for name in inner}
         return QuantTransformerEncoderLayer(
-            256, 4, 1024, dropout=0.0, batch_first=True, input_collect_stats_steps=2
+            256, 4, 1024, dropout=0.0, batch_first=True, input_collect_stats_steps=2, **steps
         )
 
     def add(self, kind: str) -> nn.Module:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import kept_bytes, medians
+from benchmarks.measure import keep_freed_memory, kept_bytes, medians
 
 #: What is measured of each row; all are ratios to the float network.
 MEASURES = ("train", "eval", "frozen", "bytes")
@@ -264,6 +264,7 @@ def measure(
         names: of the networks, all of :data:`ROWS` when there are none.
         compiled: measure both under ``torch.compile``.
     """
+    keep_freed_memory()
     found = {}
     for name in names or ROWS:
         try:

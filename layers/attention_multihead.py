@@ -283,7 +283,8 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         # One call, so that statistics count these tensors as one batch.
         axis = 1 if batched and self.batch_first else 0
         parts: list[Any] = [query, key] if key is value else [query, key, value]
-        if not self.in_proj.input_quant.is_idle:
+        own = self.in_proj._modules.get("input_quant")  # a factor may stand in front
+        if own is None or not own.is_idle:  # type: ignore[truthy-function]
             parts = [dequantize(t) for t in parts]
         projected = self.in_proj(torch.cat(parts, axis)).split([t.shape[axis] for t in parts], axis)
         q, k, v = projected[0], projected[1], projected[-1]

@@ -79,6 +79,11 @@ class RecurrentDirection(nn.Module):
         return output.wrap(torch.stack(values))
 
 
+def _has_groups(proxy: Any) -> bool:
+    """Whether a codebook's scales are those of groups."""
+    return getattr(proxy, "group_size", None) is not None
+
+
 class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
     """Base of the recurrent layers."""
 
@@ -233,7 +238,9 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 first = twin.parameters_of(gate).input_weight  # type: ignore[operator]
             quantizer = weight_quant = first.weight_quant
             overrides = {}
-            if weight_quant.is_groupwise:  # groups are those of one weight
+            if weight_quant.is_groupwise or _has_groups(
+                weight_quant
+            ):  # groups are those of one weight
                 quantizer, overrides = weight_quant.quantizer, weight_quant.overrides
             second = GateWeight(
                 self.hidden_size, self.hidden_size, quantizer, overrides, prefix, *like

@@ -23,7 +23,7 @@ class Settings:
 
     Attributes:
         kernels: which functions compute; values are the same bit for bit.
-            ``'auto'``, the default: for tensors of 1,024 elements or more on CPUs C++ functions of one pass over memory; the first
+            ``'auto'``, the default: for tensors of 256 elements or more on CPUs C++ functions of one pass over memory; the first
             such tensor has them built, in about ten seconds, once on a machine. Else, and without a compiler, as ``'fused'``.
             ``'fused'``: torch's own functions in few passes, nothing to compile.
             ``'reference'``: the composition of the parts, of plain straight-through functions, to compare with.

@@ -37,7 +37,7 @@ KINDS = {
         "bias_scaling_impl_type": "parameter_from_stats",
     },
 }
-#: Kinds and sizes: fused functions run, and from 1,024 elements on those in C++.
+#: Kinds and sizes: fused functions run, and from 256 elements on those in C++.
 SIZED = [(kind, 4) for kind in KINDS if kind != "searched scales"]
 SIZED += [(kind, 64) for kind in ("per tensor", "per channel", "zero points", "learned scale")]
 

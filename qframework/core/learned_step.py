@@ -6,6 +6,7 @@ What they have in common is that values are clipped before they are rounded, whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,8 +75,10 @@ class ClipThenRoundIntQuant(IntQuant):
     """
 
     def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
-        """Nothing is stated of values that are clipped before they are rounded."""
-        raise NotStated("values are clipped before they are rounded")
+        """The integers of a width in bits, clipped first; nothing is stated of a width that isn't a number."""
+        if bits is None:
+            raise NotStated("values are clipped to learned ends before they are rounded")
+        return replace(super().rule(stated, bits), clamp_gradient=True, clips_first=True)
 
     def _ends(self, bit_width: Tensor) -> tuple[Tensor, Tensor]:
         return self.min_int(bit_width), self.max_int(bit_width)
@@ -93,6 +96,10 @@ class ClipGradientIntQuant(ClipThenRoundIntQuant):
 
     A value inside gets the gradient and the scale none; beyond an end the end gets it, through the scale.
     """
+
+    def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
+        """Nothing is stated of a scale that moves with the ends alone."""
+        raise NotStated("the gradient of the scale is that of the clip alone")
 
     def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """The dequantized values of ``x``; arguments as for :meth:`~qframework.core.quant.IntQuant.forward`."""

@@ -32,6 +32,9 @@ def to_integers(steps: Tensor, grid: IntegerGrid) -> Tensor:
     Returns:
         Integers in the shape and dtype of ``steps``, with a straight-through gradient.
     """
+    if grid.clips_first:
+        inner = torch.where(steps <= grid.minimum, grid.minimum, steps)
+        return apply_step(torch.where(steps >= grid.maximum, grid.maximum, inner), grid.rounding)
     q = apply_step(steps, grid.rounding)
     clamp = tensor_clamp if grid.clamp_gradient else tensor_clamp_ste
     return clamp(q, grid.minimum, grid.maximum)

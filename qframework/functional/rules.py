@@ -17,12 +17,15 @@ class IntegerGrid:
         rounding: how numbers become integers, a name of :data:`~qframework.functional.ROUNDINGS`.
         clamp_gradient: differentiate the clamp: outside of the range the gradient goes to the bound. Otherwise it passes
             everywhere, straight through.
+        clips_first: with a differentiated clamp that comes before the rounding, as in LSQ: the values are the same, but no gradient
+            passes from an end of the range on, instead of from half a step beyond.
     """
 
     minimum: float | Tensor
     maximum: float | Tensor
     rounding: str = "round"
     clamp_gradient: bool = True
+    clips_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ def _dpu_round(x: Tensor) -> Tensor:
 
 
 def _binary_sign(x: Tensor) -> Tensor:
-    return torch.where(x >= 0, 1.0, torch.where(x < 0, -1.0, x)).to(x.dtype)
+    signs = (x >= 0).to(x.dtype) * 2 - 1
+    return torch.where(x.isnan(), x, signs)
 
 
 def _ternary_sign(x: Tensor) -> Tensor:

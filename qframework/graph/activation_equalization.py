@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.attention_projections import (
+    AttentionInputChanged,
+    Projection,
+    Projections,
+    watching_projections,
+    why_one_whole,
+    with_projections,
+)
 from qframework.graph.channel_factors import columns_of, rows_of, scale_columns, scale_rows
 from qframework.graph.channel_regions import Region, Use
 from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import PassReport, graph_of, note_wholes
-from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED
 from qframework.graph.layer_wrappers import (
     ChannelFactor,
@@ -24,6 +31,8 @@ from qframework.graph.layer_wrappers import (
     replace_module,
 )
 from qframework.graph.quantizers_off import quantizers_off
+from qframework.graph.torch_transformers import call_changed_parts
+from qframework.layers.base import QuantLayer
 
 _NOTHING = 1e-9
 #: Activations that don't commute with factors, behind which one can be put.
@@ -64,6 +73,9 @@ class activation_equalization_mode:
 
     In the context the largest magnitudes of activations are seen; on leaving it channel ``c`` of a layer's input is multiplied by
     ``s_c = max|w_c|^(1 - alpha) / max|x_c|^alpha`` and the weights that read it are divided by it.
+
+    The projections of ``nn.MultiheadAttention`` count as layers: one factor in front of query, key and value, and factors of the values
+    between the rows that make them and the projection of the result.
 
     Args:
         model: float, in evaluation mode; changed in place.
@@ -106,12 +118,13 @@ class activation_equalization_mode:
                 )
         self.model, self.alpha, self.enabled = model, alpha, enabled
         self.layerwise, self.add_mul_node = layerwise, add_mul_node
-        self.blacklist = set(blacklist_layers or ())
+        self.blacklist = with_projections(model, blacklist_layers or ())
         self.co_optimize, self.fuse_scaling = co_optimize_act_weights, fuse_scaling
         self.example_input = example_input
         self.scale_factors: list[Tensor] = []
         self.report = PassReport()
         self._ranges: dict[nn.Module, Tensor] = {}
+        self._fronts: dict[nn.Module, nn.Module] = {}
 
     def __enter__(self) -> Self:
         self._stack = ExitStack()
@@ -120,7 +133,7 @@ class activation_equalization_mode:
         self._regions = self._alone() if self.layerwise else self._by_graph()
         sinks = {u.layer: None for r in self._regions for u in r.sinks}
         self._stack.enter_context(quantizers_off(self.model))
-        self._stack.enter_context(watching(list(sinks), self._see))
+        self._stack.enter_context(watching_projections(list(sinks), self._see))
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -129,18 +142,48 @@ class activation_equalization_mode:
             with torch.no_grad(), unchanged_on_error(self.model):
                 for region in self._regions:
                     self._equalize(region)
+                call_changed_parts(self.model)
 
     # ------------------------------------------------------------ what is equalized
 
     def _alone(self) -> list[Region]:
-        found = []
+        found, inside = list[Region](), set[nn.Module]()
         for name, layer in self.model.named_modules():
-            if isinstance(layer, WEIGHTED) and name not in self.blacklist:
+            if isinstance(layer, nn.MultiheadAttention) and not isinstance(layer, QuantLayer):
+                inside |= set(layer.modules())
+                found += self._of_attention(name, layer)
+            elif isinstance(layer, WEIGHTED) and layer not in inside and name not in self.blacklist:
                 held: Any = layer
                 count = held.in_features if isinstance(layer, LINEAR) else held.in_channels
                 ids, free = torch.arange(count), torch.ones(count, dtype=torch.bool)
                 found.append(Region([], [Use(name, layer, ids)], count, free, []))
-        return found
+        return [r for r in found if self._has_room(r)]
+
+    def _of_attention(self, name: str, attention: nn.Module) -> list[Region]:
+        """What attention projects, each alone, and the values, whose factors go into the rows that make them."""
+        reason = why_one_whole(attention)
+        if reason is not None:
+            self.report.skipped[name] = reason
+            return []
+        same = bool(attention._qkv_same_embed_dim)  # one factor for all three then
+        parts = Projections(attention, name, same)
+        found = [_region([], [Use(n, layer, _channels(layer))]) for n, layer, _ in parts.inputs]
+        (value, made), (result, last) = parts.value, parts.result
+        if attention.bias_v is not None:
+            self.report.skipped[result] = f"{name} adds bias_v to the values"
+        else:
+            sources = [Use(value, made, _channels(last))]
+            found.append(_region(sources, [Use(result, last, _channels(last))]))
+        return [r for r in found if r.sinks[0].name not in self.blacklist]
+
+    def _has_room(self, region: Region) -> bool:
+        """Whether a factor can be put in front of what reads it."""
+        layer: Any = region.sinks[0].layer
+        alone = getattr(layer, "attention", layer) is self.model
+        if alone and not region.sources:
+            why = "it is the whole model, in front of which nothing can be put; give it in a Sequential"
+            self.report.skipped[region.sinks[0].name or "the model"] = why
+        return not alone or bool(region.sources)
 
     def _by_graph(self) -> list[Region]:
         traced, self.report.way = graph_of(
@@ -206,6 +249,9 @@ class activation_equalization_mode:
 
     def _in_front(self, use: Use, factor: Tensor) -> None:
         layer: Any = use.layer
+        if isinstance(layer, Projection):
+            self._in_front_of_attention(layer, factor)
+            return
         axis = -1 if isinstance(layer, LINEAR) else -1 - len(layer.kernel_size)
         front = ChannelFactor(factor, axis)
         if self.fuse_scaling:
@@ -215,9 +261,31 @@ class activation_equalization_mode:
             parametrize.register_parametrization(layer, "weight", ColumnFactor(layer, front))
         replace_module(self.model, layer, InputChanged(front, layer))
 
+    def _in_front_of_attention(self, layer: Projection, factor: Tensor) -> None:
+        front = ChannelFactor(factor, -1).train(layer.attention.training)
+        if self.fuse_scaling:
+            scale_columns(layer, 1 / factor)
+        else:
+            front.requires_grad_(True)
+            layer.parametrize(ColumnFactor(layer, front))
+        now = self._fronts.get(layer.attention, layer.attention)
+        made = AttentionInputChanged(front, now, layer.operands).train(layer.attention.training)
+        self._fronts[layer.attention] = made
+        replace_module(self.model, now, made)
+
     def _axis(self, region: Region) -> int:
         layer: Any = region.sinks[0].layer
         return -1 if isinstance(layer, LINEAR) else -1 - len(layer.kernel_size)
+
+
+def _channels(layer: Any) -> Tensor:
+    return torch.arange(layer.in_features)
+
+
+def _region(sources: list[Use], sinks: list[Use]) -> Region:
+    """A region of whole layers."""
+    count = len(sinks[0].ids)
+    return Region(sources, sinks, count, torch.ones(count, dtype=torch.bool), [])
 
 
 def _largest(parts: list[tuple[Use, Tensor]], region: Region) -> Tensor:

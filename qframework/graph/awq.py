@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.activation_equalization import ACTIVATIONS
+from qframework.graph.attention_projections import Projection
 from qframework.graph.batches import Batches
 from qframework.graph.channel_factors import columns_of, follow_weights, scale_columns, scale_rows
 from qframework.graph.channel_regions import Region, Use
@@ -19,6 +20,7 @@ from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED, LayerView
 from qframework.graph.layer_wrappers import ChannelFactor, InputChanged, replace_module
 from qframework.graph.quantizers_off import quantizers_off
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -109,7 +111,9 @@ class AWQ:
         importance = importance.clamp_min(1e-8)
         before = self._errors(uses, torch.ones_like(importance))
         best, least, alpha = torch.ones_like(importance), sum(before), 0.0
-        for i in range(1, self.grid + 1):
+        # in front of the whole model nothing can be put
+        alone = not region.sources and region.sinks[0].layer is self.model
+        for i in range(1, 0 if alone else self.grid + 1):
             factor = importance ** (i / self.grid)
             factor = factor / (factor.max() * factor.min()).sqrt()
             error = sum(self._errors(uses, factor))
@@ -156,7 +160,7 @@ class AWQ:
         plain = view.to_matrix(original)
         if base is not None:
             plain = plain * (1 / base)[view.channels_of_columns().to(base.device)].unsqueeze(-1)
-        return self._statistics[layer].relative_error(plain, view.to_matrix(value) * back)[0]
+        return self._statistics[layer].relative_error(plain, view.to_matrix(value) * back)
 
     def _clip(self, use: Use, base: Tensor) -> float:
         """Bound the weights of a layer where that lowers its error; the error then."""
@@ -184,7 +188,7 @@ class AWQ:
         value = dequantize(layer.quant_weight()).detach()
         back = (1 / base)[view.channels_of_columns().to(base.device)].unsqueeze(-1)
         whole, found = view.to_matrix(original) * back, view.to_matrix(value) * back
-        return self._statistics[layer].relative_error(whole, found)[0]
+        return self._statistics[layer].relative_error(whole, found)
 
     def _apply(self, region: Region, factor: Tensor) -> None:
         for use in region.sources:
@@ -230,13 +234,20 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
     with unchanged_on_error(model):
         regions = done.regions()
         layers = [u.layer for r in regions for u in r.sinks]
-        for layer in {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}:
-            for name in ("weight", "bias"):
-                if isinstance(layer, QuantWeightBiasInputOutputLayer):
-                    if layer._parameters.get(name) is not None:
-                        own_parameter(layer, name)
+        used = {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}
+        for layer in used:
+            held, names = layer, ("weight", "bias")
+            if isinstance(layer, Projection):
+                held, names = layer.holder, layer.names
+            for name in names:
+                if held._parameters.get(name) is not None:
+                    own_parameter(held, name)
+        for layer in used:
+            if isinstance(layer, Projection):
+                layer.refresh()
         with quantizers_off(model), watching(layers, done.see):
             data.run(model)
         for region in regions:
             done.search(region)
+        call_changed_parts(model)
     return done

@@ -110,7 +110,8 @@ class BlockExecution:
                 with stream.set_up(module, self.originals):
                     for b, call in calls[i].items():
                         output = module(*call.args, **call.kwargs)
-                        self._kept[i][b][place] = self.store.keep(output)
+                        here = moved(output, _device_of(self.batches[b]))
+                        self._kept[i][b][place] = self.store.keep(here)
 
     @torch.no_grad()
     def outputs(self) -> list[list[Any]]:

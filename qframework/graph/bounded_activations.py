@@ -27,8 +27,8 @@ def is_relu6(module: nn.Module) -> bool:
 @torch.no_grad()
 def largest_inputs(
     model: nn.Module, traced: Traced, example_input: tuple[Any, ...]
-) -> dict[fx.Node, Tensor]:
-    """For each call of a ReLU6 the largest input of each channel, the second axis, on a sample.
+) -> dict[fx.Node, tuple[Tensor, Tensor]]:
+    """For each call of a ReLU6 the largest inputs on a sample along the second axis and along the last one: of its channels.
 
     Args:
         model: run in evaluation mode, as it is otherwise.
@@ -40,7 +40,7 @@ def largest_inputs(
         for n in traced.graph.nodes
         if n.target in RELU6_FUNCTIONS or ((m := traced.called(n)) is not None and is_relu6(m))
     }
-    found: dict[fx.Node, Tensor] = {}
+    found: dict[fx.Node, tuple[Tensor, Tensor]] = {}
     if not wanted or not example_input:
         return found
     with evaluating(model):
@@ -50,7 +50,8 @@ def largest_inputs(
     return found
 
 
-def _note(found: dict[fx.Node, Tensor], node: fx.Node, given: Call) -> None:
+def _note(found: dict[fx.Node, tuple[Tensor, Tensor]], node: fx.Node, given: Call) -> None:
     x = given.args[0] if given.args else next(iter(given.kwargs.values()))
     if isinstance(x, Tensor) and x.dim() >= 2:
-        found[node] = x.movedim(1, 0).flatten(1).amax(dim=1)
+        second, last = (x.movedim(axis, 0).flatten(1).amax(dim=1) for axis in (1, -1))
+        found[node] = (second, last)

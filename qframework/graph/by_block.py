@@ -6,7 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from qframework.graph import recipe as r
 from qframework.graph.batches import Batches
+from qframework.graph.block_device import calls_on, on_device
 from qframework.graph.block_execution import BlockExecution, planned_for_execution
 from qframework.graph.block_plan import BlockPlan, map_tensors, unit_names
 from qframework.graph.block_rounding import BlockRounding, round_one_block
@@ -26,6 +27,7 @@ from qframework.graph.ptq_measure import layer_records, sqnr_of_outputs
 from qframework.graph.ptq_report import PTQReport, StepRecord
 from qframework.graph.recipe_steps import Work, carry_out, mode_of, note
 from qframework.graph.sequential import Visitor
+from qframework.graph.tied_weights import tied_layers
 from qframework.graph.unreached import borrow_scales
 from qframework.graph.weight_source import WeightSource, fill
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
@@ -114,6 +116,8 @@ class ByBlock:
         source: of weights; None where the model has them.
         offload: see :class:`~qframework.graph.activation_store.ActivationStore`; finished weights go there too.
         tell: called with the number of a block and their count before each.
+        device: where each block is for its turn, and what goes in; None for where it is.
+        tied: layers whose weight is held elsewhere in the model too, and where.
     """
 
     work: Work
@@ -123,6 +127,8 @@ class ByBlock:
     source: WeightSource | None
     offload: bool | str | Path
     tell: Callable[[int, int], None]
+    device: torch.device | None = None
+    tied: dict[nn.Module, list[str]] = field(default_factory=dict)
 
     def run(self, report: PTQReport) -> None:
         """Go through all blocks, and fill the report."""
@@ -130,6 +136,7 @@ class ByBlock:
         units = [replace(u, module=model.get_submodule(u.name)) for u in self.plan.units]
         self.plan = BlockPlan(units, self.plan.at_end, self.plan.unreached)
         records = [StepRecord(step=s.step) for _, s in self.steps]
+        self.tied = tied_layers(model, [m for m in model.modules() if _has_weight(m)])
         self._fill_ancestors(model)
         execution = BlockExecution(
             model, self.plan, list(self.work.batches), with_float=True, offload=self.offload
@@ -141,14 +148,17 @@ class ByBlock:
                 if self.work.store is not None:
                     self.work.store.check(unit.name, fingerprint_of(unit.module))
             calls = execution.calls(place)
-            execution.compute(place, calls, (1,))
-            if any(isinstance(m, QuantProxy) for m in unit.module.modules()):
-                made = self._block(unit.name, unit.module, calls, records, report)
-                if made is not unit.module:
-                    model.set_submodule(unit.name, made)
-                    unit.module = made
-            execution.originals = {}
-            execution.compute(place, calls, (0,))
+            with on_device(unit, self.device):
+                calls = calls_on(calls, self.device)
+                execution.compute(place, calls, (1,))
+                if any(isinstance(m, QuantProxy) for m in unit.module.modules()):
+                    made = self._block(unit.name, unit.module, calls, records, report)
+                    if made is not unit.module:
+                        model.set_submodule(unit.name, made)
+                        unit.module = made
+                execution.originals = {}
+                execution.compute(place, calls, (0,))
+                del calls
             self._put_away(execution, unit.module)
         for name in self.plan.unreached:
             self._unreached(name, model.get_submodule(name), records, report)
@@ -215,15 +225,16 @@ class ByBlock:
         record = StepRecord(step=step.step)
         if isinstance(step, r.LearnedRoundStep) and step.blocks is not None:
             done = BlockRounding(sub.model)
-            done.restores, done.store = False, sub.store
+            self._prepare(done, name, sub)
             with done:
                 how = (step.method, step.steps, step.lr, step.batch_size)
                 round_one_block(done, sub.model, name, [quantized, exact], how, sub.recipe.seed)
             note(done, sub, record)
+            record.skipped = {"" if n == name else n: why for n, why in record.skipped.items()}
             return record
         mode = mode_of(step, sub)
         if mode is not None:
-            mode.store, mode.restores = sub.store, False
+            self._prepare(mode, name, sub)
             with mode as run:
                 visitor = Visitor(run, _streams(run))
                 visitor(sub.model, [quantized, exact] if run.needs_float_inputs else [quantized])
@@ -232,6 +243,10 @@ class ByBlock:
             return record
         sub.batches = Batches(exact if isinstance(step, _ON_FLOATS) else quantized)
         return carry_out(step, sub)
+
+    def _prepare(self, mode: Any, name: str, sub: Work) -> None:
+        mode.restores, mode.store = False, sub.store
+        mode.tied, mode.prefix = self.tied, f"{name}."
 
     def _unreached(
         self, name: str, block: nn.Module, records: list[StepRecord], report: PTQReport
@@ -268,6 +283,10 @@ class ByBlock:
             for tensor in [*block.parameters(), *block.buffers()]:
                 if tensor.numel() and not tensor.is_meta and tensor.device.type == "cpu":
                     tensor.data = execution.store.keep(tensor.data)
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return _is_weighted(module) and module._parameters.get("weight") is not None
 
 
 def _is_weighted(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.graph.attention_projections import Projection
 from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.proxy import QuantProxy
 
@@ -69,6 +70,7 @@ def scale_columns(layer: nn.Module, factor: Tensor) -> None:
 
 def follow_weights(layer: nn.Module) -> None:
     """Let the quantizers of parameters start anew from what they are now."""
+    layer = layer.holder if isinstance(layer, Projection) else layer
     for name in ("weight_quant", "bias_quant"):
         proxy: Any = layer._modules.get(name)
         if isinstance(proxy, QuantProxy):

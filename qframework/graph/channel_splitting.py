@@ -51,7 +51,7 @@ class GraphChannelSplitting(GraphPass):
 
     def change(self, model: nn.Module, traced: Traced) -> None:
         """Split the channels of all regions."""
-        for region in Channels(traced).regions():
+        for region in Channels(traced, attention=False).regions():
             names = ", ".join(u.name for u in (*region.sources, *region.sinks))
             reason = self._hindrance(region)
             if reason is not None:

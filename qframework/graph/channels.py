@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from qframework.graph.attention_projections import Projections, operands_of, projections_of
 from qframework.graph.bounded_activations import RELU6_FUNCTIONS, RELU6_TOP, is_relu6
 from qframework.graph.channel_operations import (
     ADDITIONS,
@@ -54,6 +55,7 @@ class Channels:
         restarts: modules behind which other channels begin, that a factor behind them may scale: they count as sources.
         largest: for calls of ReLU6 the largest input of each channel on a sample, see
             :func:`~qframework.graph.bounded_activations.largest_inputs`; without it, ReLU6 can't be passed.
+        attention: take the projections of attention layers as layers; else channels end there.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Channels:
         traced: Traced,
         moves: str = FACTORS,
         restarts: tuple[type[nn.Module], ...] = (),
-        largest: Mapping[fx.Node, Tensor] | None = None,
+        largest: Mapping[fx.Node, tuple[Tensor, Tensor]] | None = None,
+        attention: bool = True,
     ) -> None:
         self.restarts, self.largest = restarts, largest or {}
         self._most: dict[int, float] = {}
@@ -71,6 +74,7 @@ class Channels:
         self.held: dict[fx.Node, Held | None] = {}
         self._sources: dict[nn.Module, tuple[str, list[int], list[fx.Node]]] = {}
         self._sinks: dict[nn.Module, tuple[str, list[int], list[fx.Node]]] = {}
+        self._attention = projections_of(traced) if attention else {}
         for node in traced.graph.nodes:
             self.held[node] = self._visit(node)
 
@@ -127,6 +131,8 @@ class Channels:
             return self._layer(node, module, held)
         if isinstance(module, PASSING):
             return held
+        if module in self._attention:
+            return self._attend(node, self._attention[module])
         if self.moves == FACTORS:
             if isinstance(module, INVARIANT):
                 return held
@@ -172,6 +178,36 @@ class Channels:
         self._read(node, module, ids)
         return Held(self._write(node, module, outputs), LAST if linear else SECOND)
 
+    def _attend(self, node: fx.Node, parts: Projections) -> Held:
+        """Attention: what is projected is read, the result written; between them values keep their channels."""
+        given = operands_of(node)
+        for other in node.all_input_nodes:
+            if other not in given:
+                self._block(self.held[other], f"{node.target} reads it otherwise")
+        for name, layer, operand in parts.read_by(node):
+            held = None if operand is None else self.held.get(operand)
+            self._read(node, layer, self._projected(name, layer, held), name)
+        if self.moves == FACTORS:
+            (name, value), (last, result) = parts.value, parts.result
+            first = value not in self._sources
+            ids = self._write(node, value, parts.attention.embed_dim, name)
+            if first:
+                self._read(node, result, ids, last)
+            if parts.attention.bias_v is not None:
+                self._block(Held(ids, LAST), f"{node.target} adds bias_v to the values")
+        name, result = parts.result
+        return Held(self._write(node, result, parts.attention.embed_dim, name), LAST)
+
+    def _projected(self, name: str, layer: Any, held: Held | None) -> list[int]:
+        """The channels that a projection reads."""
+        fits = self._as_input(held, True, layer.in_features)
+        if fits is not None and held is not None and held.axis == LAST:
+            return fits
+        self._block(held, f"{name} reads it along another axis")
+        ids = self._new(layer.in_features)
+        self._block(Held(ids, LAST), f"what {name} reads comes from no layer")
+        return ids
+
     def _lets_pass(self, module: Any, held: Held | None) -> bool:
         """Whether a norm commutes with rotations."""
         if self.moves != ROTATION or not isinstance(module, nn.RMSNorm):
@@ -188,16 +224,20 @@ class Channels:
             and tuple(norm.normalized_shape) == (len(held.ids),)
         )
 
-    def _read(self, node: fx.Node, module: nn.Module, ids: list[int]) -> None:
+    def _read(
+        self, node: fx.Node, module: nn.Module, ids: list[int], name: str | None = None
+    ) -> None:
         if module not in self._sinks:
-            self._sinks[module] = (str(node.target), ids, [node])
+            self._sinks[module] = (name or str(node.target), ids, [node])
         else:
             self._join(self._sinks[module][1], ids)
             self._sinks[module][2].append(node)
 
-    def _write(self, node: fx.Node, module: nn.Module, count: int) -> list[int]:
+    def _write(
+        self, node: fx.Node, module: nn.Module, count: int, name: str | None = None
+    ) -> list[int]:
         if module not in self._sources:
-            self._sources[module] = (str(node.target), self._new(count), [node])
+            self._sources[module] = (name or str(node.target), self._new(count), [node])
         else:
             self._sources[module][2].append(node)
         return self._sources[module][1]
@@ -229,6 +269,8 @@ class Channels:
             target is not getattr or node.args[1] in ("shape", "ndim", "device", "dtype")
         ):
             return None
+        if target is operator.getitem and self.traced.called(node.args[0]) in self._attention:
+            return self._given(node) if node.args[1] == 0 else None  # the result, or the weights
         if target is operator.getitem and not any(self.held.get(n) for n in node.all_input_nodes):
             return None
         if target in ADDITIONS:
@@ -273,7 +315,9 @@ class Channels:
                 held, f"{node.name} is bounded by 6, and no sample tells whether that is reached"
             )
             return held
-        for i, top in zip(held.ids, self.largest[node].tolist(), strict=True):
+        second, last = self.largest[node]
+        tops = second if held.axis == SECOND else last
+        for i, top in zip(held.ids, tops.tolist(), strict=True):
             if top >= RELU6_TOP:
                 self._blocked.setdefault(i, f"{node.name} reaches its bound of 6")
             else:

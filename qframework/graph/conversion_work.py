@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qframework.graph.batch_norm_folding import Foldable, FoldedBatchNorm, foldable
+from qframework.graph.bias_scales import asked_for, biases_without_scale, left_out, told
 from qframework.graph.conversion import (
     NEUTRAL,
     Conversion,
@@ -20,10 +21,12 @@ from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule
 from qframework.graph.forms import Forms, is_computed
 from qframework.graph.input_sources import InputSource, input_sources
+from qframework.graph.layer_wrappers import ChannelFactor
 from qframework.graph.module_shells import shell
 from qframework.graph.own_forward import with_own_forward
 from qframework.graph.same_computation import SameComputation
 from qframework.graph.taken_over import fold, hold, take_over
+from qframework.graph.torch_transformers import changed_parts
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_forms import compute_weight, read_quantized
 from qframework.graph.weight_readers import weight_readers
@@ -31,6 +34,7 @@ from qframework.graph.widths import bits_of_proxy
 from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer
 
+_OF_PARTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 _ROLES = frozenset({"weight", "bias", "input", "output", "act"})
 
 
@@ -126,11 +130,21 @@ class Work:
         """Whether a module gets a quantized layer."""
         if self._kept(module) or isinstance(module, QuantLayer) or is_computed(module):
             return False
+        if self._in_parts(module):
+            return self._target(module) is not None
         conversion = self.forms.conversion(module)
         named = any(self._fits(r, module) == "itself" for r in self.rules)
         return self._target(module) is not None or (
             conversion is not None and (conversion.by_default or named)
         )
+
+    def _in_parts(self, module: nn.Module) -> list[str]:
+        """Parts of a layer of several for which its quantized form has no place, such as those whose weight is computed."""
+        if isinstance(module, QuantLayer) or not isinstance(module, _OF_PARTS):
+            return []
+        computed = [n for n, m in module.named_modules() if n and is_computed(m)]
+        attention = isinstance(module, nn.MultiheadAttention)
+        return computed if attention else list(dict.fromkeys([*changed_parts(module), *computed]))
 
     # ------------------------------------------------------------ the tree
 
@@ -149,9 +163,10 @@ class Work:
         """
         if self.without_scale:
             raise ValueError(
-                "quantize_model: these bias quantizers take input scale times weight scale, and nothing quantizes the "
-                f"input of their layers: {', '.join(self.without_scale)}. Give input_quant=Int8ActPerTensorFloat, or a "
-                "bias quantizer with a scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
+                "quantize_model: these bias quantizers take input scale times weight scale, and their layers have no "
+                f"such scale: {', '.join(self.without_scale)}. Quantize the input (input_quant=Int8ActPerTensorFloat) and "
+                "the weight to integers, each with one scale for a channel's products, or give a bias quantizer with a "
+                "scale of its own, such as Int8BiasPerTensorFloatInternalScaling, or bias_quant=None"
             )
         for i, rule in enumerate(self.rules):
             for name in rule.keywords:
@@ -196,7 +211,10 @@ class Work:
             self.report.add(name, module, None, "as a rule says", kept=True)
         else:
             self._tell(name, module)
-        return self._descended(module, report=not is_computed(module))
+        whole = is_computed(module) or (
+            isinstance(module, nn.MultiheadAttention) and bool(self._in_parts(module))
+        )
+        return self._descended(module, report=not whole)
 
     def _folded(self, name: str, module: nn.Module) -> nn.Module:
         """What is left of a batch norm: nothing, or the activation that it holds."""
@@ -218,6 +236,13 @@ class Work:
         if is_computed(module):
             why = "its weight is computed at each call (pruning, weight_norm); make it a parameter first"
             self.report.add(name, module, None, why)
+        elif self._in_parts(module):
+            what, parts = "are computed or were replaced", ", ".join(self._in_parts(module))
+            if isinstance(module, nn.MultiheadAttention):
+                self.report.add(name, module, None, f"its parts {parts} {what}")
+            else:
+                why = f"its parts are quantized one by one, since {parts} {what}"
+                self.report.add(name, module, None, why, kept=True)
         elif self.forms.conversion(module) is not None:
             self.report.add(name, module, None, "stays float unless a rule names it", kept=True)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -227,6 +252,8 @@ class Work:
         elif "Norm" in kind and own and not module._modules:
             why = form if isinstance(form, str) else f"no quantized form of a {kind} is known"
             self.report.add(name, module, None, f"norms stay float; {why}", kept=True)
+        elif isinstance(module, ChannelFactor):
+            self.report.add(name, module, None, "a factor in front of a layer", kept=True)
         elif isinstance(form, str):
             self.report.add(name, module, None, f"{form}; name it in a Rule with to=")
         elif own:
@@ -276,8 +303,12 @@ class Work:
         if conversion is not None and "input" in conversion.roles and "act" not in conversion.roles:
             less, why = self._behind_activation(module, made, given)
             if why:
-                made = self._built(name, layer, arguments, less)
+                made, given = self._built(name, layer, arguments, less), less
                 reasons.append(why)
+        missing = self._without_scale(name, module, made, given)
+        if missing:
+            made = self._built(name, layer, arguments, left_out(given, missing))
+            reasons.append(told(missing))
         if self.device is not None and not module._parameters:
             made.to(self.device)
         take_over(module, made, bool(conversion and conversion.copies))
@@ -305,7 +336,6 @@ class Work:
                     reasons.append("what it is applied to there stays float")
             else:
                 reasons.append(f"its float weight is read by {reader}")
-        self._check_bias(name, module, made)
         self.report.add(name, module, layer, "; ".join(reasons))
         return made
 
@@ -373,16 +403,18 @@ class Work:
         proxy: Any = self.converted(activation)._modules.get("act_quant")
         return proxy if proxy is not None and proxy.is_quant_enabled else None
 
-    def _check_bias(self, name: str, module: nn.Module, made: Any) -> None:
-        """Note a bias quantizer whose scale can't come from anywhere."""
-        bias, given = made._modules.get("bias_quant"), made._modules.get("input_quant")
-        if bias is None or given is None or not bias.is_quant_enabled:
-            return
-        if bias.requires_input_scale and not given.is_quant_enabled:
-            before = self.sources.get(module, InputSource(None, False)).activation
-            if getattr(self.done.get(before or module), "return_quant_tensor", False):
-                return
-            self.without_scale.append(f"{name or 'the model'} ({bias.quantizer.__name__})")
+    def _without_scale(
+        self, name: str, module: nn.Module, made: nn.Module, given: dict[str, Any]
+    ) -> dict[str, str]:
+        """Bias quantizers of a layer's own whose scale can't come from anywhere; those that were asked for are noted."""
+        before = self.sources.get(module, InputSource(None, False)).activation
+        fed = getattr(self.done.get(before or module), "return_quant_tensor", False)
+        missing = biases_without_scale(made, fed)
+        for keyword, why in missing.items():
+            if asked_for(keyword, given):
+                where = name or "the model"
+                self.without_scale.append(f"{where} ({keyword}: {why})")
+        return {n: why for n, why in missing.items() if not asked_for(n, given)}
 
     def _keywords(self, module: nn.Module, conversion: Conversion | None) -> dict[str, Any]:
         """Arguments for quantizers: those for the model, then those of rules."""

@@ -24,7 +24,8 @@ class EqualizeGraph(GraphPass):
     Channel ``c`` between layers is multiplied by ``s_c = sqrt(range of what reads it / range of what writes it)`` where it is
     written and divided by it where it is read, in all layers that share it: through residual additions, concatenations,
     depthwise layers, pooling and activations that commute with positive factors; through ReLU6 where ``apply(model, example_input)``
-    shows that the bound isn't reached, else those channels are skipped and reported. The regions are gone through
+    shows that the bound isn't reached, else those channels are skipped and reported; through the projections of
+    ``nn.MultiheadAttention``, and between its values and what projects its result. The regions are gone through
     again until no factor is further from 1 than ``threshold``.
 
     Args:

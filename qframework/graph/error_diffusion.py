@@ -21,18 +21,17 @@ def quantize_in_sequence(
     """Quantize columns in order: ``q_t = nearest(share_t (target_t - sum_{s<t} past_ts (q_s - original_s)))``.
 
     Args:
-        target: ``(groups, columns, rows)``; overwritten.
+        target: ``(groups, columns, rows)``; the result takes its place.
         past: ``(groups, columns, columns)``, of which what is below the diagonal counts.
         share: ``(groups, columns)``.
         grid: of the matrix.
-        original: what errors are measured from; None for 0.
+        original: what errors are measured from, which take its place; None for 0.
 
     Returns:
-        Quantized values, of the shape of ``target``.
+        Quantized values, in ``target``.
     """
     columns = target.shape[1]
-    result = torch.empty_like(target)
-    errors = result if original is None else torch.empty_like(target)
+    errors = target if original is None else original
     share = share.unsqueeze(-1)
 
     def take_up(start: int, stop: int, first: int) -> None:
@@ -49,30 +48,15 @@ def quantize_in_sequence(
             for i in range(first, last):
                 take_up(first, i + 1, i)
                 q = grid.of_columns(i, i + 1).nearest(target[:, i : i + 1] * share[:, i : i + 1])
-                result[:, i : i + 1] = q
+                target[:, i : i + 1] = q
                 if original is not None:
                     torch.sub(q, original[:, i : i + 1], out=errors[:, i : i + 1])
-    return result
+    return target
 
 
-def by_input_energy(hessian: Tensor) -> Tensor:
-    """The order of columns by falling diagonal, ``(groups, columns)``; equal ones stay in order."""
-    return hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-
-
-def reordered(matrix: Tensor, order: Tensor) -> Tensor:
-    """A matrix ``(groups, columns, rows)`` whose columns are in another order."""
-    return matrix.gather(1, order.unsqueeze(-1).expand(-1, -1, matrix.shape[2]))
-
-
-def reordered_square(matrix: Tensor, order: Tensor) -> Tensor:
-    """A matrix ``(groups, columns, columns)`` with both axes in another order."""
-    return reordered(reordered(matrix, order).transpose(1, 2), order).transpose(1, 2)
-
-
-def in_first_order(matrix: Tensor, order: Tensor) -> Tensor:
-    """The inverse of :func:`reordered`."""
-    return reordered(matrix, order.argsort(dim=1))
+def by_input_energy(diagonal: Tensor) -> Tensor:
+    """The order of columns by the falling diagonal ``(groups, columns)`` of their Hessian; equal ones stay in order."""
+    return diagonal.argsort(dim=1, descending=True, stable=True)
 
 
 def largest_eigenvalue(matrix: Tensor, steps: int = 30) -> Tensor:

@@ -16,7 +16,8 @@ from qframework.graph.weight_grid import WeightGrid
 class GPFQ:
     """Greedy path following (Zhang, Zhou, Saab 2023): how :class:`gpfq_mode` rounds a matrix.
 
-    Subclasses may round otherwise: ``solve(weights, hessian, cross, grid, act_order)``, see :mod:`qframework.graph.solvers`.
+    Subclasses may round otherwise: ``solve(weights, hessian, cross, grid, act_order)``, see :mod:`qframework.graph.solvers`. They may
+    overwrite ``weights``; ``hessian`` and ``cross`` are no copies, and have to be as they were afterwards.
     """
 
     def solve(

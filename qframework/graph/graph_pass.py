@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.attention_projections import AttentionInputChanged, why_one_whole
 from qframework.graph.function_layers import QuantizedFunctions
 from qframework.graph.layer_wrappers import InputChanged, OutputChanged
+from qframework.graph.torch_transformers import PLAIN, call_changed_parts
 from qframework.graph.tracing import Traced, trace
 from qframework.layers.base import QuantLayer
 
@@ -70,6 +72,7 @@ class GraphPass:
             note_wholes(self.report, traced)
         with unchanged_on_error(model):
             self.change(model, traced)
+            call_changed_parts(model)
         return model
 
     def graph_of(self, model: nn.Module, *example_input: Any) -> Traced:
@@ -86,18 +89,30 @@ def note_wholes(report: PassReport, traced: Traced) -> None:
     """Report modules whose projections can't be got at one by one; the channels around them stay as they are."""
     for node in traced.graph.nodes:
         module = traced.called(node)
-        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)):
+        if isinstance(module, nn.RNNBase):
             kind = type(module).__name__
             report.skipped[str(node.target)] = (
                 f"a {kind} of torch is one whole: what it reads and writes can't be scaled or turned"
             )
+        elif isinstance(module, nn.MultiheadAttention):
+            why = why_one_whole(module)
+            if why is not None:
+                report.skipped[str(node.target)] = f"{why}; it is taken as one whole"
+
+
+_LEAVES = (
+    QuantLayer,
+    QuantizedFunctions,
+    InputChanged,
+    OutputChanged,
+    AttentionInputChanged,
+    nn.MultiheadAttention,
+)
 
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether a module stands in a graph as one node, beside those of torch."""
-    return isinstance(module, (QuantLayer, QuantizedFunctions, InputChanged, OutputChanged)) or (
-        "forward" in vars(module)
-    )
+    return isinstance(module, _LEAVES) or ("forward" in vars(module))
 
 
 def graph_of(model: nn.Module, who: str, example_input: tuple[Any, ...] = ()) -> tuple[Traced, str]:
@@ -111,7 +126,7 @@ def graph_of(model: nn.Module, who: str, example_input: tuple[Any, ...] = ()) ->
     Raises:
         NoGraphError: it can't be traced, and there is no sample input.
     """
-    traced = trace(model, leaves=is_leaf)
+    traced = trace(model, leaves=is_leaf, plain=PLAIN)
     if not isinstance(traced, str):
         return traced, "traced"
     if not example_input:

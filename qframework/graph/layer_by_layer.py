@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -19,6 +20,7 @@ from qframework.graph.layer_store import LayerStore
 from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.solvers import NotSolvable
+from qframework.graph.tied_weights import tied_layers
 from qframework.graph.weight_grid import NoGrid, grid_of
 from qframework.graph.weight_writing import own_parameter, write_weight
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
@@ -74,6 +76,8 @@ class LayerByLayer:
         seconds: for each layer.
         store: where finished layers are kept; None for nowhere.
         restores: whether an exception leaves the model as it was, for which weights are kept.
+        tied: layers whose weight is held outside of the model too, and where.
+        prefix: of names, where they are told.
         kept: names of layers that ``keep_best`` left alone.
         errors: with ``measure``, from names of layers to the relative squared error of their outputs on the batches, with
             weights rounded to the nearest value and as they are now.
@@ -115,6 +119,8 @@ class LayerByLayer:
         self.seconds: dict[str, float] = {}
         self.store: LayerStore | None = None
         self.restores = True
+        self.tied: dict[nn.Module, list[str]] = {}
+        self.prefix = ""
         self.weight_orig: dict[nn.Parameter, Tensor] = {}
         self.float_weights: dict[str, Tensor] = {}
         self._names: dict[nn.Module, str] = {}
@@ -127,9 +133,11 @@ class LayerByLayer:
     def __enter__(self) -> Self:
         self._names = {m: n for n, m in self.result.named_modules() if self._takes(m)}
         if self.needs_quantized:
-            for name, others in _tied(self.result, self._names.values()).items():
-                del self._names[self.result.get_submodule(name)]
-                self.failed[name] = f"its weight is {', '.join(others)} too"
+            tied = tied_layers(self.result, list(self._names)) | self.tied
+            for module in [m for m in self._names if m in tied]:
+                self.failed[self._names.pop(module)] = (
+                    f"its weight is {', '.join(tied[module])} too"
+                )
         self._remaining = list(self._names)
         grouped = {n: i for i, names in enumerate(self.parallel) for n in names}
         self._group_of = {m: grouped.get(n, n) for m, n in self._names.items()}
@@ -146,7 +154,8 @@ class LayerByLayer:
         self.float_weights = {names[p]: w for p, w in self.weight_orig.items() if p in names}
         self.weight_orig.clear()
         if kind is None and self.failed:
-            text = "; ".join(f"{n}: {why}" for n, why in self.failed.items())
+            found = [(f"{self.prefix}{n}".strip("."), why) for n, why in self.failed.items()]
+            text = "; ".join(f"{n}: {why}" for n, why in found)
             warnings.warn(
                 f"{type(self).__name__} left layers as they were: {text}", UserWarning, stacklevel=2
             )
@@ -226,7 +235,7 @@ class LayerByLayer:
             if statistics is None:
                 self.failed[self._names[layer]] = "no batch reached it"
             else:
-                self._update(layer, statistics)
+                self._update(layer, partial(_as_it_is, statistics))
         self._turn = set()
 
     @property
@@ -249,15 +258,19 @@ class LayerByLayer:
             self.failed[self._names[layer]] = "no batch reached it"
             return
         where = quantized[0].device if self.device == "same" else torch.device(self.device)
-        statistics = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
-        for rest in (quantized, exact):
-            if rest is not None:
-                rest.reverse()
-        while quantized:
-            statistics.add(quantized.pop())
-            if exact is not None:
-                statistics.add(exact.pop(), is_float=True)
-        self._update(layer, statistics)
+
+        def collected() -> InputStatistics:
+            made = InputStatistics(LayerView(layer), where, self.dtype, self.needs_float_inputs)
+            for rest in (quantized, exact):
+                if rest is not None:
+                    rest.reverse()
+            while quantized:
+                made.add(quantized.pop())
+                if exact is not None:
+                    made.add(exact.pop(), is_float=True)
+            return made
+
+        self._update(layer, collected)
 
     def leave_unreached(self, layers: set[nn.Module]) -> None:
         """Note layers that no batch reached."""
@@ -265,7 +278,7 @@ class LayerByLayer:
             self.failed[self._names[layer]] = "no batch reached it"
             self._remaining.remove(layer)
 
-    def _update(self, layer: nn.Module, statistics: InputStatistics) -> None:
+    def _update(self, layer: nn.Module, collected: Callable[[], InputStatistics]) -> None:
         name = self._names[layer]
         if self.restores:
             self._before.append(Snapshot(layer))
@@ -283,7 +296,7 @@ class LayerByLayer:
             self._take_note(name, note)
             return
         try:
-            if self.change(layer, statistics):
+            if self.change(layer, collected):
                 self.updated.append(name)
         except (NoGrid, NotSolvable) as error:
             self.failed[name] = str(error)
@@ -310,12 +323,13 @@ class LayerByLayer:
         if note["errors"]:
             self.errors[name] = (note["errors"][0], note["errors"][1])
 
-    def change(self, layer: nn.Module, statistics: InputStatistics) -> bool:
+    def change(self, layer: nn.Module, collected: Callable[[], InputStatistics]) -> bool:
         """Give a layer its quantized weight; returns whether it could be written.
 
         Args:
             layer: whose turn it is.
-            statistics: of its inputs.
+            collected: gives the statistics of its inputs, once; they take more memory than all else, so they are there for as short
+                as can be.
 
         Raises:
             NoGrid: its quantizer's values aren't known.
@@ -325,25 +339,29 @@ class LayerByLayer:
         view = LayerView(layer)
         weight = held._parameters["weight"]
         grid = grid_of(held.weight_quant, weight)
+        statistics = collected()
         where = statistics.device
         of_matrix = grid.matrix(view).to(where, self.dtype)
 
         def whole() -> Tensor:
-            return view.to_matrix(weight.detach()).to(where, self.dtype).contiguous().clone()
+            matrix = view.to_matrix(weight.detach()).to(where, self.dtype)
+            return matrix.clone(memory_format=torch.contiguous_format)
 
+        nearest = statistics.relative_error(whole(), of_matrix) if self.measure else 0.0
         solved = self.solve(whole(), statistics, of_matrix)
         if not bool(torch.isfinite(solved).all()):
             raise NotSolvable("the result isn't finite; give more samples, or dtype=torch.float64")
         if self.measure:
-            near = of_matrix.nearest(whole())
-            errors = statistics.relative_error(whole(), near, solved)
-            del near
-            worse = self.keep_best and errors[1] > errors[0]
-            self.errors[self._names[layer]] = (errors[0], errors[0] if worse else errors[1])
+            now = statistics.relative_error(whole(), solved)
+            worse = self.keep_best and now > nearest
+            self.errors[self._names[layer]] = (nearest, nearest if worse else now)
             if worse:
                 self.kept.append(self._names[layer])
                 return False
-        if not write_weight(layer, view.from_matrix(solved.to(weight.device)), grid):
+        del statistics
+        if not write_weight(
+            layer, view.from_matrix(solved.to(weight.device)), grid, self.weight_orig.get(weight)
+        ):
             raise NoGrid(f"{held.weight_quant.quantizer.__name__} can't be given these values")
         return True
 
@@ -352,23 +370,8 @@ class LayerByLayer:
         raise TypeError(f"{type(self).__name__} has to define solve(weights, statistics, grid)")
 
 
-def _tied(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
-    """For layers whose weight other modules hold as well, where."""
-    places: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter, []).append(name)
-    found = {}
-    for name in layers:
-        weight = model.get_submodule(name)._parameters["weight"]
-        assert weight is not None
-        others = [
-            n
-            for n in places[weight]
-            if model.get_submodule(n.rpartition(".")[0]) is not model.get_submodule(name)
-        ]
-        if others:
-            found[name] = others
-    return found
+def _as_it_is(statistics: InputStatistics) -> InputStatistics:
+    return statistics
 
 
 def _check_groups(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from qframework.graph.torch_transformers import without_fast_path
 from qframework.quant_tensor import dequantize
 
 #: Called with a layer and its input, a plain tensor, before the layer computes.
@@ -54,12 +55,11 @@ def watching(layers: list[nn.Module], seen: Seen) -> Iterator[None]:
     def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
         seen(layer, quantized_input(layer, first_input(args, kwargs)))
 
-    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in layers]
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(without_fast_path())  # which would read past the layers
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def call_with(model: Callable[..., Any], batch: Any) -> Any:

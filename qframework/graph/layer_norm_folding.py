@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from qframework.graph.attention_projections import (
+    Projection,
+    Projections,
+    operands_of,
+    projections_of,
+)
 from qframework.graph.channel_factors import follow_weights
 from qframework.graph.channel_operations import PASSING, PASSING_FUNCTIONS
 from qframework.graph.channel_regions import MEAN, Region
@@ -29,15 +35,35 @@ def readers_of(node: fx.Node, traced: Traced) -> list[fx.Node]:
     return found
 
 
+def _origin(node: fx.Node, traced: Traced) -> fx.Node:
+    """The node whose result this is, through what passes it on."""
+    while True:
+        module = traced.called(node)
+        passes = isinstance(module, PASSING) or (
+            module is None and node.op.startswith("call") and node.target in PASSING_FUNCTIONS
+        )
+        if not passes or not node.args or not isinstance(node.args[0], fx.Node):
+            return node
+        node = node.args[0]
+
+
+def _are_operands(call: fx.Node, nodes: list[fx.Node]) -> bool:
+    """Whether attention is given nodes as query, key or value, and in no other place."""
+    given = [*call.args, *call.kwargs.values()]
+    places = sum(any(x is n for n in nodes) for x in given)
+    return places == sum(any(x is n for n in nodes) for x in operands_of(call))
+
+
 class MergeLnAffine(GraphPass):
     """Fold factors and summands of layer norms and RMS norms into the linear layers that read them; the model computes the same.
 
-    ``W' = W diag(gamma)``, ``b' = b + W beta``, for each of the layers that read a norm, once. A norm that anything but linear layers
-    reads stays, with the reason in ``report``.
+    ``W' = W diag(gamma)``, ``b' = b + W beta``, for each of the layers that read a norm, once; the projections of
+    ``nn.MultiheadAttention`` are such layers. A norm that anything but linear layers reads stays, with the reason in ``report``.
     """
 
     def change(self, model: nn.Module, traced: Traced) -> None:
         """Fold all that can be."""
+        self._attention = projections_of(traced)
         calls: dict[nn.Module, list[fx.Node]] = {}
         for node in traced.graph.nodes:
             module = traced.called(node)
@@ -48,14 +74,39 @@ class MergeLnAffine(GraphPass):
                 if norm.weight is not None:
                     self._fold(norm, nodes, traced, calls)
 
+    def _of_attention(
+        self, norms: list[fx.Node], reader: fx.Node, parts: Projections, traced: Traced
+    ) -> list[tuple[str, nn.Module]]:
+        """The projections that read a norm in a call of attention, and nothing else in any call."""
+        read: dict[nn.Module, set[bool]] = {}
+        for call in traced.graph.nodes:
+            if traced.called(call) is parts.attention:
+                for _, layer, operand in parts.read_by(call):
+                    here = operand is not None and _origin(operand, traced) in norms
+                    read.setdefault(layer, set()).add(here)
+        from_norm = [n for n in reader.all_input_nodes if _origin(n, traced) in norms]
+        mixed = any(o in from_norm and read[m] != {True} for _, m, o in parts.read_by(reader))
+        if mixed or not _are_operands(reader, from_norm):
+            return []
+        return [(name, layer) for name, layer, _ in parts.inputs if read[layer] == {True}]
+
     def _fold(
         self, norm: Any, nodes: list[fx.Node], traced: Traced, calls: dict[nn.Module, list[fx.Node]]
     ) -> None:
         name = str(nodes[0].target)
         readers = [r for n in nodes for r in readers_of(n, traced)]
         layers: dict[nn.Module, str] = {}
+        whole: dict[nn.Module, Any] = {}
         for reader in readers:
             layer = traced.called(reader)
+            if layer in self._attention and norm.weight.dim() == 1:
+                found = self._of_attention(nodes, reader, self._attention[layer], traced)
+                if not found:
+                    self.report.skipped[name] = f"{reader.target} reads something else too"
+                    return
+                layers.update((part, part_name) for part_name, part in found)
+                whole.update((part, layer) for _, part in found)
+                continue
             if not isinstance(layer, LINEAR) or norm.weight.dim() != 1:
                 self.report.skipped[name] = f"{reader.name} reads it, which is no linear layer"
                 return
@@ -67,10 +118,12 @@ class MergeLnAffine(GraphPass):
             self.report.skipped[name] = "nothing reads it"
             return
         for layer, reader_name in layers.items():
-            if any(call not in readers for call in calls[layer]):
+            if any(call not in readers for call in calls[whole.get(layer, layer)]):
                 self.report.skipped[name] = f"{reader_name} reads something else too"
                 return
         for layer, reader_name in layers.items():
+            if isinstance(layer, Projection):
+                layer.make_own(bias=getattr(norm, "bias", None) is not None)
             fold_affine(norm, layer)
             self.report.changed[reader_name] = f"{name} folded into it"
         with torch.no_grad():
@@ -81,17 +134,26 @@ class MergeLnAffine(GraphPass):
 
 @torch.no_grad()
 def fold_affine(norm: Any, layer: Any) -> None:
-    """Fold a norm's factors and summands into one linear layer, whose weight becomes a tensor of its own."""
+    """Fold a norm's factors and summands into one linear layer, whose weight becomes a tensor of its own.
+
+    That of a projection of attention is written in place.
+    """
     view = LayerView(layer)
     matrix = view.to_matrix(layer.weight)  # (1, in, out)
-    trained = layer.weight.requires_grad
+    trained, in_place = layer.weight.requires_grad, isinstance(layer, Projection)
     summand = getattr(norm, "bias", None)
     if summand is not None:
         shift = summand.to(matrix.dtype) @ matrix[0]
-        bias = shift if layer.bias is None else layer.bias + shift
-        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=trained)
+        if in_place:
+            layer.bias.add_(shift)
+        else:
+            bias = shift if layer.bias is None else layer.bias + shift
+            layer.bias = nn.Parameter(bias.detach().clone(), requires_grad=trained)
     weight = view.from_matrix(matrix * norm.weight.to(matrix.dtype).reshape(1, -1, 1))
-    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
+    if in_place:
+        layer.weight.copy_(weight)
+    else:
+        layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=trained)
     follow_weights(layer)
 
 

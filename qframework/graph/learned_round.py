@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qframework.graph.batches import Batches
 from qframework.graph.block_rounding import round_blocks
+from qframework.graph.in_place import strips
 from qframework.graph.input_statistics import InputStatistics
 from qframework.graph.layer_by_layer import LayerByLayer
 from qframework.graph.rounding_objective import OutputError, flip_while_better
@@ -19,6 +20,8 @@ from qframework.graph.weight_grid import WeightGrid
 
 #: Above it, the columns of a layer aren't gone over one by one at the end.
 _COLUMNS_TO_FLIP = 8192
+#: Rows whose rounding is learned together, at least.
+_ROWS = 128
 
 
 class learned_round_mode(LayerByLayer):
@@ -48,17 +51,23 @@ class learned_round_mode(LayerByLayer):
         self.method, self.steps, self.lr = method, steps, lr
 
     def solve(self, weights: Tensor, statistics: InputStatistics, grid: WeightGrid) -> Tensor:
-        """The quantized matrix."""
-        error = OutputError(weights, statistics)
-        near = grid.nearest(weights.clone())
+        """The quantized matrix; rows are independent, so that a large one is gone through in strips of them."""
+        for rows in strips(weights.shape[2], weights.shape[0] * weights.shape[1], _ROWS):
+            part = weights[:, :, rows].contiguous()
+            weights[:, :, rows] = self._solve(
+                part, OutputError(part, statistics), grid.of_rows(rows)
+            )
+        return weights
+
+    def _solve(self, weights: Tensor, error: OutputError, grid: WeightGrid) -> Tensor:
         below, above = grid.neighbours(weights)
+        best = _Best(grid.nearest(weights), error)
         with torch.enable_grad():
-            learned = _learned(self.method, self.steps, self.lr, weights, below, above, near, error)
-        found = _best_rows([near, *learned], error)
+            _learn(self.method, self.steps, self.lr, weights, below, above, best)
         if weights.shape[1] <= _COLUMNS_TO_FLIP:
-            other = torch.where(found == below, above, below)
-            found = _best_rows([found, flip_while_better(found, other, error)[0]], error)
-        return found
+            other = torch.where(best.rows == below, above, below)
+            best.take(flip_while_better(best.rows, other, error)[0])
+        return best.rows
 
 
 def check_method(method: str, steps: int, lr: float | None) -> None:
@@ -71,26 +80,41 @@ def check_method(method: str, steps: int, lr: float | None) -> None:
         raise ValueError(f"learned_round: steps={steps} must be 1 or above, lr={lr} above 0")
 
 
-def _learned(
+class _Best:
+    """For each row of a matrix the values with the least error, the first of equals."""
+
+    def __init__(self, first: Tensor, error: OutputError) -> None:
+        self.rows, self.error = first, error
+        self.least = error.of_rows(first)
+
+    @torch.no_grad()
+    def take(self, found: Tensor) -> None:
+        """Take the rows that are better than those before."""
+        now = self.error.of_rows(found)
+        better = now < self.least
+        self.rows = torch.where(better, found, self.rows)
+        self.least = torch.where(better, now, self.least)
+
+
+def _learn(
     method: str,
     steps: int,
     lr: float | None,
     weights: Tensor,
     below: Tensor,
     above: Tensor,
-    near: Tensor,
-    error: OutputError,
-) -> list[Tensor]:
-    """Hard roundings along the way of a descent."""
+    best: _Best,
+) -> None:
+    """A descent; hard roundings along the way are offered to ``best``."""
+    error = best.error
     rounding = METHODS[method](weights, below, above)
     optimizer = rounding.optimizer(lr, steps)
     diagonal = error.hessian.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     typical = ((above - below).square() * diagonal).mean().clamp_min(1e-30) / 12
-    found = []
     for step in range(steps):
         q = rounding.soft()
         # The gradient of the error, known in closed form, over that of a typical rounding error.
-        gradient = error.slope(q.detach()) / typical
+        gradient = error.slope(q.detach()).div_(typical)
         penalty = rounding.penalty(step / steps)
         optimizer.zero_grad()
         if isinstance(penalty, Tensor):
@@ -100,18 +124,7 @@ def _learned(
         optimizer.step()
         rounding.bound()
         if (step + 1) % max(steps // 8, 1) == 0 or step + 1 == steps:
-            found.append(rounding.hard())
-    return found
-
-
-def _best_rows(candidates: list[Tensor], error: OutputError) -> Tensor:
-    """For each row the candidate with the least error, the first of equals."""
-    best, least = candidates[0], error.of_rows(candidates[0])
-    for candidate in candidates[1:]:
-        found = error.of_rows(candidate)
-        better = found < least
-        best, least = torch.where(better, candidate, best), torch.where(better, found, least)
-    return best
+            best.take(rounding.hard())
 
 
 def learned_round(

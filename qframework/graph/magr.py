@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,10 +64,11 @@ class magr_mode(LayerByLayer):
         finally:
             self.return_forward_output = ends
 
-    def change(self, layer: nn.Module, statistics: InputStatistics) -> bool:
+    def change(self, layer: nn.Module, collected: Callable[[], InputStatistics]) -> bool:
         """Give a layer its new float weight."""
         view, weight = LayerView(layer), layer._parameters["weight"]
         assert weight is not None
+        statistics = collected()
         where = statistics.device
         matrix = view.to_matrix(weight.detach()).to(where, self.dtype)
         found = solvers.magr(matrix, statistics.hessian, self.alpha, self.num_steps)

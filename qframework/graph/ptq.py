@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qframework.graph.batches import Batches
+from qframework.graph.block_device import device_of
 from qframework.graph.built_in_recipes import find_recipe
 from qframework.graph.by_block import (
     ByBlock,
@@ -27,7 +28,7 @@ from qframework.graph.layer_store import LayerStore, fingerprint_of
 from qframework.graph.progress import Bar, progress_bar
 from qframework.graph.ptq_measure import layer_records, output_sqnr
 from qframework.graph.ptq_report import PTQReport, StepRecord
-from qframework.graph.recipe import QuantizeStep
+from qframework.graph.recipe import QuantizeStep, Recipe
 from qframework.graph.recipe_steps import Work, carry_out
 from qframework.graph.weight_source import WeightSource
 
@@ -66,6 +67,7 @@ def ptq(
             blocks are as well.
         by_block: finish each block (the parts of the model's ``nn.Sequential`` and ``nn.ModuleList`` modules) before the next one is
             touched, so that beside the model there are one block, what its layers' inputs tell, and the activations between blocks.
+            Each block is on the recipe's ``device`` for its turn, and its inputs with it; all else stays where it is.
         weights: those of a model on the ``meta`` device, read when their block has its turn: a state dict, a function from a name to
             its tensor, or a path of safetensors. Goes with ``by_block``.
         progress: show a bar with the time left (by rich or tqdm, where installed), where a person looks on.
@@ -74,16 +76,17 @@ def ptq(
         The quantized model, in evaluation mode, and a report.
 
     Raises:
-        ValueError: an unknown recipe, one whose steps can't follow each other, batches that are used up, with ``strict`` what stays
-            float, or with ``by_block`` a model that has no blocks. Nothing was done to the model.
+        ValueError: an unknown recipe, one whose steps can't follow each other, a device that can't be used, batches that are used
+            up, with ``strict`` what stays float, or with ``by_block`` a model that has no blocks. Nothing was done to the model.
 
     Warns:
         UserWarning: a step that changed nothing; layers that no batch reached.
     """
     plan = find_recipe(recipe)
+    device_of(plan)
     data = Batches(batches)
     start = time.perf_counter()
-    with _own_random_numbers(model, plan.seed), progress_bar(None if progress else False) as bar:
+    with _own_random_numbers(model, plan), progress_bar(None if progress else False) as bar:
         store = None
         if resume is not None:
             identity = f"{plan.model_dump_json()}{keep_best}{fingerprint_of(model)}"
@@ -152,8 +155,10 @@ def _blocks(
         bar.at(done, count, "ptq: blocks")
 
     later = list(enumerate(work.recipe.steps))[place + 1 :]
-    tensors = dict([*whole.named_parameters(), *whole.named_buffers()])
-    ByBlock(work, blocks, later, tensors, source, offload, tell).run(report)
+    tensors: dict[str, Tensor] = dict(whole.named_parameters(remove_duplicate=False))
+    tensors |= dict(whole.named_buffers(remove_duplicate=False))
+    device = device_of(work.recipe)
+    ByBlock(work, blocks, later, tensors, source, offload, tell, device).run(report)
 
 
 def _weights(model: nn.Module) -> dict[str, Any]:
@@ -179,9 +184,13 @@ def _list_floats(work: Work, report: PTQReport, strict: bool) -> None:
 
 
 @contextmanager
-def _own_random_numbers(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers by the seed, torch's own generators as they were afterwards."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+def _own_random_numbers(model: nn.Module, plan: Recipe) -> Iterator[None]:
+    """Random numbers by the recipe's seed, torch's own generators as they were afterwards."""
+    used = [p.device for p in model.parameters()]
+    device = device_of(plan)
+    if device is not None:
+        used.append(device)
+    devices = sorted({d.index or 0 for d in used if d.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(plan.seed)
         yield

@@ -15,7 +15,7 @@ from qframework.graph.layer_view import WEIGHTED
 from qframework.graph.ptq_report import LayerRecord, sqnr
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.recipe_steps import Work
-from qframework.graph.weight_grid import NoGrid, WeightGrid, grid_of
+from qframework.graph.weight_grid import NoGrid, WeightGrid, grid_of, parts_of
 from qframework.graph.widths import bits_of_proxy
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -97,11 +97,7 @@ def layer_records(work: Work, measured: bool = True) -> list[LayerRecord]:
             grid = grid_of(layer.weight_quant, layer.weight)
         except NoGrid:
             continue
-        near = grid.nearest(whole.to(torch.float32)).to(whole.dtype)
-        room = grid.scale.abs() * 0.5001
-        record.clipped = (
-            float(((near - whole).abs() > room).float().mean()) if grid.is_even else None
-        )
+        record.clipped = _clipped_share(whole, grid) if grid.is_even else None
         nearest[layer] = whole, grid
         energies[layer] = _Energies()
     if measured:
@@ -112,6 +108,16 @@ def layer_records(work: Work, measured: bool = True) -> list[LayerRecord]:
             record.sqnr_nearest = sqnr(found.signal, found.near)
             record.sqnr = sqnr(found.signal, found.now)
     return records
+
+
+def _clipped_share(whole: Tensor, grid: WeightGrid) -> float:
+    """The share of weights further than half a step from the grid."""
+    count = 0
+    for part in parts_of(whole):
+        own = grid.of_part(part, whole.dim())
+        near = own.nearest(whole[part].to(torch.float32, copy=True)).to(whole.dtype)
+        count += int(((near - whole[part]).abs() > own.scale.abs() * 0.5001).sum())
+    return count / max(whole.numel(), 1)
 
 
 def _energy(t: Tensor) -> float:

@@ -11,9 +11,11 @@ from typing import Any
 from torch import fx, nn
 
 from qframework.core.snapshot import unchanged_on_error
+from qframework.graph.bias_scales import asked_for, biases_without_scale, left_out, told
 from qframework.graph.channel_splitting import GraphChannelSplitting
 from qframework.graph.conversion import CONVERSIONS, arguments_of
 from qframework.graph.cross_layer_equalization import EqualizeGraph
+from qframework.graph.forms import is_computed
 from qframework.graph.graph_modules import (
     ADDITIONS,
     as_graph_module,
@@ -29,6 +31,7 @@ from qframework.graph.module_shells import shell_tree
 from qframework.graph.quantizer_places import Place, Places
 from qframework.graph.standardize import MergeBatchNorm
 from qframework.graph.taken_over import take_over
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.layers import (
     QuantConv1d,
     QuantConv2d,
@@ -156,7 +159,8 @@ def layerwise_quantize(
         ValueError: a name that the model doesn't have.
 
     Warns:
-        UserWarning: layers of a class derived from one of the types, which stay float.
+        UserWarning: layers of a class derived from one of the types, or with a computed weight, which stay float; attention and recurrent layers
+            whose biases do, since the quantizers in the map give no scale for them.
     """
     names = dict(model.named_modules())
     for name in name_blacklist or ():
@@ -168,14 +172,18 @@ def layerwise_quantize(
             )
     root = shell_tree(model, {})
     left: list[str] = []
+    biases: list[str] = []
     made: dict[nn.Module, nn.Module] = {}
 
     def convert(name: str, module: nn.Module) -> nn.Module:
         if module in made:
             return made[module]
         found = compute_layer_map.get(type(module)) if name not in (name_blacklist or ()) else None
+        if found is not None and any(is_computed(m) for m in module.modules()):
+            left.append(f"{name or 'the model'} ({type(module).__name__}, its weight is computed)")
+            return module
         if found is not None:
-            made[module] = _quantized(module, *found)
+            made[module] = _quantized(module, *found, name, biases)
             return made[module]
         kinds = [k for k, to in compute_layer_map.items() if to is not None]
         derived = isinstance(module, tuple(kinds)) and type(module) not in kinds
@@ -190,18 +198,35 @@ def layerwise_quantize(
     result = convert("", root)
     if left:
         warnings.warn(
-            f"layerwise_quantize left layers in floats, whose classes are derived from layers of torch: {', '.join(left)}. "
-            "Name the classes in compute_layer_map, or use quantize_model",
+            "layerwise_quantize left layers in floats, whose classes are derived from layers of torch, or whose weights are "
+            f"computed at each call: {', '.join(left)}. Name the classes in compute_layer_map, make the weights "
+            "parameters, or use quantize_model",
             UserWarning,
             stacklevel=2,
         )
+    _warn_of_biases("layerwise_quantize", biases)
+    call_changed_parts(result)
     return result
 
 
 def _quantized(
-    module: nn.Module, target: type[nn.Module], keywords: Mapping[str, Any], **more: Any
+    module: nn.Module,
+    target: type[nn.Module],
+    keywords: Mapping[str, Any],
+    name: str = "",
+    left: list[str] | None = None,
+    **more: Any,
 ) -> nn.Module:
-    """A quantized layer in place of a float one, which shares its parameters."""
+    """A quantized layer in place of a float one, which shares its parameters.
+
+    Args:
+        module: the float one.
+        target: its class.
+        keywords: for its constructor; functions are called with the float layer.
+        name: of the layer.
+        left: where it is noted that the layer leaves its biases in floats.
+        **more: further keywords.
+    """
     conversion = CONVERSIONS.get(type(module))
     special = {} if conversion is None else conversion.special
     arguments = arguments_of(module, target, special) if conversion is not None else {}
@@ -210,6 +235,12 @@ def _quantized(
         for k, v in keywords.items()
     }
     made = target(**{**arguments, **given, **more})
+    missing = biases_without_scale(made, fed=True)
+    missing = {n: why for n, why in missing.items() if not asked_for(n, given)}
+    if missing:
+        made = target(**left_out({**arguments, **given, **more}, missing))
+        if left is not None:
+            left.append(f"{name or 'the model'} ({told(missing)})")
     if conversion is None or module._parameters or module._modules:
         take_over(module, made, conversion is not None and conversion.copies)
     return made.train(module.training)
@@ -343,11 +374,23 @@ def quantize(
     return model
 
 
+def _warn_of_biases(who: str, left: list[str]) -> None:
+    """Tell which layers have a quantizer for their biases that can't work with those that they were given."""
+    if left:
+        warnings.warn(
+            f"{who} left biases in floats: {', '.join(left)}. Name a bias quantizer, or None, in the layer map",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _build_layers(model: fx.GraphModule, table: LayerMap) -> None:
+    biases: list[str] = []
     for name, module in list(model.named_modules()):
         found = table.get(type(module))
         if found is not None:
-            put_module(model, name, _quantized(module, *found))
+            put_module(model, name, _quantized(module, *found, name, biases))
+    _warn_of_biases("quantize", biases)
 
 
 def _build_quantizers(

@@ -17,6 +17,7 @@ from qframework.graph.first_forward import FirstForward
 from qframework.graph.forms import Forms
 from qframework.graph.function_calls import run_calls, traced_calls
 from qframework.graph.function_conversion import Functions
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.inject import UnknownNameError
 
 _UNSET: Any = object()
@@ -45,7 +46,9 @@ def quantize_model(
     The result shares the parameters of the model (recurrent and attention layers, whose weights are arranged
     otherwise, and layers that a batch norm is folded into have copies); the model itself isn't changed. A module that
     stands in several places is one module in all of them; a rule finds it by any of its names. Norms and softmax stay
-    floats unless a rule names them.
+    floats unless a rule names them. Layers that quantize their biases by themselves (attention, recurrent layers, encoder
+    layers), by input scale times weight scale, leave them in floats where there is no such scale: with minifloats, codebooks,
+    groups, or an input that nothing quantizes. The report says so.
 
     Args:
         model: the float model.
@@ -74,7 +77,7 @@ def quantize_model(
         The quantized model, and a report of what was replaced, what stayed float and why.
 
     Raises:
-        ValueError: a rule that fits nothing; a bias quantizer that needs the scale of an input that nothing quantizes; with ``strict`` a layer without a quantized form.
+        ValueError: a rule that fits nothing; a bias quantizer that needs the scale of products that have none; with ``strict`` a layer without a quantized form.
         QuantizerError: a quantizer can't be built, a keyword is unknown, or no module that a rule fits has a tensor for
             its keyword; a TypeError or ValueError too.
 
@@ -109,6 +112,7 @@ def quantize_model(
         warnings.warn(f"quantize_model left layers in floats. {text}", UserWarning, stacklevel=2)
     work.finish()
     report_functions.apply()
+    call_changed_parts(result)
     FirstForward(report, report_functions.unknown_names()).attach(result)
     return result, report
 

@@ -288,7 +288,8 @@ class Recipe(_Data):
         layers: which quantizers.
         steps: in order, ``quantize`` among them.
         seed: of all that is drawn.
-        device: where statistics are kept; None for that of each layer.
+        device: where statistics are kept, and with ``ptq(..., by_block=True)`` where each block has its turn; None for that of each
+            layer.
         dtype: of the arithmetic, ``"float32"`` or ``"float64"``.
 
     Raises:

@@ -202,6 +202,7 @@ def note(mode: LayerByLayer, work: Work, record: StepRecord) -> None:
     work.notes.update(record.skipped)
     for name, seconds in mode.seconds.items():
         work.seconds[name] = work.seconds.get(name, 0.0) + seconds
+    mode.float_weights = {}  # they needn't wait for the garbage collector
 
 
 def _options(work: Work) -> dict[str, Any]:

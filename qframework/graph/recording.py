@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from qframework.graph.graph_pass import is_leaf
+from qframework.graph.torch_transformers import PLAIN, without_fast_path
 from qframework.graph.tracing import Traced
 
 _OPERATORS = {
@@ -114,11 +115,12 @@ def record(model: nn.Module, example_input: tuple[Any, ...]) -> Traced:
         model.eval()
         for name, module in model.named_modules():
             hooked = module._forward_hooks or module._forward_pre_hooks
-            if module is not model and (tracer.is_leaf_module(module, name) or is_leaf(module)):
+            leaf = tracer.is_leaf_module(module, name) or is_leaf(module)
+            if module is not model and leaf and type(module) not in PLAIN:
                 if not hooked:
                     handles.append(module.register_forward_pre_hook(enter))
                     handles.append(module.register_forward_hook(leave, with_kwargs=True))
-        with recorder:
+        with without_fast_path(), recorder:
             output = model(*example_input)
     finally:
         for handle in handles:

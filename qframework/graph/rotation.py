@@ -94,10 +94,12 @@ class RotatedInput(nn.Module):
             )
         base, _ = get_hadK(self.block_size)
         self.register_buffer("base", base, persistent=False)
+        owner, name = _where(held)
         with torch.no_grad():
-            wide = torch.nn.functional.pad(held.weight.detach(), (0, self.added))
-            turned = self.turned(wide.to(torch.float64)).to(held.weight.dtype)
-            held.weight = nn.Parameter(turned, requires_grad=held.weight.requires_grad)
+            weight = getattr(owner, name)
+            wide = torch.nn.functional.pad(weight.detach(), (0, self.added))
+            turned = self.turned(wide.to(torch.float64)).to(weight.dtype)
+            setattr(owner, name, nn.Parameter(turned, requires_grad=weight.requires_grad))
             held.in_features = self.size
         follow_weights(layer)
         self.layer = layer
@@ -115,7 +117,57 @@ class RotatedInput(nn.Module):
         return self.layer(self.turned(x), *args, **kwargs)
 
 
+def _where(layer: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the weight whose columns are to be turned, and its name there.
+
+    Raises:
+        ValueError: the weight is computed otherwise than by turning rows, which turning columns doesn't concern.
+    """
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer, "weight"
+    held: Any = layer.parametrizations["weight"]  # type: ignore[index]
+    if not all(isinstance(p, RotatedRows) for p in held):
+        raise ValueError("its weight is computed at each call")
+    return held, "original"
+
+
+class TurnedInput(nn.Module):
+    """The input turned by a Hadamard matrix along its last axis.
+
+    Args:
+        size: number of channels.
+        block_size: turn blocks of so many; None for all at once.
+
+    Raises:
+        NoHadamardError: no matrix of that size is known.
+        ValueError: blocks that don't divide the channels.
+    """
+
+    base: Tensor | None
+
+    def __init__(self, size: int, block_size: int | None = None) -> None:
+        super().__init__()
+        self.block_size = block_size or size
+        if size % self.block_size:
+            raise ValueError(
+                f"rotation_block_size={self.block_size} doesn't divide the {size} input channels"
+            )
+        self.register_buffer("base", get_hadK(self.block_size)[0], persistent=False)
+
+    def forward(self, input: Any) -> Tensor:
+        """``input`` times the matrix."""
+        blocks = dequantize(input).unflatten(-1, (-1, self.block_size))
+        return matmul_hadU(blocks, base=self.base).flatten(-2)
+
+
 # ------------------------------------------------------------ turning weights
+
+
+@torch.no_grad()
+def turn_columns(layer: Any, turn: TurnedInput) -> None:
+    """Let a layer read what a module turns, and give what it did without."""
+    layer.weight.copy_(turn.to(layer.weight.device)(layer.weight.to(torch.float64)))
+    follow_weights(layer)
 
 
 @torch.no_grad()

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qframework.core.snapshot import unchanged_on_error
-from qframework.graph.channel_regions import ROTATION, Region
+from qframework.graph.attention_projections import (
+    AttentionInputChanged,
+    Projection,
+    Projections,
+    why_one_whole,
+    with_projections,
+)
+from qframework.graph.channel_regions import ROTATION, Region, Use
 from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass, PassReport
 from qframework.graph.hadamard import (
@@ -26,9 +33,12 @@ from qframework.graph.rotation import (
     RotatedInput,
     RotatedRows,
     Rotation,
+    TurnedInput,
     rotate_columns,
     rotate_rows,
+    turn_columns,
 )
+from qframework.graph.torch_transformers import call_changed_parts
 from qframework.graph.tracing import Traced
 from qframework.layers.linear import TransposedLinear
 
@@ -37,7 +47,7 @@ class GraphRotationEqualization(GraphPass):
     """Turn what linear layers and embeddings write into a residual stream, and what reads it back (QuaRot, SpinQuant 2024).
 
     The model computes the same (https://arxiv.org/abs/2404.00456, https://arxiv.org/abs/2405.16406). Additions and RMS norms without
-    factors let a rotation pass, so :class:`~qframework.graph.equalize.MergeLnAffine` and ``LayerNormToRMS`` come first.
+    factors let a rotation pass, and ``nn.MultiheadAttention`` reads and writes it by its projections, so :class:`~qframework.graph.equalize.MergeLnAffine` and ``LayerNormToRMS`` come first.
 
     Args:
         blacklist_layers: names of layers; regions that they belong to stay.
@@ -91,6 +101,7 @@ class GraphRotationEqualization(GraphPass):
         generator = torch.Generator().manual_seed(self.seed)
         channels = Channels(traced, moves=ROTATION)
         turned: set[nn.Module] = set()
+        self._blacklisted = with_projections(model, self.blacklist)
         for region in channels.regions():
             names = ", ".join(u.name for u in (*region.sources, *region.sinks))
             reason = self._hindrance(region)
@@ -99,11 +110,16 @@ class GraphRotationEqualization(GraphPass):
                 continue
             matrix = self._matrix(region.size, generator, names)
             self._turn(region, matrix)
-            turned |= {u.layer for u in region.sinks}
+            turned |= {getattr(u.layer, "attention", u.layer) for u in region.sinks}
         if self.orphan_sink:
             names_of = {m: n for n, m in model.named_modules()}
             called = {traced.called(n): None for n in traced.graph.nodes}
             for layer in called:
+                if isinstance(layer, nn.MultiheadAttention) and layer not in turned:
+                    if names_of[layer] not in self.blacklist:
+                        rotate_attention_input(
+                            model, layer, names_of[layer], self.report, self.block_size
+                        )
                 if isinstance(layer, nn.Linear) and layer not in turned:
                     if names_of[layer] not in self.blacklist:
                         expanded = names_of[layer] in self.layers_to_expand
@@ -117,7 +133,7 @@ class GraphRotationEqualization(GraphPass):
             return "; ".join(region.reasons) or "not all of its channels come from layers"
         order = torch.arange(region.size)
         for use in (*region.sources, *region.sinks):
-            if use.name in self.blacklist:
+            if use.name in self._blacklisted:
                 return "as blacklist_layers says"
             if not isinstance(use.layer, (*LINEAR, nn.Embedding)):
                 return f"{use.name} is neither a linear layer nor an embedding"
@@ -147,15 +163,21 @@ class GraphRotationEqualization(GraphPass):
         for use in region.sinks:
             self.report.changed[use.name] = "input channels turned"
             if self.use_parametrized_rotations:
-                last = isinstance(use.layer, TransposedLinear)
-                parametrize.register_parametrization(
-                    use.layer, "weight", RotatedColumns(rotation, last)
-                )
+                _parametrize_columns(use, rotation)
             else:
                 rotate_columns(use.layer, matrix)
 
 
+def _parametrize_columns(use: Use, rotation: Rotation) -> None:
+    if isinstance(use.layer, Projection):
+        use.layer.parametrize(RotatedColumns(rotation))
+        return
+    last = isinstance(use.layer, TransposedLinear)
+    parametrize.register_parametrization(use.layer, "weight", RotatedColumns(rotation, last))
+
+
 def _parametrize_rows(layer: Any, rotation: Rotation) -> None:
+    layer = layer.holder if isinstance(layer, Projection) else layer  # the result's, of all rows
     last = isinstance(layer, (nn.Embedding, TransposedLinear))
     parametrize.register_parametrization(layer, "weight", RotatedRows(rotation, last))
     if getattr(layer, "bias", None) is not None:
@@ -182,8 +204,36 @@ def rotate_input(
     report.changed[name] = "input turned when it is called"
 
 
+def rotate_attention_input(
+    model: nn.Module, attention: Any, name: str, report: PassReport, block_size: int | None
+) -> nn.Module:
+    """Turn query, key and value of torch's attention when it is called, if there are matrices of their sizes.
+
+    Returns:
+        What stands for the attention layer then.
+    """
+    reason = why_one_whole(attention)
+    if reason is not None:
+        report.skipped[name] = reason
+        return attention  # type: ignore[no-any-return]
+    parts = Projections(attention, name, same=attention._qkv_same_embed_dim)
+    made: Any = attention
+    try:
+        turns = [TurnedInput(layer.in_features, block_size) for _, layer, _ in parts.inputs]  # type: ignore[arg-type]
+    except ValueError as error:
+        report.skipped[name] = str(error)
+        return attention  # type: ignore[no-any-return]
+    for turn, (part, layer, operands) in zip(turns, parts.inputs, strict=True):
+        turn_columns(layer, turn)
+        made = AttentionInputChanged(turn.to(attention.out_proj.weight.device), made, operands)
+        report.changed[part] = "input turned when it is called"
+    made.train(attention.training)
+    replace_module(model, attention, made)
+    return made  # type: ignore[no-any-return]
+
+
 class LayerwiseActivationRotation:
-    """Turn the input of every linear layer by a Hadamard matrix when it is called; the model computes the same.
+    """Turn the input of every linear layer, and of attention, by a Hadamard matrix when it is called; the model computes the same.
 
     Args:
         blacklist_layer: names of layers to leave alone.
@@ -211,6 +261,7 @@ class LayerwiseActivationRotation:
         """Turn the inputs of a model's layers, in place; the model itself where that is a single layer's wrapper."""
         self.report = PassReport(way="not needed")
         layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        attentions = [(n, m) for n, m in model.named_modules() if type(m) is nn.MultiheadAttention]
         # attention of torch reads the weights of its parts and never calls them
         read = {
             part
@@ -224,10 +275,19 @@ class LayerwiseActivationRotation:
                     self.report.skipped[name] = "as blacklist_layer says"
                     continue
                 if layer in read:
-                    self.report.skipped[name] = "nn.MultiheadAttention reads its weight itself"
+                    why = "nn.MultiheadAttention reads its weight itself, past what could turn the input"
+                    self.report.skipped[name] = why
                     continue
                 steps = self.expansion_step if name in self.layers_to_expand else 0
                 if layer is model:
                     return RotatedInput(layer, self.block_size)
                 rotate_input(model, layer, name, self.report, self.block_size, steps)
-        return model
+            result = model
+            for name, attention in attentions:
+                if name in self.blacklist:
+                    self.report.skipped[name] = "as blacklist_layer says"
+                    continue
+                made = rotate_attention_input(model, attention, name, self.report, self.block_size)
+                result = made if attention is model else result
+            call_changed_parts(result)
+        return result

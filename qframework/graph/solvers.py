@@ -3,6 +3,9 @@
 Weights are ``(groups, columns, rows)``; ``hessian`` and ``cross`` are ``(groups, columns, columns)``. With the layer's inputs ``X``
 as the float model has them and ``Y`` as the quantized one has them, a column of each for every sample:
 ``hessian`` is the mean of ``Y Y^T`` (times any factor), ``cross`` that of ``Y X^T``.
+
+Weights are overwritten: what is given back is where they were or beside them. ``hessian`` and ``cross`` are worked on where they
+are and afterwards as they were, so that there is no second matrix of their size.
 """
 
 from __future__ import annotations
@@ -12,17 +15,20 @@ from torch import Tensor
 
 from qframework.graph.error_diffusion import (
     by_input_energy,
-    in_first_order,
     largest_eigenvalue,
     quantize_in_sequence,
-    reordered,
-    reordered_square,
+)
+from qframework.graph.in_place import (
+    NotSolvable,
+    in_order,
+    lower_product,
+    reorder_,
+    solve_upper_,
+    upper_factor,
 )
 from qframework.graph.weight_grid import WeightGrid
 
-
-class NotSolvable(Exception):
-    """The statistics don't allow to go on; the message says why."""
+__all__ = ["NotSolvable", "gpfq", "gptq", "magr", "onto_l1_ball", "qronos"]
 
 
 def gptq(
@@ -36,7 +42,7 @@ def gptq(
 
     Args:
         weights: are overwritten.
-        hessian: is overwritten.
+        hessian: symmetric.
         grid: of the weights.
         act_order: columns with the largest inputs first.
         damping: of the mean diagonal, added to the diagonal.
@@ -46,50 +52,22 @@ def gptq(
     """
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     dead = diagonal == 0
-    diagonal[dead] = 1
     weights.masked_fill_(dead.unsqueeze(-1), 0)
-    order = by_input_energy(hessian) if act_order else None
+    energy = diagonal + dead.to(diagonal.dtype)
+    added = dead + damping * energy.mean(dim=1, keepdim=True)
+    order = by_input_energy(energy) if act_order else None
     if order is not None:
-        weights, grid = reordered(weights, order), grid.ordered(order)
-        hessian = reordered_square(hessian, order).contiguous()
-        diagonal = hessian.diagonal(dim1=1, dim2=2)
-    diagonal.add_(damping * diagonal.mean(dim=1, keepdim=True))
-    turned = [hessian.flip(1, 2)]
-    del hessian, diagonal  # they may be the largest tensors that there are
-    upper = upper_factor(turned)
-    ends = upper.diagonal(dim1=1, dim2=2)
-    target = weights * ends.unsqueeze(-1)
-    result = quantize_in_sequence(target, upper.transpose(1, 2), 1 / ends, grid, weights)
-    return result if order is None else in_first_order(result, order)
-
-
-def upper_factor(turned: list[Tensor]) -> Tensor:
-    """Upper triangular ``v`` with ``v v^T = hessian``.
-
-    Args:
-        turned: the matrix, ``(groups, columns, columns)``, both axes in reverse order; taken out of the list, so that its memory is
-            free again.
-
-    Raises:
-        NotSolvable: it isn't positive definite.
-    """
-    lower, failed = torch.linalg.cholesky_ex(turned.pop())
-    ends = lower.diagonal(dim1=1, dim2=2)
-    if bool(failed.any()) or not bool(torch.isfinite(ends).all()):
-        raise NotSolvable(
-            "the Hessian is not positive definite; give more samples, or dtype=torch.float64"
-        )
-    upper: Tensor = lower.flip(1, 2)
-    return upper
+        reorder_(weights, order)
+        grid, added = grid.ordered(order), added.gather(1, order)
+    with in_order(order, hessian), upper_factor(hessian, added) as upper:
+        ends = upper.diagonal(dim1=1, dim2=2)
+        target = weights * ends.unsqueeze(-1)
+        result = quantize_in_sequence(target, upper.transpose(1, 2), 1 / ends, grid, weights)
+    return result if order is None else reorder_(result, order.argsort(dim=1))
 
 
 def gpfq(
-    weights: Tensor,
-    hessian: Tensor,
-    cross: Tensor,
-    grid: WeightGrid,
-    act_order: bool,
-    original: Tensor | None = None,
+    weights: Tensor, hessian: Tensor, cross: Tensor, grid: WeightGrid, act_order: bool
 ) -> Tensor:
     """GPFQ (Zhang, Zhou, Saab 2023, https://arxiv.org/abs/2201.11113), in the form with squared norms alone.
 
@@ -97,22 +75,21 @@ def gpfq(
     path and the quantized path have up to there. Inputs that are always 0 get 0.
 
     Args:
-        weights: those that are quantized.
+        weights: are overwritten.
         hessian: ``H``.
         cross: ``G``.
         grid: of the weights.
         act_order: columns with the largest inputs first.
-        original: float weights that the error is measured against; None for ``weights``.
     """
-    original = weights if original is None else original
-    order = by_input_energy(hessian) if act_order else None
+    order = by_input_energy(hessian.diagonal(dim1=1, dim2=2)) if act_order else None
     if order is not None:
-        original, grid = reordered(original, order), grid.ordered(order)
-        hessian, cross = reordered_square(hessian, order), reordered_square(cross, order)
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    share = torch.where(diagonal != 0, 1 / diagonal, 0.0)
-    result = quantize_in_sequence(cross.tril() @ original, hessian, share, grid)
-    return result if order is None else in_first_order(result, order)
+        reorder_(weights, order)
+        grid = grid.ordered(order)
+    with in_order(order, hessian, cross):
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        share = torch.where(diagonal != 0, 1 / diagonal, 0.0)
+        result = quantize_in_sequence(lower_product(cross, weights), hessian, share, grid)
+    return result if order is None else reorder_(result, order.argsort(dim=1))
 
 
 def qronos(
@@ -122,7 +99,6 @@ def qronos(
     grid: WeightGrid,
     act_order: bool,
     alpha: float = 1e-6,
-    original: Tensor | None = None,
 ) -> Tensor:
     """Qronos (2025, https://openreview.net/pdf?id=7axclBCYul): the error of the inputs is corrected, then that of rounding.
 
@@ -130,49 +106,47 @@ def qronos(
     ``(w (G + d) - q H) (H + d)^-1`` over the remaining columns, and are rounded as GPTQ does.
 
     Args:
-        weights: those that are quantized.
-        hessian: ``H``.
+        weights: are overwritten.
+        hessian: ``H``, symmetric.
         cross: ``G``.
         grid: of the weights.
         act_order: columns with the largest inputs first.
         alpha: of the largest eigenvalue, added to the diagonal as ``d``.
-        original: float weights that the error is measured against; None for ``weights``.
 
     Raises:
         NotSolvable: the Hessian has no Cholesky factor.
     """
-    original = weights if original is None else original
-    dead = hessian.diagonal(dim1=1, dim2=2) == 0
-    weights = weights.masked_fill(dead.unsqueeze(-1), 0)
-    order = by_input_energy(hessian) if act_order else None
+    order = by_input_energy(hessian.diagonal(dim1=1, dim2=2)) if act_order else None
     if order is not None:
-        weights, original = reordered(weights, order), reordered(original, order)
-        hessian, cross = reordered_square(hessian, order), reordered_square(cross, order)
+        reorder_(weights, order)
         grid = grid.ordered(order)
+    with in_order(order, hessian, cross):
+        result = _qronos(weights, hessian, cross, grid, alpha)
+    return result if order is None else reorder_(result, order.argsort(dim=1))
+
+
+def _qronos(
+    weights: Tensor, hessian: Tensor, cross: Tensor, grid: WeightGrid, alpha: float
+) -> Tensor:
     first = hessian[:, :1, :1]
     share = torch.where(first != 0, 1 / first, 0.0)
-    start = (cross[:, :1] @ original - hessian[:, :1, 1:] @ weights[:, 1:]) * share
+    target = torch.bmm(cross, weights)
+    start = (target[:, :1] - hessian[:, :1, 1:] @ weights[:, 1:]) * share
     q = grid.of_columns(0, 1).nearest(start)
+    target[:, :1] = q
     if weights.shape[1] == 1:
-        return q
+        return target
     damping = alpha * largest_eigenvalue(hessian, steps=10)[:, None]
-    turned = [hessian[:, 1:, 1:].flip(1, 2)]
-    turned[0].diagonal(dim1=1, dim2=2).add_(damping)
-    upper = upper_factor(turned)
-    right = cross[:, 1:] @ original
-    right.add_(original[:, 1:] * damping.unsqueeze(-1))
+    right = target[:, 1:]
+    right.addcmul_(weights[:, 1:], damping.unsqueeze(-1))
     right.baddbmm_(hessian[:, 1:, :1], q, alpha=-1)
-    # v^T w for the solution w; the columns before are taken from it as they are quantized
-    sides = (
-        upper.transpose(1, 2),
-        right.transpose(1, 2),
-    )  # the side on which LAPACK copies nothing
-    target = torch.linalg.solve_triangular(*sides, upper=False, left=False).transpose(1, 2)
-    share = 1 / upper.diagonal(dim1=1, dim2=2)
-    rest = grid.of_columns(1, weights.shape[1])
-    found = quantize_in_sequence(target.contiguous(), upper.transpose(1, 2), share, rest)
-    result = torch.cat([q, found], dim=1)
-    return result if order is None else in_first_order(result, order)
+    with upper_factor(hessian[:, 1:, 1:], damping) as upper:
+        # v^T w for the solution w; the columns before are taken from it as they are quantized
+        solve_upper_(upper, right)
+        share = 1 / upper.diagonal(dim1=1, dim2=2)
+        rest = grid.of_columns(1, weights.shape[1])
+        quantize_in_sequence(right, upper.transpose(1, 2), share, rest)
+    return target
 
 
 def magr(weights: Tensor, hessian: Tensor, alpha: float, steps: int) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -80,14 +81,28 @@ def _is_generated(frame: FrameType) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, own: bool, leaves: Callable[[nn.Module], bool] | None) -> None:
+    def __init__(
+        self,
+        own: bool,
+        leaves: Callable[[nn.Module], bool] | None,
+        plain: Mapping[type[nn.Module], Callable[..., Any]],
+    ) -> None:
         super().__init__()
         self.own, self.leaves, self.sites = own, leaves, dict[fx.Node, Site]()
+        self.plain = plain
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Children are leaves of a module's own forward; a model's leaves are torch's modules and those that are named."""
+        if type(m) in self.plain and is_plain(m):
+            return False
         named = self.own or (self.leaves is not None and self.leaves(m))
         return named or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace through what a module computes, where that is told."""
+        if type(m) in self.plain and is_plain(m):
+            forward = partial(self.plain[type(m)], m)
+        return super().call_module(m, forward, args, kwargs)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Note where it comes from."""
@@ -97,12 +112,19 @@ class _Tracer(fx.Tracer):
         return node
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether nothing was put in the place of a module's forward."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return "forward" not in vars(module) and not hooked
+
+
 def trace(
     model: nn.Module,
     own: bool = False,
     prepare: Callable[[nn.Module], object] | None = None,
     leaves: Callable[[nn.Module], bool] | None = None,
     absent: Iterable[str] = (),
+    plain: Mapping[type[nn.Module], Callable[..., Any]] | None = None,
 ) -> Traced | str:
     """The graph of a model, or why there is none; a forward leaves no traces on the model.
 
@@ -112,13 +134,17 @@ def trace(
         prepare: called with the copy that is traced.
         leaves: which modules aren't traced into, beside torch's.
         absent: names of arguments that are None.
+        plain: functions to trace in place of the forward of modules of some types.
     """
     stands: dict[nn.Module, nn.Module] = {}
     shells = shell_tree(model, stands)
     original = {new: old for old, new in stands.items()}
     if prepare is not None:
         prepare(shells)
-    tracer = _Tracer(own, leaves)
+    tracer = _Tracer(own, leaves, plain or {})
+    kind = type(shells)
+    if kind in tracer.plain:
+        shells.__class__ = type(kind.__name__, (kind,), {"forward": tracer.plain[kind]})
     try:
         graph = tracer.trace(shells, dict.fromkeys(absent) or None)
         names = {str(n.target) for n in graph.nodes if n.op == "call_module"}

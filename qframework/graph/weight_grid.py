@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from qframework.core.decoupled import DecoupledRescalingIntQuant
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import RescalingIntQuant
 from qframework.functional import nearest_entry, round_to_minifloat
+from qframework.graph.in_place import strips
 from qframework.graph.layer_view import LayerView
 from qframework.proxy import WeightQuantProxyFromInjector
 from qframework.quant_tensor import QuantTensor
@@ -100,9 +101,17 @@ class WeightGrid:
         )
         return WeightGrid(scale, zero_point, self.snap, self.bounds)
 
-    def of_rows(self, groups: slice, rows: slice) -> WeightGrid:
-        """The grid of some groups and rows of a matrix."""
-        scale, zero_point = self.scale[groups, :, rows], self.zero_point[groups, :, rows]
+    def of_part(self, part: slice, axes: int) -> WeightGrid:
+        """The grid of a part of a weight's first axis; the weight has so many axes."""
+        scale, zero_point = (
+            t[part] if t.dim() == axes and t.shape[0] > 1 else t
+            for t in (self.scale, self.zero_point)
+        )
+        return WeightGrid(scale, zero_point, self.snap, self.bounds)
+
+    def of_rows(self, rows: slice) -> WeightGrid:
+        """The grid of some rows of a matrix."""
+        scale, zero_point = self.scale[:, :, rows], self.zero_point[:, :, rows]
         return WeightGrid(scale, zero_point, self.snap, self.bounds)
 
     def to(self, device: Any, dtype: torch.dtype) -> WeightGrid:
@@ -222,16 +231,21 @@ def _grid(quantizer: nn.Module, found: Any) -> WeightGrid:
 
 def _check(grid: WeightGrid, proxy: Any, weight: Tensor, found: Any) -> None:
     """Refuse a grid whose values aren't those of the quantizer."""
-    value = found.value.detach().to(torch.float32)
-    again = grid.nearest(value.clone())
-    step = grid.scale.abs().expand(value.shape) * _ROOM
-    room = step + _ROOM * value.abs()
-    if not bool(((again - value).abs() <= room).all()):
-        raise NoGrid(
-            f"{proxy.quantizer.__name__} gives values that aren't multiples of its scale alone"
-        )
-    rounded = grid.nearest(weight.detach().to(torch.float32).clone())
-    away = (rounded - value).abs() / grid.scale.abs().clamp_min(torch.finfo(torch.float32).tiny)
+    name, values = proxy.quantizer.__name__, found.value.detach()
+    tiny = torch.finfo(torch.float32).tiny
     largest = 1.5 if grid.is_even else float("inf")
-    if not bool((away <= largest).all()):
-        raise NoGrid(f"{proxy.quantizer.__name__} gives other values than the nearest ones")
+    for part in parts_of(weight):
+        own, value = grid.of_part(part, weight.dim()), values[part].to(torch.float32)
+        scale = own.scale.abs()
+        again = own.nearest(value.clone())
+        room = scale * _ROOM + _ROOM * value.abs()
+        if not bool(((again - value).abs() <= room).all()):
+            raise NoGrid(f"{name} gives values that aren't multiples of its scale alone")
+        rounded = own.nearest(weight.detach()[part].to(torch.float32, copy=True))
+        if not bool(((rounded - value).abs() / scale.clamp_min(tiny) <= largest).all()):
+            raise NoGrid(f"{name} gives other values than the nearest ones")
+
+
+def parts_of(weight: Tensor) -> Iterator[slice]:
+    """Parts of a weight's first axis, so that what is computed of one needs little memory."""
+    return strips(weight.shape[0], weight.numel() // max(weight.shape[0], 1))

@@ -31,6 +31,7 @@ class WeightSource:
 
     def __init__(self, given: Any) -> None:
         self._read: Callable[[str], Tensor]
+        self._tied: dict[Tensor, Tensor] = {}
         if isinstance(given, Mapping):
             self._read = given.__getitem__
         elif isinstance(given, (str, Path)):
@@ -63,6 +64,39 @@ class WeightSource:
                 f"weights: {name!r} is {shape}, the model's {tuple(like.shape)}"
             )
         return found.detach().to(like.dtype)
+
+    def filled(self, name: str, names: Mapping[str, Tensor], is_parameter: bool) -> Tensor:
+        """What a module holds in place of its tensor on the ``meta`` device; tied ones are filled once, and stay tied.
+
+        Args:
+            name: in the model.
+            names: the model's tensors; a tied one has several names, under any of which it may be read.
+            is_parameter: whether it is one.
+
+        Raises:
+            WeightSourceError: it isn't there, or has another shape.
+        """
+        like = names[name]
+        made = self._tied.get(like)
+        if made is not None:
+            return made
+        others = [n for n, t in names.items() if t is like and n != name]
+        if others:
+            name = next((n for n in (name, *others) if self.has(n)), name)
+        found = self.tensor(name, like)
+        if is_parameter:
+            found = nn.Parameter(found, requires_grad=like.requires_grad)
+        if others:
+            self._tied[like] = found
+        return found
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor is there."""
+        try:
+            self._read(name)
+        except KeyError:
+            return False
+        return True
 
 
 def _of_files(path: Path) -> Callable[[str], Tensor]:
@@ -120,10 +154,7 @@ def fill(
             full = start + key
             if value is None or not value.is_meta or full not in names:
                 continue
-            found = source.tensor(full, value)
-            if key in owner._parameters:
-                found = nn.Parameter(found, requires_grad=value.requires_grad)
-            setattr(owner, key, found)
+            setattr(owner, key, source.filled(full, names, isinstance(value, nn.Parameter)))
     for proxy in module.modules() if recurse else ():
         if not isinstance(proxy, QuantProxy):
             continue

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.graph.weight_grid import WeightGrid
+from qframework.graph.weight_grid import WeightGrid, parts_of
 from qframework.quant_tensor import dequantize
 
 #: Of a step, by which values are moved to be sure of their place where a quantizer doesn't round to the nearest.
@@ -30,7 +30,9 @@ def own_parameter(layer: nn.Module, name: str = "weight") -> nn.Parameter:
 
 
 @torch.no_grad()
-def write_weight(layer: nn.Module, values: Tensor, grid: WeightGrid) -> bool:
+def write_weight(
+    layer: nn.Module, values: Tensor, grid: WeightGrid, before: Tensor | None = None
+) -> bool:
     """Give a layer the float weight that its quantizer turns into ``values``.
 
     A scale that is a statistic of the weight is kept as a statistic where the new weight has the same; where it hasn't, it is
@@ -40,36 +42,47 @@ def write_weight(layer: nn.Module, values: Tensor, grid: WeightGrid) -> bool:
         layer: with a quantized weight.
         values: of the grid, in the shape of the weight.
         grid: of the weight before.
+        before: the weight as it is, elsewhere; None for a copy of it.
 
     Returns:
         Whether that succeeded; if not, the layer is as it was.
     """
     held: Any = layer
     proxy, weight = held.weight_quant, held._parameters["weight"]
-    before = weight.detach().clone()
+    before = weight.detach().clone() if before is None else before
     wanted = values.to(weight.dtype)
     aside = _ASIDE.get(proxy.rounding_mode or "")
 
-    def nearly_as_before() -> Tensor:
-        same = grid.nearest(before.to(torch.float32)).to(weight.dtype) == wanted
-        return torch.where(same, before, wanted)
+    def write_nearly_as_before() -> None:
+        for part in parts_of(weight):
+            near = grid.of_part(part, weight.dim()).nearest(
+                before[part].to(torch.float32, copy=True)
+            )
+            same = near.to(weight.dtype) == wanted[part]
+            weight[part].copy_(torch.where(same, before[part], wanted[part]))
 
-    makers = [nearly_as_before, lambda: wanted]
+    def write(shift: float, towards_zero: bool = False) -> None:
+        weight.copy_(wanted)
+        if shift:
+            step = shift * grid.scale.to(weight.dtype)
+            weight.add_(step * wanted.sign() if towards_zero else step)
+
+    makers = [write_nearly_as_before, lambda: write(0.0)]
     if aside is not None:
-        makers = [lambda: wanted + aside * grid.scale.to(weight.dtype)]
+        makers = [lambda: write(aside)]
     elif proxy.rounding_mode in ("ROUND_TO_ZERO", "DPU"):
-        makers.append(lambda: wanted + 0.25 * grid.scale.to(weight.dtype) * wanted.sign())
+        makers.append(lambda: write(0.25, towards_zero=True))
     proxy.stop_following()
     shared = len(proxy.tracked_module_list) > 1
     for make in makers if not shared else ():
-        weight.copy_(make())
+        make()
         if _gives(held, wanted, grid):
             return True
     weight.copy_(before)
     scaling, zero = _slots(proxy)
     proxy.fix_scale()
     for make in reversed(makers):
-        weight.copy_(make())
+        make()
         if _gives(held, wanted, grid):
             return True
     weight.copy_(before)
@@ -89,8 +102,12 @@ def _restore_slots(proxy: Any, scaling: Any, zero: Any) -> None:
 
 
 def _gives(layer: Any, wanted: Tensor, grid: WeightGrid) -> bool:
-    value = dequantize(layer.quant_weight()).to(torch.float32)
-    room = (grid.scale.abs() + wanted.abs().to(torch.float32)).mul_(_ROOM)
-    if wanted.dtype not in (torch.float32, torch.float64):
-        room.add_(wanted.abs().to(torch.float32), alpha=torch.finfo(wanted.dtype).eps * 2)
-    return bool(((value - wanted).abs_() <= room).all())
+    values = dequantize(layer.quant_weight())
+    for part in parts_of(wanted):
+        value, exact = values[part].to(torch.float32), wanted[part].to(torch.float32)
+        room = (grid.of_part(part, wanted.dim()).scale.abs() + exact.abs()).mul_(_ROOM)
+        if wanted.dtype not in (torch.float32, torch.float64):
+            room.add_(exact.abs(), alpha=torch.finfo(wanted.dtype).eps * 2)
+        if not bool(((value - exact).abs_() <= room).all()):
+            return False
+    return True

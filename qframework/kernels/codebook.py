@@ -22,10 +22,9 @@ class _Codebook(Fused):
     @staticmethod
     def forward(ctx: Context, x: Tensor, scale: Tensor, codebook: Tensor) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, scale, codebook)
-        if 2 <= codebook.numel() <= _ENTRIES and codebook.dtype is scale.dtype:
-            layout = native.serves(x, tuple(scale.shape), "round", scale, codebook)
-            if layout is not None:
-                return native.codebook(layout, x, scale, codebook)
+        layout = _layout(x, scale, codebook)
+        if layout is not None:
+            return native.codebook(layout, x, scale, codebook)
         v = x.to(compute_dtype(x.dtype)) / scale
         entry = codebook[nearest_entry(v, codebook)]
         return (torch.where(v.isnan(), v, entry) * scale).to(x.dtype)
@@ -37,6 +36,9 @@ class _Codebook(Fused):
     @staticmethod
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, codebook = ctx.saved_tensors
+        layout = None if ctx.needs_input_grad[2] else _layout(x, scale, codebook, grad)
+        if layout is not None:
+            return *native.codebook_gradients(layout, grad, x, scale, codebook), None
         g = grad.to(compute_dtype(x.dtype))
         v = x.to(g.dtype) / scale
         index = nearest_entry(v, codebook)
@@ -49,6 +51,15 @@ class _Codebook(Fused):
             each = (g * scale).reshape(-1)
             grad_codebook = torch.zeros_like(codebook).index_add(0, index.reshape(-1), each)
         return grad_x.to(grad.dtype), grad_scale, grad_codebook
+
+
+def _layout(
+    x: Tensor, scale: Tensor, codebook: Tensor, g: Tensor | None = None
+) -> native.Layout | None:
+    """How C++ functions take the values, and ``g``, the gradient of the result."""
+    if not (2 <= codebook.numel() <= _ENTRIES and codebook.dtype is scale.dtype):
+        return None
+    return native.serves(x, tuple(scale.shape), "round", scale, codebook, g=g)
 
 
 @add_kernel(codebook_quantize, "fused", may_fuse_anywhere)

@@ -120,7 +120,10 @@ def _summands(
     maximum: Any = grid.maximum
     exact = x / scale
     shifted = exact if zero_point is None else exact + zero_point
-    if relu:
+    rounds_later = relu or grid.clips_first
+    if grid.clips_first:
+        place, low, high = shifted, minimum, maximum
+    elif relu:
         place, low, high = shifted, 0.0, _first_outside(maximum, exact.dtype)
     else:
         place, low, high = ROUNDINGS[grid.rounding](shifted), minimum - 0.5, maximum + 0.5
@@ -131,7 +134,7 @@ def _summands(
     if not need_scale:
         return grad_x, None, outside
     moved = inside(exact, place, low, high) if grid.clamp_gradient else exact
-    q = place.round_() if relu else place
+    q = ROUNDINGS[grid.rounding](place) if rounds_later else place
     q = q.clamp_(minimum, maximum)
     error = (q if zero_point is None else q.sub_(zero_point)).sub_(moved)
     return grad_x, error.mul_(g), outside
@@ -152,8 +155,12 @@ def _learned_bounds_gradients(
     g = grad.to(compute)
     exact = x.to(compute) / scale
     zero = torch.zeros_like(scale) if zero_point is None else zero_point
-    rounded = ROUNDINGS[grid.rounding](exact + zero)
-    above, below = rounded > maximum, rounded < minimum
+    shifted = exact + zero
+    rounded = ROUNDINGS[grid.rounding](shifted)
+    if grid.clips_first:
+        above, below = shifted >= maximum, shifted <= minimum
+    else:
+        above, below = rounded > maximum, rounded < minimum
     inside = ~(above | below)
     found: list[Tensor | None] = [grad, None, None, None, None]
     if grid.clamp_gradient:
@@ -221,9 +228,10 @@ class _LearnedBounds(Fused):
         maximum: Tensor,
         rounding: str,
         clamp_gradient: bool,
+        clips_first: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, scale, zero_point, minimum, maximum)
-        ctx.how = (rounding, clamp_gradient)
+        ctx.how = (rounding, clamp_gradient, clips_first)
         return quantize(x, scale, zero_point, IntegerGrid(minimum, maximum, rounding))
 
     @staticmethod
@@ -236,7 +244,7 @@ class _LearnedBounds(Fused):
         grid = IntegerGrid(minimum, maximum, *ctx.how)
         needed = ctx.needs_input_grad[:5]
         found = _learned_bounds_gradients(grad, x, scale, zero_point, grid, needed)
-        return *found, None, None
+        return *found, None, None, None
 
 
 @add_kernel(fake_quantize, "fused", may_fuse)
@@ -246,7 +254,8 @@ def _fused(
     if relu and not can_fuse_relu(zero_point, grid):
         x, relu = torch.relu(x), False
     if isinstance(grid.minimum, Tensor):
-        bounds: Any = (grid.minimum, grid.maximum, grid.rounding, grid.clamp_gradient)
-        return apply(_LearnedBounds, x, scale, zero_point, *bounds)  # type: ignore[no-any-return]
+        bounds = grid.minimum, grid.maximum
+        how: Any = (grid.rounding, grid.clamp_gradient, grid.clips_first)
+        return apply(_LearnedBounds, x, scale, zero_point, *bounds, *how)  # type: ignore[no-any-return]
     y = apply(_FakeQuantize, x, scale, zero_point, grid, relu)
     return note_origin(y, x, scale, zero_point, grid, relu)

@@ -84,15 +84,19 @@ def numbers_of(grid: Grid) -> list[float]:
     """A grid without its rounding."""
     if isinstance(grid, MinifloatGrid):
         return [*map(float, grid.format), float(grid.clamp_gradient)]
-    bounds: Any = (grid.minimum, grid.maximum)
-    return [*map(float, bounds), float(grid.clamp_gradient)]
+    numbers: Any = (grid.minimum, grid.maximum, grid.clamp_gradient, grid.clips_first)
+    return [*map(float, numbers)]
+
+
+#: How many numbers describe a grid of integers; those of minifloats are more.
+_OF_INTEGERS = 4
 
 
 def _grid(numbers: Sequence[float], rounding: str) -> Grid:
-    *found, clamps = numbers
-    if len(found) == 2:
-        return IntegerGrid(found[0], found[1], rounding, bool(clamps))
-    mantissa, bias, largest, signed, overflow = found
+    if len(numbers) == _OF_INTEGERS:
+        minimum, maximum, clamps, clips_first = numbers
+        return IntegerGrid(minimum, maximum, rounding, bool(clamps), bool(clips_first))
+    mantissa, bias, largest, signed, overflow, clamps = numbers
     form = MinifloatFormat(int(mantissa), int(bias), largest, bool(signed), overflow)
     return MinifloatGrid(form, rounding, bool(clamps))
 

@@ -95,6 +95,8 @@ def _plan_integers(plan: Plan, reader: Reader) -> None:
         view: Granularity | None = reader.stated(quantizer.int_quant.input_view_impl)
         if view is None:
             plan.grid, plan.symmetric = grid, symmetric
+        if grid.clips_first:  # as one by a scale that is known
+            return
         threshold = reader.stated(quantizer.int_scaling_impl, bits)
         rule: ScaleRule = reader.stated(quantizer.scaling_impl, threshold)
         if not isinstance(rule, ScaleRule):

@@ -112,21 +112,22 @@ def _in_parts(
     """
     grad_x: Tensor | None = None
     grad_weight = None if x is None else _room_for(weight)
-    sums: list[tuple[Tensor, Tensor]] | None = (
-        [] if takes_sums(weight.node, weight.x, weight.scale) else None
-    )
+    in_one = grad_weight is not None and takes_sums(weight.node, weight.x, weight.scale)
+    sums: list[tuple[Tensor, Tensor]] = []
+    room: Tensor | None = None
     for part in weight.parts(_AT_ONCE):
         some = rows[:, part.place]
+        made: Tensor | None = None
+        if grad_weight is not None and x is not None:
+            of_part = torch.mm(some.t(), x, out=grad_weight[part.place])
+            if in_one:
+                if room is None and need_x:
+                    room = torch.empty_like(part.x)
+                made = None if room is None else room[: part.x.shape[0]]
+                sums.append(part.sums(of_part, made))
         if need_x:
-            made = part.values()
+            made = part.values() if made is None else made
             grad_x = some.mm(made) if grad_x is None else grad_x.addmm_(some, made)
-        if grad_weight is None or x is None:
-            continue
-        of_part = grad_weight[part.place]
-        torch.mm(some.t(), x, out=of_part)
-        if sums is not None:
-            layout, grid = (part.x.shape[0], part.x[0].numel()), weight.grid
-            sums.append(native.row_absmax_sums(layout, of_part, part.x, part.scale, grid))  # type: ignore[arg-type]
     if sums and grad_weight is not None:
         note_sums(grad_weight, *map(torch.cat, zip(*sums, strict=True)))
     return grad_x, grad_weight

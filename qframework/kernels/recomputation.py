@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 from qframework.configuration import settings
 from qframework.functional import IntegerGrid, MinifloatGrid
+from qframework.kernels import native
 from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize, round_minifloats
@@ -96,6 +97,16 @@ class Part(NamedTuple):
         """The quantized values again."""
         made = self.whole.quantized(self.x, self.scale, self.zero_point)
         return made.view(-1, *self.whole.shape[1:])
+
+    def sums(self, g: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What the gradient of quantized rows gives their scales, see :func:`~qframework.kernels.native.row_absmax_sums`.
+
+        Args:
+            g: the gradient.
+            y: room for the quantized values, which are written in the same pass; None for no values.
+        """
+        layout = (self.x.shape[0], self.x[0].numel())
+        return native.row_absmax_sums(layout, g, self.x, self.scale, self.whole.grid, y)  # type: ignore[arg-type]
 
 
 def _some(t: Tensor | None, x: Tensor, place: slice) -> Tensor | None:

@@ -54,9 +54,9 @@ class Static:
 
     @property
     def range(self) -> Range | None:
-        """Scale and integers, where there is one scale, and no zero point; else None."""
+        """Scale and integers, where there is one scale, and no zero point; else None, and where they are clipped first."""
         scale: Tensor = self.rest[0]
-        if self.grid is None or not self.symmetric or scale.numel() != 1:
+        if self.grid is None or self.grid.clips_first or not self.symmetric or scale.numel() != 1:
             return None
         return Range(scale if scale.dim() == 0 else scale.reshape(()), self.grid)
 

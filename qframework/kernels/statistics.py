@@ -46,6 +46,10 @@ class _AbsMax(Fused):
     @staticmethod
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, top = ctx.saved_tensors
+        wide = top.to(grad.dtype)
+        layout = native.serves(x, (), "round", wide, incoming=(grad,))
+        if layout is not None:
+            return native.absmax_share(layout, x, wide, grad)
         largest = x.abs().eq_(top)  # 1 and 0, without a boolean tensor
         count = largest.sum(dtype=grad.dtype)
         share = torch.where(top > 0, grad / (count * top), 0.0)
@@ -77,6 +81,9 @@ class _RowAbsMax(Fused):
     @staticmethod
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         (x,) = ctx.saved_tensors
+        layout = native.serves(x, native.row_shape(x), "round", incoming=(grad,))
+        if layout is not None:
+            return native.absmax_share(layout, x, None, grad), None
         where = x.abs().max(-1, keepdim=True).indices
         shares = (grad if ctx.how else grad.unsqueeze(-1)) * x.gather(-1, where).sign()
         return torch.zeros_like(x).scatter_(-1, where, shares.to(x.dtype)), None

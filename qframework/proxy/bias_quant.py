@@ -11,6 +11,7 @@ from qframework.inject.explanation import Rows
 from qframework.inject.resolver import Resolver
 from qframework.kernels.autograd import transforms_active
 from qframework.kernels.trust import modes_active
+from qframework.proxy.base import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.proxy.parameter_quant import ParameterQuantProxyFromInjector
 from qframework.proxy.resolution import Resolution, resolver_of
@@ -123,16 +124,26 @@ class BiasQuantProxyFromInjector(ParameterQuantProxyFromInjector):
         return result
 
     def _scale_missing(self, what: str) -> str:
-        layer = self.tracked_module_list[0]
+        layer: Any = self.tracked_module_list[0]
+        proxy = getattr(getattr(layer, "input_weight", layer), f"{what}_quant", None)
+        if isinstance(proxy, QuantProxy) and proxy.is_quant_enabled and what == "weight":
+            said = f"is quantized by {proxy.quantizer.__name__}, which gives no integers times one scale"
+        else:
+            said = (
+                "is not quantized"
+                if what == "weight"
+                else "isn't quantized to integers by one scale"
+            )
         remedy = {
             "input": "give input_quant=Int8ActPerTensorFloat, or feed the layer a quantized tensor "
             "(return_quant_tensor=True on the layer before)",
-            "weight": "give a weight_quant",
+            "weight": "give a weight_quant such as Int8WeightPerTensorFloat",
         }[what]
         return (
             f"{qualified_name(layer)}: Input scale required. {self.quantizer.__name__} quantizes the bias by input "
-            f"scale times weight scale, and the {what} is not quantized; {remedy}, or use a bias quantizer with a "
-            "scale of its own, such as Int8BiasPerTensorFloatInternalScaling"
+            f"scale times weight scale, and the {what} {said}; {remedy}, or use a bias quantizer with a scale of its "
+            "own, such as Int8BiasPerTensorFloatInternalScaling, or bias_quant=None (in_proj_bias_quant=None and "
+            "out_proj_bias_quant=None of a QuantMultiheadAttention)"
         )
 
     def _many_scales(self, scale: Tensor) -> str:

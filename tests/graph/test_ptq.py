@@ -129,6 +129,25 @@ def test_interrupted_work_goes_on_with_the_same_bits(tmp_path, monkeypatch) -> N
 
 
 @pytest.mark.parametrize("method", ["adaround", "autoround"])
+def test_learned_rounding_of_strips_of_rows_is_that_of_the_rows_together(
+    method, monkeypatch
+) -> None:
+    from qframework.graph import in_place
+    from qframework.graph import learned_round as module
+
+    whole, parts = quantized(network()), quantized(network())
+    one = learned_round(whole, batches(), method=method, steps=20)
+    monkeypatch.setattr(in_place, "_STRIP", 1)
+    monkeypatch.setattr(module, "_ROWS", 3)
+    other = learned_round(parts, batches(), method=method, steps=20)
+    assert one.updated == other.updated
+    for name, (nearest, now) in other.errors.items():
+        assert nearest == pytest.approx(one.errors[name][0], rel=0.05)
+        assert now <= nearest
+        assert now == pytest.approx(one.errors[name][1], rel=0.2)
+
+
+@pytest.mark.parametrize("method", ["adaround", "autoround"])
 @pytest.mark.parametrize("blocks", [None, ["a", "b", "t", "d", "f"]])
 @pytest.mark.parametrize("kind", ["Int8WeightPerChannelFloat", "NF4WeightPerChannelFloat"])
 def test_learned_rounding_stays_within_a_step_and_never_ends_worse(method, blocks, kind) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from qframework.graph import Rule, calibration_mode, quantize_model
 from qframework.graph.conversion import CONVERSIONS
+from qframework.graph.quantizers_off import quantizers_off
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import (
     Int8ActPerTensorFloat,
@@ -177,3 +178,20 @@ def test_layers_that_are_quantized_already_are_left_alone() -> None:
     done = QuantIdentity()
     model, report = quantize_model(nn.Sequential(done, nn.Linear(2, 2)))
     assert type(model[0]) is QuantIdentity and report.kept[0].reason == "quantized already"
+
+
+@pytest.mark.parametrize("part", ("self_attn.out_proj", "linear1", "linear2"))
+def test_a_computed_weight_within_a_layer_of_several_parts_is_heeded(part) -> None:
+    torch.manual_seed(0)
+    net = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True).eval()
+    nn.utils.parametrizations.weight_norm(net.get_submodule(part))
+    x = torch.randn(2, 3, 8)
+    with pytest.warns(UserWarning, match="left layers in floats"):
+        quantized, report = quantize_model(nn.Sequential(net))
+    assert "one by one" in str(report)
+    with torch.no_grad(), quantizers_off(quantized):
+        torch.testing.assert_close(quantized(x), net(x))
+    assert (
+        type(quantized[0].get_submodule("linear2" if part != "linear2" else "linear1"))
+        is QuantLinear
+    )

@@ -61,6 +61,9 @@ def by_a_scale_of_its_own(x: Tensor) -> tuple:
 
 INTO = {bounds: IntegerGrid(*bounds) for bounds in (SIGNED, NARROW, UNSIGNED)}
 PASSING = {bounds: IntegerGrid(*bounds, "round", False) for bounds in (SIGNED, NARROW, UNSIGNED)}
+CLIPPED = {
+    bounds: IntegerGrid(*bounds, "round", True, True) for bounds in (SIGNED, NARROW, UNSIGNED)
+}
 OF_ELEMENTS = 2.0 ** -(values(5, 40, step=1.0, seed=2).abs() % 3)
 KNOWN = [
     known("signed", INTO[SIGNED]),
@@ -77,6 +80,13 @@ KNOWN = [
     known("channels", INTO[SIGNED], IMAGES, OF_CHANNELS),
     known("channels, relu", INTO[UNSIGNED], IMAGES, OF_CHANNELS, relu=True),
     known("elements", INTO[SIGNED], scale=OF_ELEMENTS),
+    known("clipped first", CLIPPED[SIGNED]),
+    known("clipped first, large", CLIPPED[SIGNED], values(*LARGE)),
+    known("clipped first, ceil", IntegerGrid(*SIGNED, "ceil", True, True)),
+    known("clipped first, channels", CLIPPED[NARROW], IMAGES, OF_CHANNELS),
+    known("clipped first, zero point", CLIPPED[UNSIGNED], zero=ZERO),
+    known("clipped first, relu", CLIPPED[UNSIGNED], relu=True),
+    learned_bounds("clipped first", "round", True, True, zero=torch.tensor(-2.0)),
     known("zero point", INTO[UNSIGNED], zero=ZERO),
     known("zero point, straight through", PASSING[UNSIGNED], zero=ZERO),
     known("zero point, large", INTO[UNSIGNED], values(*LARGE), zero=ZERO),

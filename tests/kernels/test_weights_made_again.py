@@ -34,7 +34,7 @@ def in_parts(monkeypatch) -> None:
     """Whatever the size, in several parts."""
     monkeypatch.setattr(tensors, "SMALLEST", 1)
     monkeypatch.setattr(products, "_LARGE", 1)
-    monkeypatch.setattr(products, "_AT_ONCE", 1000)
+    monkeypatch.setattr(products, "_AT_ONCE", 1400)  # the last part is shorter
     with qframework.settings.use(kernels="auto", recompute="auto"):
         yield
 

@@ -113,7 +113,8 @@ def _loaded(path: Path) -> ctypes.CDLL:
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
     )
     run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
-    for short in (loaded.qframework_row_tops, loaded.qframework_codebook):
+    for name in ("row_tops", "absmax_share", "codebook", "codebook_gradients"):
+        short = getattr(loaded, f"qframework_{name}")
         short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages
     large.argtypes, large.restype = [c_void_p, c_int64], None

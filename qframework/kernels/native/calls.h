@@ -20,7 +20,7 @@ struct Call {
   int64_t n, channels, inner, taps;
   double low, high, smallest, threshold;
   double least_normal, overflow;  // of minifloats; an overflow of 0 says that they saturate
-  int32_t mantissa_bits, clamp_gradient, relu, threads;
+  int32_t mantissa_bits, clamp_gradient, relu, threads;  // a clamp_gradient of 2 says that integers are clipped first
   int32_t domain, exponent_rounding;  // of scales: any number, or powers of two, of which the exponent is rounded
 };
 
@@ -37,13 +37,14 @@ Grid<C> grid_of(const Call& call) {
   grid.infinite = saturates ? C(NAN) : C(1);
   grid.normal = magnitude_bits(C(call.least_normal));
   grid.shift = Bits<C>(call.mantissa_bits) << kFraction<C>;
+  grid.clips_first = call.clamp_gradient == 2;
   return grid;
 }
 
 // The same with the scale and the zero point of a row.
 template <class C>
 Grid<C> grid_of(const Call& call, Grid<C> grid, int64_t row) {
-  const int64_t at = call.channels == 1 ? 0 : row % call.channels;
+  const int64_t at = row < call.channels ? row : row % call.channels;
   if (call.scale) grid.scale = static_cast<const C*>(call.scale)[at];
   if (call.zero) grid.zero = static_cast<const C*>(call.zero)[at];
   return grid;

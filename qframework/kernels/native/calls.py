@@ -155,10 +155,14 @@ def gradients(
         grad_of_scale=at(grad_of_scale),
         grad_scale=at(grad_scale),
         grad_zero=at(grad_zero),
-        clamp_gradient=grid.clamp_gradient,
+        clamp_gradient=_clamp_gradient(grid),
         relu=relu,
     )
     return grad_x, grad_scale, grad_zero
+
+
+def _clamp_gradient(grid: Grid) -> int:
+    return 2 if isinstance(grid, IntegerGrid) and grid.clips_first else int(grid.clamp_gradient)
 
 
 def _scale_numbers(rule: ScaleRule) -> dict[str, float]:
@@ -209,12 +213,54 @@ def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return top
 
 
+def absmax_share(layout: Layout, x: Tensor, top: Tensor | None, grad: Tensor) -> Tensor:
+    """The gradient of the largest magnitude, divided among the elements that have it; or of each row's, which its first one gets.
+
+    Args:
+        layout: of ``x``.
+        x: the values.
+        top: their largest magnitude, of the dtype of scales; None for those of rows.
+        grad: what comes in, of the dtype of scales, one for each row.
+    """
+    made, grad = empty_like(x), grad.contiguous()
+    call = Call(
+        x=address_to_read(x),
+        out=made.data_ptr(),
+        top=None if top is None else address_to_read(top),
+        grad_of_scale=address_to_read(grad),
+        n=x.numel(),
+        channels=layout[0],
+        inner=layout[1],
+        threads=_threads(),
+    )
+    library().qframework_absmax_share(DTYPES[x.dtype][0], ctypes.byref(call))
+    return made
+
+
 def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tensor:
     """The nearest of at most 32 entries, times a scale."""
     y = empty_like(x)
-    call = Call(
+    call = _codebook_call(layout, x, scale, entries, out=y.data_ptr())
+    library().qframework_codebook(DTYPES[x.dtype][0], ctypes.byref(call))
+    return y
+
+
+def codebook_gradients(
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, entries: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values and scale for ``g``, that of the result of :func:`codebook`."""
+    grad_x, grad_scale = empty_like(x), torch.empty_like(scale)
+    made = {"out": grad_x.data_ptr(), "grad_scale": grad_scale.data_ptr()}
+    call = _codebook_call(layout, x, scale, entries, g=address_to_read(g), **made)
+    library().qframework_codebook_gradients(DTYPES[x.dtype][0], ctypes.byref(call))
+    return grad_x, grad_scale
+
+
+def _codebook_call(
+    layout: Layout, x: Tensor, scale: Tensor, entries: Tensor, **operands: int
+) -> Call:
+    return Call(
         x=address_to_read(x),
-        out=y.data_ptr(),
         scale=address_to_read(scale),
         stored=address_to_read(entries),
         taps=entries.numel(),
@@ -222,9 +268,8 @@ def codebook(layout: Layout, x: Tensor, scale: Tensor, entries: Tensor) -> Tenso
         channels=layout[0],
         inner=layout[1],
         threads=_threads(),
+        **operands,
     )
-    library().qframework_codebook(DTYPES[x.dtype][0], ctypes.byref(call))
-    return y
 
 
 def absmax_gradients(
@@ -270,16 +315,17 @@ def absmax_gradients(
 
 
 def row_absmax_sums(
-    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid, y: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What comes in through the scale of each row, and the index of the element that gets it, as :func:`absmax_gradients` has it.
 
-    For contiguous rows, of whose values the gradient is that of the result itself.
+    For contiguous rows, of whose values the gradient is that of the result itself. Where ``y`` is given, the quantized values are
+    written into it in the same pass.
     """
     sums = torch.empty(layout[0], dtype=scale.dtype, device=x.device)
     where = torch.empty(layout[0], dtype=torch.int64, device=x.device)
     operands = {"g": address_to_read(g), "scale": address_to_read(scale)}
-    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr()}
+    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr(), "out": at(y)}
     _run(_ROW_ABSMAX_SUMS, layout, x, grid, **operands, **made)
     return sums, where
 

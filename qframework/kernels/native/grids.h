@@ -29,11 +29,13 @@ inline double rounded(double v) {
 
 // The numbers that a row is quantized by. Integers lie between low and high. Numbers of a format beyond them become `under` and
 // `over`, and their gradient passes between `from` and `to`; `normal` are the bits of the smallest normal one, `shift` the mantissa's
-// width at the place of the exponent, and `infinite` what an infinity becomes before it is bounded.
+// width at the place of the exponent, and `infinite` what an infinity becomes before it is bounded. With `clips_first` no gradient of
+// integers passes where a number is at an end before it is rounded.
 template <class C>
 struct Grid {
   C scale, zero, low, high, under, over, from, to, infinite;
   Bits<C> normal, shift;
+  bool clips_first;
 };
 
 // A value on its grid, before it is bounded; how far it moves with the value, which is 1 but for normal minifloats; whether it is one,
@@ -113,7 +115,7 @@ inline Sums of_blocks(int64_t n, F work) {
 // The gradient of each value, and the summands of those of scale and zero point. The scale's is, inside of the range, q - x / scale,
 // the difference itself, since the sum of each part is large; outside it is the clipped integer. A normal minifloat moves with its
 // value, y / x times as far, and the scale with neither. `grad_x` may be `g`.
-template <int R, class T, class C>
+template <int R, bool clips_first, class T, class C>
 inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, bool relu, C top) {
   return of_blocks(n, [=](int64_t start, auto length) {
     const T *g = gs + start, *__restrict x = xs + start;
@@ -132,7 +134,9 @@ inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
       const Placed<C> place = placed<R>(exact, grid);
       const C q = bounded<R>(place.q, grid);
       if constexpr (R < kMinifloat) {
-        const bool inside = !((place.q < grid.low) | (place.q > grid.high));
+        const C seen = exact + grid.zero;
+        const bool inside = clips_first ? !((seen <= grid.low) | (seen >= grid.high))
+                                        : !((place.q < grid.low) | (place.q > grid.high));
         of_scale += (q - grid.zero - only_if(inside, exact)) * upstream;
         of_zero -= only_if(!inside, upstream);
         put(grad_x[i], only_if(inside & active, upstream));
@@ -146,33 +150,41 @@ inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
   });
 }
 
-// The same for integers where the clamp passes gradients on; they are copied to `grad_x`, unless that is `g` or null.
+// The same for integers where the clamp passes gradients on; they are copied to `grad_x`, unless that is `g` or null. The quantized
+// values are written too, unless `ys` is null.
 template <int R, class T, class C>
-inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, C top) {
+inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const Grid<C>& on, C top, T* ys = nullptr) {
   if (grads && grads != gs) std::memcpy(grads, gs, n * sizeof(T));
-  return of_blocks(n, [=](int64_t start, auto length) {
-    const T *__restrict g = gs + start, *__restrict x = xs + start;
-    const Grid<C> grid = on;
-    C of_scale = 0;
-    int32_t count = 0;
+  const auto sum = [=](auto writes) {
+    return of_blocks(n, [=](int64_t start, auto length) {
+      const T *__restrict g = gs + start, *__restrict x = xs + start;
+      T* __restrict y = ys + (writes ? start : 0);
+      const Grid<C> grid = on;
+      C of_scale = 0;
+      int32_t count = 0;
 #pragma omp simd reduction(+ : of_scale, count)
-    for (int64_t i = 0; i < length; i++) {
-      const C v = wide(x[i]), exact = v / grid.scale;
-      const C q = bounded<R>(placed<R>(exact, grid).q, grid);
-      of_scale += (q - grid.zero - exact) * wide(g[i]);
-      count += std::abs(v) == top;
-    }
-    return Sums{of_scale, 0, count};
-  });
+      for (int64_t i = 0; i < length; i++) {
+        const C v = wide(x[i]), exact = v / grid.scale;
+        const C q = bounded<R>(placed<R>(exact, grid).q, grid) - grid.zero;
+        of_scale += (q - exact) * wide(g[i]);
+        count += std::abs(v) == top;
+        if constexpr (writes) put(y[i], q * grid.scale);
+      }
+      return Sums{of_scale, 0, count};
+    });
+  };
+  return ys ? sum(std::true_type()) : sum(std::false_type());
 }
 
 // Either, as a call wants it.
 template <int R, class T, class C>
 Sums gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, const Grid<C>& grid, bool clamp_gradient, bool relu,
                     C top) {
-  if constexpr (R < kMinifloat)
+  if constexpr (R < kMinifloat) {
     if (!clamp_gradient) return passing_piece<R>(g, x, grad_x, n, grid, top);
-  return clamped_piece<R>(g, x, grad_x, n, grid, relu, top);
+    if (grid.clips_first) return clamped_piece<R, true>(g, x, grad_x, n, grid, relu, top);
+  }
+  return clamped_piece<R, false>(g, x, grad_x, n, grid, relu, top);
 }
 
 // The largest magnitude, as an integer, so that NaN is the largest.

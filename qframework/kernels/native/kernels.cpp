@@ -211,6 +211,45 @@ void row_tops(const Call& call) {
   });
 }
 
+// The gradient of the largest magnitude of the tensor, `top`: `grad_of_scale` divided among the elements of that magnitude.
+template <class T>
+void absmax_share(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  const C top = *static_cast<const C*>(call.top);
+  std::vector<int64_t> counts(pieces_of(call.n));
+  for_pieces(call.n, call.n, call.threads, [&](int64_t piece, int64_t, int64_t at, int64_t n) {
+    std::memset(out + at, 0, n * sizeof(T));
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t i = 0; i < n; i++) count += std::abs(wide(x[at + i])) == top;
+    counts[piece] = count;
+  });
+  int64_t count = 0;
+  for (int64_t c : counts) count += c;
+  const C share = *static_cast<const C*>(call.grad_of_scale) / C(count);
+  for (int64_t piece = 0; piece < pieces_of(call.n); piece++) {
+    if (!counts[piece]) continue;
+    for (int64_t i = piece * kPiece; i < std::min(call.n, (piece + 1) * kPiece); i++)
+      if (std::abs(wide(x[i])) == top) put(out[i], share * sign(wide(x[i])));
+  }
+}
+
+// The gradient of the largest magnitude of each row, which its first element of that magnitude gets.
+template <class T>
+void row_absmax_share(const Call& call) {
+  using C = Wide<T>;
+  const T* x = static_cast<const T*>(call.x);
+  T* out = static_cast<T*>(call.out);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    std::memset(out + at, 0, call.inner * sizeof(T));
+    const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+    const C v = wide(x[place]);
+    put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
+  });
+}
+
 // As absmax, for the scale of each row.
 template <int R, class T>
 void row_absmax(const Call& call) {
@@ -240,7 +279,7 @@ void row_absmax_gradients(const Call& call) {
 }
 
 // The summands that row_absmax_gradients has of each row, and where the element is that gets them, for gradients that are those of the
-// values as they are.
+// values as they are; and the quantized values, where there is room for them.
 template <int R, class T>
 void row_absmax_sums(const Call& call) {
   using C = Wide<T>;
@@ -249,9 +288,25 @@ void row_absmax_sums(const Call& call) {
   for_rows(call, [&](int64_t row, int64_t at) {
     call.where[row] = first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
     const Grid<C> of_row = grid_of(call, grid, row);
-    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1));
+    T* y = call.out ? static_cast<T*>(call.out) + at : nullptr;
+    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1), y);
     static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
   });
+}
+
+// The gradients of values and scale of codebook_quantize.
+template <class T>
+void codebook_gradients(const Call& call) {
+  using C = Wide<T>;
+  const auto book = codebook_of<C>(call);
+  const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
+  std::vector<Sums> sums(call.n / call.inner * pieces_of(call.inner));
+  for_pieces(call.n, call.inner, call.threads, [&](int64_t piece, int64_t row, int64_t at, int64_t n) {
+    const C scale = static_cast<const C*>(call.scale)[row < call.channels ? row : row % call.channels];
+    sums[piece] = codebook_gradient_piece(g + at, x + at, static_cast<T*>(call.out) + at, n, scale, book);
+  });
+  const std::vector<Sums> totals = by_channel<C>(call, sums);
+  for (int64_t c = 0; c < call.channels; c++) static_cast<C*>(call.grad_scale)[c] = C(totals[c].scale);
 }
 
 enum Function { kQuantize, kGradients, kAbsmax, kAbsmaxGradients, kRowAbsmax, kRowAbsmaxGradients, kRowAbsmaxSums };
@@ -322,9 +377,22 @@ void qframework_codebook(int dtype, const Call* call) {
   of_dtype(dtype, [&](auto t) { codebook_quantize<decltype(t)>(*call); });
 }
 
+// The gradients of values and scale of the same.
+void qframework_codebook_gradients(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { codebook_gradients<decltype(t)>(*call); });
+}
+
 // The largest magnitude of each row, into `top`.
 void qframework_row_tops(int dtype, const Call* call) {
   of_dtype(dtype, [&](auto t) { row_tops<decltype(t)>(*call); });
+}
+
+// The gradient of the largest magnitude of the tensor, or of each row.
+void qframework_absmax_share(int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) {
+    using T = decltype(t);
+    call->top ? absmax_share<T>(*call) : row_absmax_share<T>(*call);
+  });
 }
 
 // As kQuantize, for values and a result that `call` doesn't name.

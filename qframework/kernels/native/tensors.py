@@ -16,9 +16,9 @@ from qframework.functional import IntegerGrid, MinifloatGrid
 from qframework.kernels.native.build import compiler, library, prebuilt
 
 #: With fewer elements there is little to gain, and nothing is built for them.
-SMALLEST = 1 << 10
+SMALLEST = 1 << 8
 #: Rows that are too short to be worth a call each.
-_SHORTEST = 16
+_SHORTEST = 4
 
 #: The dtypes of tensors: their number in kernels.cpp, and the dtype of scales beside them.
 DTYPES = {
