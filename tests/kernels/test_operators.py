@@ -134,7 +134,7 @@ def test_settings_leave_them_out(kernels) -> None:
 
 
 def test_exports_have_operators_of_torch_alone() -> None:
-    layer = QuantLinear(64, 24, weight_quant=q.MXFloat8e4m3Weight, input_quant=q.MXFloat8e4m3Act)
+    layer = QuantLinear(64, 24, weight_quant=q.MXFloat8e4m3Weight)
     for strict in (False, True):
         program = torch.export.export(layer.eval(), (torch.randn(32, 64),), strict=strict)
         targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
@@ -189,7 +189,7 @@ def trained(run: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor]]:
 #: Compiling takes seconds a layer: most of it is left to long runs.
 SOME = ["fp8 a channel", "mxfp8"]
 RUNS = [
-    (SOME, torch.float32),
+    (["mxfp8"], torch.float32),
     pytest.param(list(FORMATS), torch.float32, marks=pytest.mark.exhaustive),
     pytest.param(SOME, torch.bfloat16, marks=pytest.mark.exhaustive),
     pytest.param(SOME, torch.float64, marks=pytest.mark.exhaustive),
