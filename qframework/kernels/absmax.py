@@ -54,7 +54,7 @@ def _rounded(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
     return quantize(x, scale, None, grid)
 
 
-def _values(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor | None]:
+def absmax_values(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values and scale, and the largest magnitude where there is one."""
     whole, layout = _is_whole(rule), _native_layout(x, grid, rule)
     top: Tensor | None
@@ -90,7 +90,7 @@ class _QuantizeByAbsmax(Fused):
     def forward(  # type: ignore[override]
         ctx: Context, x: Tensor, grid: Grid, rule: ScaleRule
     ) -> tuple[Tensor, Tensor]:
-        y, scale, top = _values(x, grid, rule)
+        y, scale, top = absmax_values(x, grid, rule)
         ctx.save_for_backward(x, scale, top)
         ctx.how = (grid, rule)
         ctx.set_materialize_grads(False)
@@ -113,10 +113,10 @@ class _QuantizeByAbsmax(Fused):
         elif grad.stride() != x.stride() and grad.dtype is x.dtype:
             grad, overwrite = torch.empty_like(x).copy_(grad), True
         grid, rule = ctx.how
-        return _gradient(grad, grad_scale, x, scale, top, grid, rule, overwrite), None, None
+        return absmax_gradient(grad, grad_scale, x, scale, top, grid, rule, overwrite), None, None
 
 
-def _gradient(
+def absmax_gradient(
     g: Tensor,
     grad_scale: Tensor | None,
     x: Tensor,
@@ -241,6 +241,6 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
 @add_kernel(quantize_by_absmax, "fused", may_fuse)
 def _fused(w: Tensor, grid: Grid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
-        return _values(w, grid, rule)[:2]
+        return absmax_values(w, grid, rule)[:2]
     y, scale = apply(_QuantizeByAbsmax, w, grid, rule)
     return note_origin(y, w, scale, None, grid), scale

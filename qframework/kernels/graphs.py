@@ -15,12 +15,14 @@ from torch.autograd import Function
 
 from qframework.functional import (
     IntegerGrid,
+    MinifloatFormat,
     MinifloatGrid,
     ScaleRule,
     add_kernel,
     apply_step,
     fake_quantize,
     is_recomputing,
+    minifloat_quantize,
     quantize_by_absmax,
     repeat_while,
     tensor_clamp_ste,
@@ -30,6 +32,7 @@ from qframework.functional.straight_through import (
     StraightThroughClamp,
     StraightThroughStep,
 )
+from qframework.kernels import operators
 from qframework.kernels.absmax import Grid, parts_of_gradient
 from qframework.kernels.autograd import (
     Context,
@@ -39,6 +42,7 @@ from qframework.kernels.autograd import (
     may_fuse_in_graph,
 )
 from qframework.kernels.integer import can_fuse_relu, quantize_gradients, sum_to
+from qframework.kernels.minifloat import minifloat_gradients
 from qframework.kernels.rounding import quantize, round_minifloats
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 
@@ -150,6 +154,8 @@ class _Absmax(Function):
 
     @staticmethod
     def forward(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
+        if operators.absmax_operates(x, grid):
+            return operators.absmax(x, grid, rule)
         magnitudes, axes = x.abs(), _reduced(x, rule)
         top = magnitudes.amax() if axes is None else magnitudes.amax(axes, keepdim=True)
         upcast = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -170,6 +176,9 @@ class _Absmax(Function):
     def backward(ctx: Context, grad: Tensor, grad_scale: Tensor, _: Any) -> Any:  # type: ignore[override]
         x, scale, top = ctx.saved_tensors
         grid, rule = ctx.how
+        if operators.absmax_gradient_operates(x, grid):
+            found = operators.absmax_gradient(grad, grad_scale, x, scale, top, grid, rule)
+            return found, None, None
         grad_x, of_scale = parts_of_gradient(grad, x, scale, grid)
         hit, axes = x.abs() == top, _reduced(x, rule)
         slope = statistic_scale_slope(top.to(scale.dtype), rule)
@@ -208,6 +217,35 @@ def _serves_absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> bool:
 def _absmax(w: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor]:
     found = _Absmax.apply(w, grid, rule)  # type: ignore[no-untyped-call]
     return found[0], found[1]
+
+
+# ------------------------------------------------------------ minifloats by a scale that is known
+
+
+class _Minifloats(Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor | None, grid: MinifloatGrid) -> Tensor:
+        return round_minifloats(x, scale, grid)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: Any) -> None:
+        x, scale, ctx.how = inputs
+        ctx.save_for_backward(x, scale)
+
+    @staticmethod
+    def backward(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
+        x, scale = ctx.saved_tensors
+        operates = operators.may_operate(x)
+        gradients = operators.gradients_of_minifloats if operates else minifloat_gradients
+        found = gradients(grad, x, scale, ctx.how, ctx.needs_input_grad[1])
+        return found[0], found[1] if ctx.needs_input_grad[1] else None, None
+
+
+@add_kernel(minifloat_quantize, "in a graph", may_fuse_in_graph)
+def _minifloats(
+    x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
+) -> Tensor:
+    return _Minifloats.apply(x, scale, MinifloatGrid(format, rounding, clamp_gradient))  # type: ignore[no-any-return, no-untyped-call]
 
 
 # ------------------------------------------------------------ what definitions ask

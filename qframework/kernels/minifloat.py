@@ -19,8 +19,7 @@ from qframework.kernels.autograd import (
     Context,
     Fused,
     apply,
-    is_compiling,
-    may_fuse_anywhere,
+    may_fuse,
     may_overwrite,
 )
 from qframework.kernels.integer import sum_to
@@ -77,10 +76,9 @@ class _Minifloat(Fused):
         return found[0], found[1] if need_scale else None, None
 
 
-@add_kernel(minifloat_quantize, "fused", may_fuse_anywhere)
+@add_kernel(minifloat_quantize, "fused", may_fuse)
 def _fused(
     x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
 ) -> Tensor:
     grid = MinifloatGrid(format, rounding, clamp_gradient)
-    y = apply(_Minifloat, x, scale, grid)
-    return y if is_compiling() else note_origin(y, x, scale, None, grid)
+    return note_origin(apply(_Minifloat, x, scale, grid), x, scale, None, grid)
