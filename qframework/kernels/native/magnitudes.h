@@ -55,6 +55,15 @@ void row_absmax_share(const Call& call) {
   });
 }
 
+// The place of the first element of a value, which is there. Bits are compared, which makes vectors; both zeros have those of one.
+template <class T>
+inline int64_t place_of(const T* x, int64_t n, Wide<T> value) {
+  using C = Wide<T>;
+  if (value != value) return first_where(x, n, [](C v) { return magnitude_bits(v) > kInfinity<C>; });
+  const Bits<C> bits = as<Bits<C>>(value + C(0));
+  return first_where(x, n, [bits](C v) { return as<Bits<C>>(v + C(0)) == bits; });
+}
+
 // The gradient of an end of each row, `top`, which its first element of that value gets.
 template <class T>
 void row_end_share(const Call& call) {
@@ -64,8 +73,7 @@ void row_end_share(const Call& call) {
   for_rows(call, [&](int64_t row, int64_t at) {
     std::memset(out + at, 0, call.inner * sizeof(T));
     const C end = wide(static_cast<const T*>(call.top)[row]);
-    const int64_t place = first_where(x + at, call.inner, [end](C v) { return (v == end) | (v != v); });
-    out[at + place] = static_cast<const T*>(call.grad_of_scale)[row];
+    out[at + place_of(x + at, call.inner, end)] = static_cast<const T*>(call.grad_of_scale)[row];
   });
 }
 
