@@ -66,7 +66,7 @@ class QCDQ:
         if not whole:
             one = builder.node("DequantizeLinear", [codes, builder.number(1)], f"{call.name}.float")
             offset = builder.floats(f"{c.name}.zero_point", c.zero_point)
-            steps = builder.node("Sub", [one, offset], f"{call.name}.steps")
+            steps = builder.node("Sub", [one, offset], f"{call.name}.from_zero")
             builder.node("Mul", [steps, builder.floats(f"{c.name}.scale", c.scale)], result)
             builder.finish(call)
             return

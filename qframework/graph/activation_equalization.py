@@ -30,6 +30,7 @@ from qframework.graph.layer_wrappers import (
     OutputChanged,
     replace_module,
 )
+from qframework.graph.parameters_in_use import COMPUTED, has_computed, part
 from qframework.graph.quantizers_off import quantizers_off
 from qframework.graph.torch_transformers import call_changed_parts
 from qframework.layers.base import QuantLayer
@@ -140,6 +141,8 @@ class activation_equalization_mode:
         self._stack.close()
         if kind is None and self.enabled:
             with torch.no_grad(), unchanged_on_error(self.model):
+                used = [u.layer for r in self._regions for u in (*r.sources, *r.sinks)]
+                part(self.model, used)
                 for region in self._regions:
                     self._equalize(region)
                 call_changed_parts(self.model)
@@ -153,6 +156,9 @@ class activation_equalization_mode:
                 inside |= set(layer.modules())
                 found += self._of_attention(name, layer)
             elif isinstance(layer, WEIGHTED) and layer not in inside and name not in self.blacklist:
+                if has_computed(layer):
+                    self.report.skipped[name] = COMPUTED
+                    continue
                 held: Any = layer
                 count = held.in_features if isinstance(layer, LINEAR) else held.in_channels
                 ids, free = torch.arange(count), torch.ones(count, dtype=torch.bool)

@@ -43,6 +43,7 @@ from qframework.graph.channel_regions import (
     Use,
 )
 from qframework.graph.layer_view import CONVOLUTIONS, LINEAR, TRANSPOSED
+from qframework.graph.parameters_in_use import readers_in_code, why_fixed
 from qframework.graph.tracing import Traced
 
 
@@ -75,6 +76,7 @@ class Channels:
         self._sources: dict[nn.Module, tuple[str, list[int], list[fx.Node]]] = {}
         self._sinks: dict[nn.Module, tuple[str, list[int], list[fx.Node]]] = {}
         self._attention = projections_of(traced) if attention else {}
+        self._in_code = readers_in_code(traced)
         for node in traced.graph.nodes:
             self.held[node] = self._visit(node)
 
@@ -126,6 +128,10 @@ class Channels:
         held = self._given(node)
         if module._forward_hooks or module._forward_pre_hooks:
             self._block_all(node, f"{node.target} has hooks")
+            return None
+        fixed = why_fixed(module, self._in_code)
+        if fixed is not None:
+            self._block_all(node, f"{node.target} is as it is: {fixed}")
             return None
         if isinstance(module, (*LINEAR, *CONVOLUTIONS, *TRANSPOSED)):
             return self._layer(node, module, held)

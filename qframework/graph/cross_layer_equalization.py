@@ -12,6 +12,7 @@ from qframework.graph.channel_factors import bias_of, columns_of, rows_of, scale
 from qframework.graph.channel_regions import Region
 from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass
+from qframework.graph.parameters_in_use import part
 from qframework.graph.tracing import Traced
 
 #: Ranges below it are those of channels that compute nothing.
@@ -84,6 +85,8 @@ class EqualizeGraph(GraphPass):
             if region.reasons and not bool(region.free.all()):
                 some = "" if not bool(region.free.any()) else "some channels: "
                 self.report.skipped[where] = some + "; ".join(region.reasons)
+        free = [r for r in self._regions if bool(r.free.any())]
+        part(model, [u.layer for r in free for u in (*r.sources, *r.sinks)])
         for _ in range(self.iterations):
             farthest = max(
                 (self._equalize(r) for r in self._regions if bool(r.free.any())), default=0.0

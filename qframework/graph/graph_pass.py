@@ -11,6 +11,7 @@ from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.attention_projections import AttentionInputChanged, why_one_whole
 from qframework.graph.function_layers import QuantizedFunctions
 from qframework.graph.layer_wrappers import InputChanged, OutputChanged
+from qframework.graph.parameters_in_use import readers_in_code, why_fixed
 from qframework.graph.torch_transformers import PLAIN, call_changed_parts
 from qframework.graph.tracing import Traced, trace
 from qframework.layers.base import QuantLayer
@@ -86,10 +87,14 @@ class GraphPass:
 
 
 def note_wholes(report: PassReport, traced: Traced) -> None:
-    """Report modules whose projections can't be got at one by one; the channels around them stay as they are."""
+    """Report modules whose projections can't be got at one by one, or whose parameters can't be changed; the channels around them stay."""
+    in_code = readers_in_code(traced)
     for node in traced.graph.nodes:
         module = traced.called(node)
-        if isinstance(module, nn.RNNBase):
+        fixed = None if module is None else why_fixed(module, in_code)
+        if fixed is not None:
+            report.skipped[str(node.target)] = fixed
+        elif isinstance(module, nn.RNNBase):
             kind = type(module).__name__
             report.skipped[str(node.target)] = (
                 f"a {kind} of torch is one whole: what it reads and writes can't be scaled or turned"

@@ -20,6 +20,7 @@ from qframework.graph.channels import Channels
 from qframework.graph.graph_pass import GraphPass
 from qframework.graph.layer_view import LINEAR, LayerView
 from qframework.graph.layer_wrappers import replace_module
+from qframework.graph.parameters_in_use import part, readers_in_code, why_fixed
 from qframework.graph.tracing import Traced
 
 
@@ -63,7 +64,8 @@ class MergeLnAffine(GraphPass):
 
     def change(self, model: nn.Module, traced: Traced) -> None:
         """Fold all that can be."""
-        self._attention = projections_of(traced)
+        self._model = model
+        self._attention, self._in_code = projections_of(traced), readers_in_code(traced)
         calls: dict[nn.Module, list[fx.Node]] = {}
         for node in traced.graph.nodes:
             module = traced.called(node)
@@ -95,10 +97,18 @@ class MergeLnAffine(GraphPass):
     ) -> None:
         name = str(nodes[0].target)
         readers = [r for n in nodes for r in readers_of(n, traced)]
+        fixed = why_fixed(norm, self._in_code)
+        if fixed is not None:
+            self.report.skipped[name] = fixed
+            return
         layers: dict[nn.Module, str] = {}
         whole: dict[nn.Module, Any] = {}
         for reader in readers:
             layer = traced.called(reader)
+            fixed = None if layer is None else why_fixed(layer, self._in_code)
+            if fixed is not None:
+                self.report.skipped[name] = f"{reader.target} reads it: {fixed}"
+                return
             if layer in self._attention and norm.weight.dim() == 1:
                 found = self._of_attention(nodes, reader, self._attention[layer], traced)
                 if not found:
@@ -121,6 +131,7 @@ class MergeLnAffine(GraphPass):
             if any(call not in readers for call in calls[whole.get(layer, layer)]):
                 self.report.skipped[name] = f"{reader_name} reads something else too"
                 return
+        part(self._model, [norm])
         for layer, reader_name in layers.items():
             if isinstance(layer, Projection):
                 layer.make_own(bias=getattr(norm, "bias", None) is not None)
@@ -188,6 +199,7 @@ class LayerNormToRMS(GraphPass):
             if reason is not None:
                 self.report.skipped[", ".join(u.name for u in norms)] = reason
                 continue
+            part(model, [u.layer for u in region.sources])
             for use in region.sources:
                 center_rows(use.layer)
                 self.report.changed[use.name] = "mean of its output channels taken off"

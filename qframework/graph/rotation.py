@@ -123,8 +123,10 @@ def _where(layer: nn.Module) -> tuple[nn.Module, str]:
     Raises:
         ValueError: the weight is computed otherwise than by turning rows, which turning columns doesn't concern.
     """
-    if not parametrize.is_parametrized(layer, "weight"):
+    if "weight" in layer._parameters:
         return layer, "weight"
+    if not parametrize.is_parametrized(layer, "weight"):
+        raise ValueError("its weight is computed at each call")
     held: Any = layer.parametrizations["weight"]  # type: ignore[index]
     if not all(isinstance(p, RotatedRows) for p in held):
         raise ValueError("its weight is computed at each call")

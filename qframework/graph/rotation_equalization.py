@@ -28,6 +28,7 @@ from qframework.graph.hadamard import (
 )
 from qframework.graph.layer_view import LINEAR
 from qframework.graph.layer_wrappers import replace_module
+from qframework.graph.parameters_in_use import part, readers_in_code
 from qframework.graph.rotation import (
     RotatedColumns,
     RotatedInput,
@@ -108,13 +109,17 @@ class GraphRotationEqualization(GraphPass):
             if reason is not None:
                 self.report.skipped[names] = reason
                 continue
+            part(model, [u.layer for u in (*region.sources, *region.sinks)])
             matrix = self._matrix(region.size, generator, names)
             self._turn(region, matrix)
             turned |= {getattr(u.layer, "attention", u.layer) for u in region.sinks}
         if self.orphan_sink:
             names_of = {m: n for n, m in model.named_modules()}
             called = {traced.called(n): None for n in traced.graph.nodes}
+            in_code = readers_in_code(traced)
             for layer in called:
+                if layer in in_code:
+                    continue
                 if isinstance(layer, nn.MultiheadAttention) and layer not in turned:
                     if names_of[layer] not in self.blacklist:
                         rotate_attention_input(
@@ -223,10 +228,11 @@ def rotate_attention_input(
     except ValueError as error:
         report.skipped[name] = str(error)
         return attention  # type: ignore[no-any-return]
-    for turn, (part, layer, operands) in zip(turns, parts.inputs, strict=True):
+    part(model, [layer for _, layer, _ in parts.inputs])
+    for turn, (projection, layer, operands) in zip(turns, parts.inputs, strict=True):
         turn_columns(layer, turn)
         made = AttentionInputChanged(turn.to(attention.out_proj.weight.device), made, operands)
-        report.changed[part] = "input turned when it is called"
+        report.changed[projection] = "input turned when it is called"
     made.train(attention.training)
     replace_module(model, attention, made)
     return made  # type: ignore[no-any-return]

@@ -70,6 +70,8 @@ Bits = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1, le=32)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Percent = Annotated[float, BeforeValidator(_number), Field(ge=0, le=100)]
 Norm = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)]
 Codes = Annotated[tuple[Annotated[str, Field(pattern="^[01]*$")], ...], Field(min_length=1)]
@@ -141,7 +143,7 @@ class Policy(BaseModel):
     restrict_scaling_type: Annotated[RestrictValueType, _choice(RestrictValueType)] = Field(
         RestrictValueType.FP, description="Which values the scale may take."
     )
-    scaling_min_val: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = Field(
+    scaling_min_val: NotNegative | None = Field(
         None,
         description="Lower bound of the statistic before it is divided by the integer threshold.",
     )
@@ -153,10 +155,10 @@ class Policy(BaseModel):
     collect_stats_steps: Count = Field(
         description="Training calls that activation statistics are collected over."
     )
-    scaling_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
+    scaling_stats_momentum: Share | None = Field(
         0.1, description="Momentum of the running statistic; None for the plain mean."
     )
-    zero_point_stats_momentum: Annotated[float, Field(ge=0, le=1)] | None = Field(
+    zero_point_stats_momentum: Share | None = Field(
         0.1, description="Momentum of the zero point's running statistic; None for the plain mean."
     )
     high_percentile_q: Percent = Field(description="Upper percentile, in percent.")
@@ -200,7 +202,7 @@ class Policy(BaseModel):
     accumulator_bit_width: Bits = Field(
         32, description="Bits of the accumulator that no input may overflow, sign included."
     )
-    pre_scaling_min_val: Annotated[float, BeforeValidator(_number), Field(ge=0)] | None = Field(
+    pre_scaling_min_val: NotNegative | None = Field(
         None, description="Lower bound of a learned norm and of an accumulator-aware pre-scale."
     )
     force_parameter: Flag = Field(
@@ -212,7 +214,7 @@ class Policy(BaseModel):
     requires_input_scale: Flag = Field(
         True, description="A bias takes input scale times weight scale as its own."
     )
-    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+    threshold: Share = Field(
         description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
     )
     exponent_bit_width: Annotated[int, Field(strict=True, ge=1, le=8)] = Field(

@@ -85,7 +85,7 @@ def quantize_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of ``x``, scale and zero point for that of the result of :func:`quantize`; bounds are numbers."""
     if not (grid.clamp_gradient or need_scale):
-        return grad, None, None
+        return grad, None, _no_gradient(zero_point, need_zero)
     layout = integer_layout(x, scale, zero_point, grid, grad)
     if layout is not None:
         return native.gradients(layout, grad, x, scale, zero_point, grid, relu)
@@ -94,10 +94,15 @@ def quantize_gradients(
     needed: Any = (grid, relu, need_scale, need_zero and grid.clamp_gradient)
     grad_x, error, outside = _summands(*operands, *needed)
     grad_scale = sum_to(error, scale) if error is not None else None
-    grad_zero = None
+    grad_zero = _no_gradient(zero_point, need_zero)
     if outside is not None and zero_point is not None:
         grad_zero = sum_to(outside * scale, zero_point)
     return grad_x.to(grad.dtype) if grid.clamp_gradient else grad, grad_scale, grad_zero
+
+
+def _no_gradient(zero_point: Tensor | None, needed: bool) -> Tensor | None:
+    """Of a zero point whose two places in the formula cancel out: 0, which optimizers treat otherwise than none."""
+    return torch.zeros_like(zero_point) if needed and zero_point is not None else None
 
 
 def _summands(
@@ -162,7 +167,7 @@ def _learned_bounds_gradients(
     else:
         above, below = rounded > maximum, rounded < minimum
     inside = ~(above | below)
-    found: list[Tensor | None] = [grad, None, None, None, None]
+    found: list[Tensor | None] = [grad, None, _no_gradient(zero_point, need[2]), None, None]
     if grid.clamp_gradient:
         found[0] = grad * inside
         if need[2] and zero_point is not None:

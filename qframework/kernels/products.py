@@ -14,7 +14,7 @@ from qframework.functional import add_kernel, convolution, linear, transposed_co
 from qframework.functional.products import Numbers
 from qframework.kernels import native
 from qframework.kernels.absmax import note_sums, takes_sums
-from qframework.kernels.autograd import Context, is_compiling
+from qframework.kernels.autograd import Context, is_compiling, transforms_active
 from qframework.kernels.recomputation import Origin, origin_of
 from qframework.quant_tensor import TensorLike
 
@@ -89,13 +89,14 @@ class _Linear(Function):
         grad_bias = rows.sum(0) if need_bias else None
         x = _made(x) if need_weight else None
         x = None if x is None else x.reshape(-1, x.shape[-1])
-        if isinstance(weight, Origin) and rows.is_cpu and not torch.is_grad_enabled():
+        alone = rows.is_cpu and not torch.is_grad_enabled() and not transforms_active(rows)
+        if isinstance(weight, Origin) and alone:
             grad_x, grad_weight = _in_parts(rows, x, weight, need_x)
         else:
             grad_weight = None if x is None else rows.t().mm(x)
             grad_x = rows.mm(_made(weight)) if need_x else None
         if grad_x is not None:
-            grad_x = grad_x.view(*grad.shape[:-1], -1)
+            grad_x = grad_x.view(*grad.shape[:-1], grad_x.shape[-1])
         return grad_x, grad_weight, grad_bias, None, None
 
 
@@ -112,7 +113,11 @@ def _in_parts(
     """
     grad_x: Tensor | None = None
     grad_weight = None if x is None else _room_for(weight)
-    in_one = grad_weight is not None and takes_sums(weight.node, weight.x, weight.scale)
+    in_one = (
+        grad_weight is not None
+        and not weight.gradient_is_seen()
+        and takes_sums(weight.node, weight.x, weight.scale)
+    )
     sums: list[tuple[Tensor, Tensor]] = []
     room: Tensor | None = None
     for part in weight.parts(_AT_ONCE):

@@ -34,6 +34,8 @@ class Origin(NamedTuple):
         relu: whether ``relu(x)`` was quantized.
         node: of the graph, that made the quantized values.
         shape: of the quantized values.
+        made: the quantized values, which it doesn't keep alive.
+        hooked: whether there were hooks on their gradient when a layer took them.
     """
 
     x: Tensor
@@ -43,6 +45,13 @@ class Origin(NamedTuple):
     relu: bool
     node: Any
     shape: torch.Size
+    made: ReferenceType[Tensor]
+    hooked: bool
+
+    def gradient_is_seen(self) -> bool:
+        """Whether hooks are given the gradient of the quantized values, who may write to it by any way."""
+        made = self.made()
+        return self.hooked or (made is not None and bool(made._backward_hooks))
 
     def values(self) -> Tensor:
         """The quantized values again."""
@@ -157,7 +166,7 @@ def origin_of(y: Tensor) -> Origin | None:
     ):
         return None
     x = found.x()
-    return None if x is None else Origin(x, *found[1:7])
+    return None if x is None else Origin(x, *found[1:7], ref(y), bool(y._backward_hooks))
 
 
 def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from qframework.quantizers import (
     Int8WeightPerGroupFloat,
     Int32Bias,
     ShiftedUint8ActPerTensorFixedPoint,
+    ShiftedUint8ActPerTensorLSQPlus,
     ShiftedUint8WeightGroupQuantFloat,
 )
 
@@ -256,3 +257,18 @@ def test_calls_of_the_reference_library_run_as_they_are(export: Any, tmp_path: P
         dynamo=True,
     )
     assert Path(path).exists()
+
+
+@pytest.mark.parametrize("bits", (3, 8, 10))
+@pytest.mark.parametrize("standard", (False, True))
+def test_activations_whose_zero_point_lies_between_integers(standard: bool, bits: int) -> None:
+    torch.manual_seed(0)
+    quantizer = ShiftedUint8ActPerTensorLSQPlus
+    act = QuantIdentity(act_quant=quantizer, bit_width=bits, collect_stats_steps=1)
+    model, x = nn.Sequential(act, QuantLinear(32, 8, bias=False)), torch.randn(6, 32)
+    for _ in range(2):
+        model(x)
+    model.eval()
+    assert act.act_quant.zero_point().item() % 1 != 0
+    proto = export_onnx_qcdq(model, x, standard=standard, opset_version=21)
+    assert verify(model, x, proto).exact

@@ -8,12 +8,15 @@ import pytest
 from qframework import core
 from qframework.inject.expressions import Value, arguments_of
 from qframework.inject.policy import Policy
+from qframework.layers import QuantLinear
 from qframework.quantizers import (
     AccumulatorAwareWeightQuant,
     ActQuantSolver,
     AdditivePowersOfTwo,
     BiasQuantSolver,
     FloatBase,
+    Int8ActPerTensorFloat,
+    SignedTernaryWeightPerTensorConst,
     TruncQuantSolver,
     WeightQuantSolver,
 )
@@ -60,3 +63,20 @@ def test_the_documented_default_is_the_one_in_effect(name) -> None:
 @pytest.mark.parametrize("name", sorted(Policy.model_fields))
 def test_every_policy_says_what_it_means(name) -> None:
     assert len(Policy.model_fields[name].description or "") > 15
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("weight_scaling_min_val", float("inf")),
+        ("weight_scaling_min_val", float("nan")),
+        ("input_scaling_stats_momentum", True),
+        ("weight_threshold", True),
+    ],
+)
+def test_numbers_that_would_ruin_all_values_are_refused(keyword, value) -> None:
+    quantizers = (
+        {"weight_quant": SignedTernaryWeightPerTensorConst} if "threshold" in keyword else {}
+    )
+    with pytest.raises(ValueError, match=f"QuantLinear.*{keyword}={value}"):
+        QuantLinear(4, 3, input_quant=Int8ActPerTensorFloat, **quantizers, **{keyword: value})

@@ -114,6 +114,22 @@ def test_a_range_with_a_zero_point(clamp_gradient, shape) -> None:
     )
 
 
+@pytest.mark.parametrize("learned_bounds", [False, True])
+@pytest.mark.parametrize("scale_learns", [False, True])
+@pytest.mark.parametrize("shape", [(5, 7), LARGE])
+def test_a_zero_point_that_cancels_out_has_a_gradient_of_zeros(
+    shape, scale_learns, learned_bounds
+) -> None:
+    # None would be another thing to optimizers with weight decay, and an error in torch.autograd.grad
+    x, zero = values(*shape), torch.tensor(6.0, requires_grad=True)
+    scale = torch.tensor(0.25, requires_grad=scale_learns)
+    bounds = (torch.tensor(0.0), torch.tensor(15.0)) if learned_bounds else (0.0, 15.0)
+    grid = IntegerGrid(*bounds, "round", False)
+    y = fake_quantize(x, scale, zero, grid)
+    (found,) = torch.autograd.grad(y.square().sum(), [zero])
+    assert torch.equal(found, torch.zeros(()))
+
+
 def test_a_relu_is_the_same_as_one_in_front() -> None:
     x, scale, *_ = operands(torch.float64, "tensor")
     for grid in (IntegerGrid(0.0, 5.0), IntegerGrid(-5.0, 5.0), IntegerGrid(0.0, 5.0, "ceil")):

@@ -141,6 +141,44 @@ def test_a_gradient_that_a_hook_writes_to_counts() -> None:
     torch.testing.assert_close(w.grad, expected(x, 2)[1])
 
 
+@pytest.mark.parametrize("late", (True, False))
+@pytest.mark.parametrize("writes", [lambda g: g.data.mul_(2), lambda g: g.numpy().__imul__(2)])
+def test_a_gradient_that_a_hook_writes_to_behind_torch_s_back_counts(writes, late) -> None:
+    x = torch.randn(5, 64)
+    w, y = quantized_weight()
+
+    def hook(g: torch.Tensor) -> None:
+        writes(g)
+
+    if not late:
+        y.register_hook(hook)
+    loss = linear(x, y).square().sum()
+    if late:
+        y.register_hook(hook)
+    else:
+        del y
+    loss.backward()
+    torch.testing.assert_close(w.grad, expected(x, 2)[1])
+
+
+@pytest.mark.parametrize("shape", [(0, 70), (0, 3, 70), (3, 0, 70)])
+def test_a_batch_of_no_samples_has_gradients_of_zeros(shape) -> None:
+    layer, x = layer_of(q.Int8WeightPerChannelFloat), torch.zeros(shape)
+    y, of_x, *others = results(layer, x, "auto")
+    assert y.shape == (*shape[:-1], 24) and of_x.shape == shape
+    assert all(bool((g == 0).all()) for g in others)
+
+
+def test_several_gradients_at_once_are_each_that_of_its_own() -> None:
+    layer, x = layer_of(q.Int8WeightPerChannelFloat), torch.randn(5, 70, requires_grad=True)
+    y, leaves = layer(x), [x, layer.weight]
+    upstream = torch.randn(3, *y.shape)
+    at_once = torch.autograd.grad(y, leaves, upstream, is_grads_batched=True, retain_graph=True)
+    apart = [torch.autograd.grad(y, leaves, g, retain_graph=True) for g in upstream]
+    for found, each in zip(at_once, zip(*apart, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(each))
+
+
 def test_a_retained_gradient_is_that_of_the_quantized_weight() -> None:
     x = torch.randn(5, 64)
     _, y = quantized_weight()

@@ -1,0 +1,66 @@
+"""Whose parameters passes may change: those that are computed or read by code stay, those that layers share are parted before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from qframework.graph.attention_projections import Projection
+from qframework.graph.tracing import Traced
+from qframework.graph.weight_writing import own_parameter
+
+COMPUTED = "its weight is computed at each call"
+
+
+def has_computed(module: nn.Module) -> bool:
+    """Whether a weight or bias of a layer is something else than a parameter, as behind a parametrization or pruning."""
+    return any(
+        name not in module._parameters and getattr(module, name, None) is not None
+        for name in ("weight", "bias")
+    )
+
+
+def readers_in_code(traced: Traced) -> set[nn.Module]:
+    """The called modules of which code reads a parameter past them, or one of a part of theirs."""
+    names = [str(n.target) for n in traced.graph.nodes if n.op == "get_attr"]
+    return {
+        module
+        for node in traced.graph.nodes
+        if (module := traced.called(node)) is not None
+        and any(name.startswith(f"{node.target}.") for name in names)
+    }
+
+
+def why_fixed(module: nn.Module, in_code: set[nn.Module]) -> str | None:
+    """Why what a called module computes with can't be changed; None where it can."""
+    if not isinstance(module, nn.MultiheadAttention) and has_computed(module):
+        return COMPUTED
+    return "code reads its parameters past it" if module in in_code else None
+
+
+def part(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Give layers that are about to be changed parameters of their own in place of those that other modules hold too.
+
+    Args:
+        model: with the layers.
+        layers: some of it; projections of attention among them share its parameters afterwards as before.
+    """
+    holders: dict[int, list[Any]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append((module, name))
+    layers = list(layers)
+    for layer in layers:
+        held: Any = layer
+        names = ("weight", "bias")
+        if isinstance(layer, Projection):
+            held, names = layer.holder, layer.names
+        for name in names:
+            if len(holders.get(id(held._parameters.get(name)), ())) > 1:
+                own_parameter(held, name)
+    for layer in layers:
+        if isinstance(layer, Projection):
+            layer.refresh()
