@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Unpack
 from torch import nn
 
 from qframework.inject import PolicyTypeError
-from qframework.layers.base import QuantLayer, route_keywords
+from qframework.layers.base import QuantLayer, heeded, route_keywords
 from qframework.layers.keywords import ActLayerKeywords
 from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy, sharing
 from qframework.quant_tensor import TensorLike
@@ -219,7 +219,8 @@ class QuantNonLinearActLayer(QuantActLayer):
             input = input_quant(input)
         if self.own_activation is not None:
             input = self.own_activation(input)
-        return self._pack(parts["act_quant"](input))
+        act_quant = parts["act_quant"]
+        return self._pack(heeded(act_quant, act_quant(input)))
 
 
 class QuantIdentity(QuantNonLinearActLayer):

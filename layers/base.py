@@ -7,6 +7,7 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks as _every_module_has
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.inject import UnknownNameError
@@ -14,6 +15,7 @@ from qframework.inject.errors import nearest
 from qframework.inject.explanation import Explanation
 from qframework.inject.names import is_ours, refuse_setting
 from qframework.inject.policy import IGNORED_KEYWORDS, POLICY_NAMES, setting_name
+from qframework.kernels.recomputation import forget_origin
 from qframework.proxy import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike
@@ -97,6 +99,8 @@ class QuantLayer(nn.Module):
 
     def _pack(self, out: TensorLike) -> Any:
         """The result in the form that the layer was asked for."""
+        if may_write(self):
+            forget_origin(out)
         if isinstance(out, QuantTensor):
             return out if self.return_quant_tensor else out.value
         if self.return_quant_tensor:
@@ -139,6 +143,24 @@ class QuantLayer(nn.Module):
         else:
             lines += parts[1:]
         return "\n  ".join(lines)
+
+
+def may_write(module: nn.Module) -> bool:
+    """Whether code of a user's own sees what a module gives, and may write to it by any way: a hook, or a forward of its own."""
+    own: Any = type(module).forward
+    return bool(
+        _every_module_has
+        or module.__dict__.get("_forward_hooks")
+        or "forward" in module.__dict__
+        or not is_ours(own.__module__)
+    )
+
+
+def heeded(proxy: QuantProxy, quantized: object) -> Any:
+    """What a proxy gave; where somebody may have written to the values, they aren't made again from those of before."""
+    if may_write(proxy):
+        forget_origin(quantized)
+    return quantized
 
 
 class Explanations:

@@ -21,6 +21,7 @@ from qframework.kernels import native
 from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize, round_minifloats
+from qframework.quant_tensor import QuantTensor
 
 
 class Origin(NamedTuple):
@@ -167,6 +168,19 @@ def origin_of(y: Tensor) -> Origin | None:
         return None
     x = found.x()
     return None if x is None else Origin(x, *found[1:7], ref(y), bool(y._backward_hooks))
+
+
+def forget_origin(quantized: object) -> None:
+    """Let quantized values not know what they were made of, since code of a user's own may have written to them by any way.
+
+    Args:
+        quantized: a tensor, or a quantized one; anything else is left alone.
+    """
+    if is_compiling():
+        return
+    y = quantized.value if isinstance(quantized, QuantTensor) else quantized
+    if isinstance(y, Tensor):
+        y.__dict__.pop("origin", None)
 
 
 def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:

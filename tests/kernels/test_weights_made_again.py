@@ -10,7 +10,7 @@ from qframework import quantizers as q
 from qframework.functional import IntegerGrid, ScaleRule, linear, quantize_by_absmax
 from qframework.kernels import products
 from qframework.kernels.native import tensors
-from qframework.layers import QuantConv2d, QuantLinear
+from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear
 
 WEIGHTS = [
     q.Int8WeightPerTensorFloat,
@@ -218,3 +218,85 @@ def test_the_gradient_of_a_graph_is_that_of_the_definition() -> None:
         found.append(torch.autograd.grad(first.square().sum(), [x, layer.weight]))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------ whoever writes to quantized values
+
+
+def halve(_module: object, _args: object, out: object) -> None:
+    value = out if isinstance(out, torch.Tensor) else out.value
+    value.data.mul_(0.5)
+
+
+class HalvedWeight(QuantLinear):
+    """A user's own."""
+
+    def quant_weight(self, quant_input: object = None) -> object:
+        quantized = super().quant_weight(quant_input)
+        halve(self, (), quantized)
+        return quantized
+
+
+class HalvedResult(QuantIdentity):
+    """A user's own."""
+
+    def forward(self, input: object) -> object:
+        out = super().forward(input)
+        halve(self, (), out)
+        return out
+
+
+def with_hook(name: str) -> QuantLinear:
+    layer = QuantLinear(70, 24, weight_quant=q.Int8WeightPerChannelFloat, input_quant=ACT)
+    layer.get_submodule(name).register_forward_hook(halve)
+    return layer
+
+
+def with_forward(name: str) -> QuantLinear:
+    layer = QuantLinear(70, 24, weight_quant=q.Int8WeightPerChannelFloat, input_quant=ACT)
+    proxy = layer.get_submodule(name)
+    before = proxy.forward
+
+    def forward(*args: object) -> object:
+        out = before(*args)
+        halve(proxy, args, out)
+        return out
+
+    proxy.forward = forward
+    return layer
+
+
+def behind(act: nn.Module) -> nn.Module:
+    return nn.Sequential(act, QuantLinear(70, 24))
+
+
+def hooked(act: nn.Module, name: str) -> nn.Module:
+    act.get_submodule(name).register_forward_hook(halve)
+    return behind(act)
+
+
+ACT = q.Int8ActPerTensorFloat
+WRITERS = {
+    "a hook on the weight's quantizer": lambda: with_hook("weight_quant"),
+    "a hook on the input's quantizer": lambda: with_hook("input_quant"),
+    "a forward of the weight's quantizer": lambda: with_forward("weight_quant"),
+    "a forward of the input's quantizer": lambda: with_forward("input_quant"),
+    "a quant_weight": lambda: HalvedWeight(70, 24, weight_quant=q.Int8WeightPerChannelFloat),
+    "a hook on an activation": lambda: hooked(QuantIdentity(), ""),
+    "a hook on an activation's quantizer": lambda: hooked(QuantIdentity(), "act_quant"),
+    "an activation's forward": lambda: behind(HalvedResult()),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_a_user_writes_to_quantized_values_counts_in_gradients(writer) -> None:
+    torch.manual_seed(0)
+    layer, x = WRITERS[writer](), torch.randn(5, 70)
+    with torch.no_grad():
+        layer(x)  # statistics are collected
+    for module in layer.modules():
+        if hasattr(module, "finish_collection"):
+            module.finish_collection()
+    kept, made = results(layer, x, "never"), results(layer, x, "auto")
+    for a, b in zip(kept, made, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
