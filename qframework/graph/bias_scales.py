@@ -92,17 +92,15 @@ def _keyword(path: str) -> str:
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
-def asked_for(name: str, given: Mapping[str, Any]) -> bool:
-    """Whether a bias quantizer, or one for several biases, was given.
+def asked_for(name: str, given: Mapping[str, Any]) -> Any:
+    """The bias quantizer that was given, its own or one for several biases; None where none was.
 
     Args:
         name: of :func:`biases_without_scale`.
         given: what the layer's constructor is given.
     """
-    names = [
-        name.split("_", i)[-1] for i in range(name.count("_"))
-    ]  # its own first, then that of all
-    return any(given.get(n) is not None for n in names)
+    names = [name.split("_", i)[-1] for i in range(name.count("_"))]  # its own first
+    return next((given[n] for n in names if given.get(n) is not None), None)
 
 
 def left_out(given: Mapping[str, Any], missing: Mapping[str, str]) -> dict[str, Any]:

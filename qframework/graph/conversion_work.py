@@ -411,10 +411,11 @@ class Work:
         fed = getattr(self.done.get(before or module), "return_quant_tensor", False)
         missing = biases_without_scale(made, fed)
         for keyword, why in missing.items():
-            if asked_for(keyword, given):
-                where = name or "the model"
-                self.without_scale.append(f"{where} ({keyword}: {why})")
-        return {n: why for n, why in missing.items() if not asked_for(n, given)}
+            asked = asked_for(keyword, given)
+            if asked is not None:
+                what = f"{keyword}={getattr(asked, '__name__', asked)}"
+                self.without_scale.append(f"{name or 'the model'} ({what}: {why})")
+        return {n: why for n, why in missing.items() if asked_for(n, given) is None}
 
     def _keywords(self, module: nn.Module, conversion: Conversion | None) -> dict[str, Any]:
         """Arguments for quantizers: those for the model, then those of rules."""

@@ -236,7 +236,7 @@ def _quantized(
     }
     made = target(**{**arguments, **given, **more})
     missing = biases_without_scale(made, fed=True)
-    missing = {n: why for n, why in missing.items() if not asked_for(n, given)}
+    missing = {n: why for n, why in missing.items() if asked_for(n, given) is None}
     if missing:
         made = target(**left_out({**arguments, **given, **more}, missing))
         if left is not None:

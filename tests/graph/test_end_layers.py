@@ -59,7 +59,9 @@ def test_what_is_no_rule_is_refused(said) -> None:
 
 
 def test_a_bias_quantizer_without_the_scale_of_an_input_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"stem \(Int32Bias\)"):
+    with pytest.raises(
+        ValueError, match=r"stem \(bias_quant=Int32Bias: its input isn't quantized\)"
+    ):
         quantize_model(OutOfOrder(), bias_quant=Int32Bias)
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
     model, _ = quantize_model(
