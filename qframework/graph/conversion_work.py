@@ -407,6 +407,9 @@ class Work:
         self, name: str, module: nn.Module, made: nn.Module, given: dict[str, Any]
     ) -> dict[str, str]:
         """Bias quantizers of a layer's own whose scale can't come from anywhere; those that were asked for are noted."""
+        biases = any("bias" in n for n, _ in module.named_parameters())
+        if not biases and module not in self.folds:  # there is nothing to quantize
+            return {}
         before = self.sources.get(module, InputSource(None, False)).activation
         fed = getattr(self.done.get(before or module), "return_quant_tensor", False)
         missing = biases_without_scale(made, fed)

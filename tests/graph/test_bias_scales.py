@@ -140,7 +140,8 @@ def test_a_bias_that_is_made_later_stays_float_as_well() -> None:
 def test_a_bias_quantizer_that_was_asked_for_is_refused(model) -> None:
     options = {"bias_quant": Int32Bias, "input_quant": Int8ActPerTensorFloat}
     with pytest.raises(
-        ValueError, match=r"bias_quant: its weight is quantized by MXInt8Weight.*bias_quant=None"
+        ValueError,
+        match=r"bias_quant=Int32Bias: its weight is quantized by MXInt8Weight.*bias_quant=None",
     ):
         quantize_model(model, weight_quant=MXInt8Weight, **options)
 
