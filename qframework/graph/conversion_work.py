@@ -407,15 +407,13 @@ class Work:
         self, name: str, module: nn.Module, made: nn.Module, given: dict[str, Any]
     ) -> dict[str, str]:
         """Bias quantizers of a layer's own whose scale can't come from anywhere; those that were asked for are noted."""
-        biases = any("bias" in n for n, _ in module.named_parameters())
-        if not biases and module not in self.folds:  # there is nothing to quantize
-            return {}
+        has_bias = module in self.folds or any("bias" in n for n, _ in module.named_parameters())
         before = self.sources.get(module, InputSource(None, False)).activation
         fed = getattr(self.done.get(before or module), "return_quant_tensor", False)
         missing = biases_without_scale(made, fed)
         for keyword, why in missing.items():
             asked = asked_for(keyword, given)
-            if asked is not None:
+            if asked is not None and has_bias:
                 what = f"{keyword}={getattr(asked, '__name__', asked)}"
                 self.without_scale.append(f"{name or 'the model'} ({what}: {why})")
         return {n: why for n, why in missing.items() if asked_for(n, given) is None}
