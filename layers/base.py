@@ -6,6 +6,7 @@ import inspect
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks as _every_module_has
 
@@ -19,6 +20,8 @@ from qframework.kernels.recomputation import forget_origin
 from qframework.proxy import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike
+
+grad_enabled = torch.is_grad_enabled  # named here, since to look it up each time takes long
 
 
 def route_keywords(
@@ -99,8 +102,8 @@ class QuantLayer(nn.Module):
 
     def _pack(self, out: TensorLike) -> Any:
         """The result in the form that the layer was asked for."""
-        if may_write(self):
-            forget_origin(out)
+        if grad_enabled():
+            heed(self, out)
         if isinstance(out, QuantTensor):
             return out if self.return_quant_tensor else out.value
         if self.return_quant_tensor:
@@ -152,15 +155,17 @@ def may_write(module: nn.Module) -> bool:
         _every_module_has
         or module.__dict__.get("_forward_hooks")
         or "forward" in module.__dict__
-        or not is_ours(own.__module__)
+        or not own.__module__.startswith("qframework.")
     )
 
 
-def heeded(proxy: QuantProxy, quantized: object) -> Any:
-    """What a proxy gave; where somebody may have written to the values, they aren't made again from those of before."""
-    if may_write(proxy):
+def heed(module: nn.Module, quantized: object) -> None:
+    """Where somebody may have written to what a module gave, the values aren't made again from those of before.
+
+    Asked where gradients are enabled, since nothing is made again without.
+    """
+    if may_write(module):
         forget_origin(quantized)
-    return quantized
 
 
 class Explanations:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from qframework.kernels.recomputation import forget_origin
-from qframework.layers.base import QuantLayer, heeded, route_keywords
+from qframework.layers.base import QuantLayer, grad_enabled, heed, route_keywords
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.proxy import (
     ActQuantProxyFromInjector,
@@ -251,12 +251,10 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         """
         parts: Any = self._modules  # looked at directly, since a module's attributes take long
         input_quant, output_quant = parts["input_quant"], parts["output_quant"]
-        quant_input: Any = input
-        if not input_quant.is_idle:
-            quant_input = heeded(input_quant, input_quant(input))
-        quant_weight: Any = heeded(parts["weight_quant"], self.quant_weight(quant_input))
-        if _is_own(self.quant_weight):
-            forget_origin(quant_weight)
+        quant_input = input if input_quant.is_idle else input_quant(input)
+        quant_weight = self.quant_weight(quant_input)
+        if grad_enabled():
+            self._heed(quant_input, quant_weight)
         as_quant = self.return_quant_tensor and not output_quant.is_quant_enabled
         if as_quant and not (
             isinstance(quant_input, QuantTensor) and isinstance(quant_weight, QuantTensor)
@@ -273,7 +271,19 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             out = self._compute(
                 dequantize(quant_input), dequantize(quant_weight), dequantize(quant_bias), *how
             )
-        return self._pack(out if output_quant.is_idle else heeded(output_quant, output_quant(out)))
+        if not output_quant.is_idle:
+            out = output_quant(out)
+            if grad_enabled():
+                heed(output_quant, out)
+        return self._pack(out)
+
+    def _heed(self, quant_input: object, quant_weight: object) -> None:
+        """Both operands are saved where hooks or methods of a user's own may have written to them."""
+        heed(self.input_quant, quant_input)
+        own = getattr(self.quant_weight, "__func__", None)
+        if own is not QuantWeightLayer.quant_weight:
+            forget_origin(quant_weight)
+        heed(self.weight_quant, quant_weight)
 
     def _not_configured(self, quant_input: object, quant_weight: object) -> str:
         lacking = [
@@ -292,11 +302,6 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             "layer before), or give output_quant=Int8ActPerTensorFloat, or return_quant_tensor=False. A zero "
             "point on input or weight makes the plain product unquantized."
         )
-
-
-def _is_own(method: Any) -> bool:
-    """Whether a method that gives the quantized weight is a user's own, which may write to the values by any way."""
-    return getattr(method, "__func__", None) is not QuantWeightLayer.quant_weight
 
 
 QuantWBIOL = QuantWeightBiasInputOutputLayer
