@@ -44,16 +44,20 @@ def numbers_of(grid: Grid) -> dict[str, float]:
     }
 
 
-def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
-    call = Call(
+def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
+    """A call with a tensor, as it lies in memory."""
+    return Call(
         x=address_to_read(x),
         n=x.numel(),
         channels=layout[0],
         inner=layout[1],
         threads=_threads(),
-        **numbers_of(grid),
         **operands,
     )
+
+
+def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
+    call = _call(layout, x, **numbers_of(grid), **operands)
     rounding = ROUNDINGS[rounding_of(grid)]
     library().qframework_run(function, DTYPES[x.dtype][0], rounding, ctypes.byref(call))
 
@@ -201,14 +205,7 @@ def row_absmax(
 def row_tops(layout: Layout, x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The largest magnitude of each row, in a shape."""
     top = torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
-    call = Call(
-        x=address_to_read(x),
-        top=top.data_ptr(),
-        n=x.numel(),
-        channels=layout[0],
-        inner=layout[1],
-        threads=_threads(),
-    )
+    call = _call(layout, x, top=top.data_ptr())
     library().qframework_row_tops(DTYPES[x.dtype][0], ctypes.byref(call))
     return top
 
@@ -243,16 +240,9 @@ def absmax_share(layout: Layout, x: Tensor, top: Tensor | None, grad: Tensor) ->
         grad: what comes in, of the dtype of scales, one for each row.
     """
     made, grad = empty_like(x), grad.contiguous()
-    call = Call(
-        x=address_to_read(x),
-        out=made.data_ptr(),
-        top=None if top is None else address_to_read(top),
-        grad_of_scale=address_to_read(grad),
-        n=x.numel(),
-        channels=layout[0],
-        inner=layout[1],
-        threads=_threads(),
-    )
+    of_all = None if top is None else address_to_read(top)
+    operands = {"out": made.data_ptr(), "grad_of_scale": address_to_read(grad)}
+    call = _call(layout, x, top=of_all, **operands)
     library().qframework_absmax_share(DTYPES[x.dtype][0], ctypes.byref(call))
     return made
 
@@ -267,16 +257,8 @@ def row_end_share(layout: Layout, x: Tensor, ends: Tensor, grad: Tensor) -> Tens
         grad: what comes in, of that dtype, one for each row.
     """
     made, ends, grad = empty_like(x), ends.contiguous(), grad.contiguous()
-    call = Call(
-        x=address_to_read(x),
-        out=made.data_ptr(),
-        top=address_to_read(ends),
-        grad_of_scale=address_to_read(grad),
-        n=x.numel(),
-        channels=layout[0],
-        inner=layout[1],
-        threads=_threads(),
-    )
+    operands = {"out": made.data_ptr(), "grad_of_scale": address_to_read(grad)}
+    call = _call(layout, x, top=address_to_read(ends), **operands)
     library().qframework_row_end_share(DTYPES[x.dtype][0], ctypes.byref(call))
     return made
 
@@ -308,15 +290,7 @@ def _codebook_call(
 
 
 def _scaled_call(layout: Layout, x: Tensor, scale: Tensor, **operands: int) -> Call:
-    return Call(
-        x=address_to_read(x),
-        scale=address_to_read(scale),
-        n=x.numel(),
-        channels=layout[0],
-        inner=layout[1],
-        threads=_threads(),
-        **operands,
-    )
+    return _call(layout, x, scale=address_to_read(scale), **operands)
 
 
 def absmax_gradients(
