@@ -67,13 +67,10 @@ def _meant(layer: nn.Module, name: str, prefixes: list[str]) -> str | None:
         return f"{'input_' if of_input else prefixes[0]}{name}"
     parameters = inspect.signature(type(layer).__init__).parameters
     own = [p for p in parameters if p not in ("self", "kwargs")]
-    close = nearest(name, own, cutoff=0.8)
-    if close is not None:
-        return close
+    whole = [p + n for p in prefixes for n in POLICY_NAMES]
     bare = nearest(name, POLICY_NAMES, cutoff=0.8)
-    if bare is not None:
-        return _meant(layer, bare, prefixes)
-    return nearest(name, [*own, *(p + n for p in prefixes for n in POLICY_NAMES)])
+    close = nearest(name, [*own, *whole] if bare is None else [*own, *whole, bare])
+    return _meant(layer, bare, prefixes) if close == bare is not None else close
 
 
 #: Policy variables that weights and biases have no use for.
@@ -155,7 +152,7 @@ def may_write(module: nn.Module) -> bool:
         _every_module_has
         or module.__dict__.get("_forward_hooks")
         or "forward" in module.__dict__
-        or not own.__module__.startswith("qframework.")
+        or not is_ours(own.__module__)
     )
 
 

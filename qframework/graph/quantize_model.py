@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule, matches
@@ -77,6 +78,7 @@ def quantize_model(
         The quantized model, and a report of what was replaced, what stayed float and why.
 
     Raises:
+        TypeError: anything but a module, one of TorchScript, or something among ``rules`` that isn't a rule.
         ValueError: a rule that fits nothing; a bias quantizer that needs the scale of products that have none; with ``strict`` a layer without a quantized form.
         QuantizerError: a quantizer can't be built, a keyword is unknown, or no module that a rule fits has a tensor for
             its keyword; a TypeError or ValueError too.
@@ -92,6 +94,7 @@ def quantize_model(
         "act_quant": act_quant,
     }
     common = {n: q for n, q in quantizers.items() if q is not _UNSET} | keywords
+    _check_model(model)
     _check_keywords(keywords)
     _check_rules(rules, model)
     forms = Forms(model)
@@ -126,6 +129,20 @@ def _as_arguments(example_input: Any) -> tuple[Any, ...]:
     return example_input
 
 
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        hint = ", which is what quantize_model returns: the model and a report"
+        raise TypeError(
+            f"quantize_model: model must be a torch.nn.Module; got a {type(model).__name__}{hint if isinstance(model, tuple) else ''}"
+        )
+    for name, module in model.named_modules():
+        if isinstance(module, ScriptModule):
+            raise TypeError(
+                f"quantize_model: {name or 'the model'} is TorchScript, whose layers can't be replaced; quantize the model "
+                "that it was made from"
+            )
+
+
 def _check_keywords(keywords: Iterable[str]) -> None:
     prefixes = ("weight_", "bias_", "input_", "output_", "act_")
     for name in keywords:
@@ -141,6 +158,11 @@ def _check_keywords(keywords: Iterable[str]) -> None:
 def _check_rules(rules: Sequence[Rule], model: nn.Module) -> None:
     names = list(model.named_modules(remove_duplicate=False))
     for rule in rules:
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                "quantize_model: rules must be a list of Rule(name or type, keywords); got "
+                f"{rule!r} of type {type(rule).__name__} in it"
+            )
         for match in rule.match:
             if any(matches(match, n, m) for n, m in names):
                 continue

@@ -92,7 +92,8 @@ def _uses(kind: type) -> Iterator[tuple[str, int, tuple[str, ...], str]]:
         done.add(name)
         function: Any = getattr(kind, name, None)
         function = inspect.unwrap(function) if callable(function) else None
-        if not inspect.isfunction(function) or function.__module__.startswith("torch.nn."):
+        # what was generated, as forwards of torch.fx are, is of no module
+        if not inspect.isfunction(function) or (function.__module__ or "").startswith("torch.nn."):
             continue
         try:
             lines, start = inspect.getsourcelines(function)

@@ -31,9 +31,10 @@ class CircularDependencyError(QuantizerError, RuntimeError):
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The most similar of ``names``, None when none is similar."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
-    return close[0] if close else None
+    """The most similar of ``names``, whatever their case; None when none is similar."""
+    spelled = {n.lower(): n for n in names}
+    close = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=cutoff)
+    return spelled[close[0]] if close else None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

@@ -81,6 +81,10 @@ def refuse_setting(owner: object, name: str, value: object, prefixes: Iterable[s
     )
 
 
+#: Arguments of every layer whose keywords may go without a prefix.
+_OF_ACTIVATION_LAYERS = {"act_quant", "input_quant", "return_quant_tensor"}
+
+
 def check_overrides(resolver: Resolver, names: Iterable[str], is_on: bool) -> None:
     """Refuse keywords that no quantizer knows; tell of those that this one has no use for.
 
@@ -95,7 +99,7 @@ def check_overrides(resolver: Resolver, names: Iterable[str], is_on: bool) -> No
     for name in names:
         shown, given = resolver.prefix + name, resolver.overrides_given[name]
         if name not in POLICY_NAMES and name not in resolver.injector.__bindings__:
-            own = {"quant"} if resolver.prefix else set()  # the argument for the quantizer itself
+            own = {"quant"} if resolver.prefix else _OF_ACTIVATION_LAYERS
             close = nearest(name, own | POLICY_NAMES | resolver.used)
             hint = f" Did you mean {resolver.prefix + close!r}?" if close else ""
             raise UnknownNameError(resolver.located(f"unknown keyword {shown}={given!r}.{hint}"))

@@ -154,7 +154,12 @@ def test_nothing_is_said_of_what_is_in_effect_or_was_switched_off(build) -> None
         (lambda: conv(bit_widht=4), "weight_bit_width"),
         (lambda: linear(max_val=4.0), "input_max_val"),
         (lambda: linear(weight_quants=None), "weight_quant"),
+        (lambda: linear(inputbit_width=4), "input_bit_width"),
+        (lambda: linear(weiight_scaling_min_val=4), "weight_scaling_min_val"),
+        (lambda: linear(WEIGHT_QUANT=None), "weight_quant"),
+        (lambda: linear(w_quant=None), "weight_quant"),
         (lambda: QuantReLU(bit_witdh=4), "bit_width"),
+        (lambda: QuantReLU(return_quant_tenso=True), "return_quant_tensor"),
     ],
 )
 def test_a_hint_names_what_was_meant(build, hint) -> None:
