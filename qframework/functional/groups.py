@@ -39,4 +39,4 @@ def join_groups(x: Tensor, group_dim: int, shape: Sequence[int] | None = None) -
     joined = x.flatten(dim, dim + 1)
     if shape is None or joined.shape[dim] == shape[dim]:
         return joined
-    return joined.narrow(dim, 0, shape[dim])
+    return joined.narrow(dim, 0, shape[dim]).contiguous()  # as of a tensor without padding

@@ -82,8 +82,9 @@ def without_place(kind: str, site: Site) -> str:
 
 
 def is_own(module: nn.Module) -> bool:
-    """Whether a module's class is a user's, with calls of its own to look at."""
-    return not type(module).__module__.startswith(("torch.", "qframework."))
+    """Whether a module's class is a user's, or made of one by torch.fx, with calls of its own to look at."""
+    ours = type(module).__module__.startswith(("torch.", "qframework."))
+    return not ours or isinstance(module, fx.GraphModule)
 
 
 def traced_calls(model: nn.Module, forms: Forms) -> FunctionCalls:

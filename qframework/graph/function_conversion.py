@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from qframework.graph.conversion_work import Work
 from qframework.graph.function_calls import FunctionCall, FunctionCalls
@@ -85,6 +85,8 @@ class Functions:
         """Why a call stays float."""
         if call.kind not in QUANTIZED:
             return "no quantized form"
+        if isinstance(module, fx.GraphModule):
+            return "its code is made of a graph; quantize the module that was traced"
         if not self.wanted:
             return "functions=True quantizes it"
         if self.work.is_kept(module):

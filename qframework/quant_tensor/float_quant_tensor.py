@@ -165,7 +165,7 @@ def is_minifloat(v: Tensor, q: MinifloatRecord, tolerance: float) -> bool:
     """Whether all of ``v`` are numbers of the format of ``q``, up to a tolerance in units."""
     with torch.no_grad():
         steps = v / q._unit(v)
-        largest = q.largest() * (1 + 1e-5)
+        largest = q.largest() * (1 + max(1e-5, torch.finfo(q.value.dtype).eps))
         good = ((steps - steps.round()).abs() < tolerance) & (v.abs() <= largest)
         if not q.signed:
             good &= v >= 0

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qframework.functional.products import Numbers
-from qframework.quant_tensor.base import Dims, QuantTensor, TensorLike
+from qframework.quant_tensor.base import Dims, QuantTensor, TensorLike, dispatch
 from qframework.quant_tensor.int_quant_tensor import IntQuantTensor
 from qframework.quant_tensor.record import Record, has_field
 from qframework.quant_tensor.registry import METHODS, RULES, rule
@@ -121,7 +121,10 @@ def _element_rule(*names: str) -> None:
                 return NotImplemented
 
             def move(t: Tensor) -> Any:
-                return _function(t.expand(q.value.shape), *args, **kwargs)
+                spread = t.expand(q.value.shape)
+                if _name == "take_along_dim":  # torch looks at the elements in one row by a view
+                    spread = spread.contiguous()
+                return _function(spread, *args, **kwargs)
 
             def of_value(t: Tensor) -> Any:
                 return _function(t, *args, **kwargs)
@@ -246,13 +249,17 @@ def _rule_squeeze(q: Record, dim: Dims = None) -> Any:
 
 
 for _name, _function in (("T", lambda x: x.T), ("mT", lambda x: x.mT)):
+    _get = getattr(torch.Tensor, _name).__get__
 
-    def _property(q: Record, _f: Callable[[Tensor], Tensor] = _function, _name: str = _name) -> Any:
+    def _turned(q: Record, _f: Callable[[Tensor], Tensor] = _function, _name: str = _name) -> Any:
         return _moved(
             q, _f(q.value), lambda t: _f(_full_rank(t, q.value.dim())), _name, of_value=_f
         )
 
-    RULES[getattr(torch.Tensor, _name).__get__] = _property
+    def _property(q: Record, _get: Any = _get) -> Any:
+        return dispatch(_get, (q,), {})
+
+    RULES[_get] = _turned
     setattr(QuantTensor, _name, property(_property))
 
 

@@ -195,3 +195,40 @@ def test_a_computed_weight_within_a_layer_of_several_parts_is_heeded(part) -> No
         type(quantized[0].get_submodule("linear2" if part != "linear2" else "linear1"))
         is QuantLinear
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "says"),
+    [
+        ((nn.Linear(2, 2), None), {}, "got a tuple, which is what quantize_model returns"),
+        (nn.Linear, {}, "must be a torch.nn.Module; got a type"),
+        (nn.Sequential(torch.jit.script(nn.Linear(2, 2))), {}, "0 is TorchScript"),
+        (nn.Linear(2, 2), {"rules": {"": {"weight_bit_width": 8}}}, "list of Rule.* of type str"),
+    ],
+)
+def test_what_is_no_model_or_no_rule_is_refused(model, options, says) -> None:
+    with pytest.raises(TypeError, match=says):
+        quantize_model(model, **options)
+
+
+class Residual(nn.Module):
+    """A layer, and two functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Around the layer."""
+        return x + torch.relu(self.layer(x))
+
+
+@pytest.mark.parametrize("functions", [True, False])
+def test_a_graph_of_torch_fx_is_quantized_and_its_functions_reported(functions) -> None:
+    graph = torch.fx.symbolic_trace(Residual())
+    x = torch.randn(3, 4)
+    model, report = quantize_model(graph, functions=functions)
+    assert isinstance(model.layer, QuantLinear) and isinstance(graph.layer, nn.Linear)
+    torch.testing.assert_close(model(x), graph(x), atol=0.05, rtol=0)
+    assert [f.function for f in report.functions if f.quantized_type is None] == ["relu", "add"]
+    assert all("made of a graph" in f.reason for f in report.functions)

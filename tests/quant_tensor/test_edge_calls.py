@@ -90,3 +90,11 @@ def test_without_known_codes_an_integer_in_range_that_is_the_value_is_found() ->
     q = IntQuantTensor(value, scale, 0.0, 8.0, False)
     assert q.is_valid
     assert torch.equal((q.int().float() * scale).bfloat16(), value)
+
+
+def test_elements_are_taken_along_no_axis_with_a_scale_for_each_row() -> None:
+    scale = torch.tensor([[0.5], [0.25]])
+    q = IntQuantTensor(torch.tensor([[0.5, -1.0], [0.25, 1.0]]), scale, 0.0, 4.0, True)
+    taken = torch.take_along_dim(q, torch.tensor([3, 0]))
+    assert taken.is_valid and torch.equal(taken.value, torch.tensor([1.0, 0.5]))
+    assert torch.equal(taken.scale, torch.tensor([0.25, 0.5]))

@@ -85,8 +85,22 @@ def test_groups_and_codebooks_keep_what_leaves_elements_in_place(made) -> None:
     for function in (F.relu, lambda t: F.dropout(t, 0.5, training=False)):
         got = function(x)
         assert type(got) is type(x) and got.is_valid
-    assert type(x.reshape(-1)) is torch.Tensor
-    assert type(torch.cat([x, x])) is torch.Tensor
+    for moved in (x.reshape(-1), torch.cat([x, x]), x.t(), x.T, x.mT):
+        assert type(moved) is torch.Tensor
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_largest_minifloats_are_valid_in_half_precision(dtype) -> None:
+    largest = torch.tensor([448.0, -448.0])
+    for scale in torch.logspace(-4, 0, 50):
+        whole = FloatQuantTensor(largest * scale, scale, 0.0, 4, 3, 7, True, None, ("111",), True)
+        assert whole.to(dtype).is_valid
+        assert not whole.set(value=whole.value * 1.1).is_valid
+
+
+@pytest.mark.parametrize("made", [mx, mxint])
+def test_values_of_groups_that_were_filled_up_lie_as_others_do(made) -> None:
+    assert made(2, 6).value.is_contiguous() and made(2, 6).view(3, 4).shape == (3, 4)
 
 
 def test_integers_mixed_with_other_formats_decay() -> None:
