@@ -64,14 +64,17 @@ class QCDQ:
         c, result = call.constants, builder.result(call)
         where = _where(c)
         if not whole:
-            one = builder.node("DequantizeLinear", [codes, builder.number(1)], f"{call.name}.float")
+            inputs = [codes, builder.number(1), *_zero(builder, kind)]
+            one = builder.node("DequantizeLinear", inputs, f"{call.name}.float")
             offset = builder.floats(f"{c.name}.zero_point", c.zero_point)
             steps = builder.node("Sub", [one, offset], f"{call.name}.from_zero")
             builder.node("Mul", [steps, builder.floats(f"{c.name}.scale", c.scale)], result)
             builder.finish(call)
             return
         inputs = [codes, builder.floats(f"{c.name}.scale", _vector(c, c.scale))]
-        if not c.symmetric:
+        if c.symmetric:
+            inputs += _zero(builder, kind, tuple(_vector(c, c.scale).shape), f"{c.name}.zeros")
+        else:
             shift = _vector(c, c.zero_point).round().long()
             inputs.append(builder.integers(f"{c.name}.zero_point", shift, kind))
         builder.node("DequantizeLinear", inputs, result, **where)
@@ -117,21 +120,17 @@ class QCDQ:
         first = f"{name}.unclipped" if clips else output
         if steps is not None:
             inputs, where = [steps, builder.number(1)], dict[str, Any]()
-            zero = builder.integer(0, kind)
         else:
             inputs = [x, builder.floats(f"{c.name}.scale", _vector(c, c.scale))]
             where = _where(c)
-            zero = f"{c.name}.zero_point"
+        if steps is None and not c.symmetric:
             shift = _vector(c, c.zero_point).round().long()
-            if c.symmetric:
-                shift = torch.zeros_like(_vector(c, c.scale), dtype=torch.long)
-                zero = f"{c.name}.zeros" if shift.dim() else f"qframework.{kind.lower()}.0"
-        if (steps is not None or c.symmetric) and self.opset >= 21:
+            inputs.append(builder.integers(f"{c.name}.zero_point", shift, kind))
+        elif self.opset >= 21:
             where["output_dtype"] = getattr(TensorProto, kind)
-        elif steps is not None:
-            inputs.append(zero)
         else:
-            inputs.append(builder.integers(zero, shift, kind))
+            shape = () if steps is not None else tuple(_vector(c, c.scale).shape)
+            inputs += _zero(builder, kind, shape, f"{c.name}.zeros")
         builder.node("QuantizeLinear", inputs, first, **where)
         if clips:
             bounds = [builder.integer(c.low, kind), builder.integer(c.high, kind)]
@@ -165,6 +164,25 @@ class QCDQ:
     def _float8_zero(builder: Builder, c: Constants, kind: str) -> str:
         name = f"{c.name}.zero_point"
         return builder.raw(name, _float8_zeros(name, kind, list(_vector(c, c.scale).shape)))
+
+
+def _zero(builder: Builder, kind: str, shape: tuple[int, ...] = (), name: str = "") -> list[str]:
+    """The zero point 0, where a node is given one.
+
+    A node may lack it. But below opset 21 onnxruntime quantizes to uint8 where it moves such a node, and from there on it
+    fails where it moves one that has it.
+
+    Args:
+        builder: of the graph.
+        kind: integer type of the codes; int32 goes without.
+        shape: of the scale.
+        name: of zeros that are several.
+    """
+    if kind == "INT32" or builder.opset >= 21:
+        return []
+    if not shape:
+        return [builder.integer(0, kind)]
+    return [builder.integers(name, torch.zeros(shape, dtype=torch.long), kind)]
 
 
 def _float8_zeros(name: str, kind: str, dims: list[int]) -> TensorProto:
