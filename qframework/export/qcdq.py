@@ -174,12 +174,15 @@ def _zero(builder: Builder, kind: str, shape: tuple[int, ...] = (), name: str = 
 
     Args:
         builder: of the graph.
-        kind: integer type of the codes; int32 goes without.
+        kind: type of the codes; int32 goes without.
         shape: of the scale.
         name: of zeros that are several.
     """
     if kind == "INT32" or builder.opset >= 21:
         return []
+    if kind.startswith("FLOAT8"):
+        zeros = _float8_zeros(name if shape else "", kind, list(shape))
+        return [builder.raw(zeros.name, zeros)]
     if not shape:
         return [builder.integer(0, kind)]
     return [builder.integers(name, torch.zeros(shape, dtype=torch.long), kind)]

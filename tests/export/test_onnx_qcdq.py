@@ -30,6 +30,7 @@ from qframework.quantizers import (
     ShiftedUint8ActPerTensorFixedPoint,
     ShiftedUint8ActPerTensorLSQPlus,
     ShiftedUint8WeightGroupQuantFloat,
+    Uint8ActPerTensorFloat,
 )
 
 
@@ -118,6 +119,20 @@ def test_a_linear_layer_over_three_axes_runs_at_opset_21() -> None:
     assert len(quantize.input) == 2
     assert {a.name: a.i for a in quantize.attribute}["output_dtype"] == TensorProto.INT8
     assert verify(layer, x, proto).explained
+
+
+@pytest.mark.parametrize("quantizer", [Int8ActPerTensorFloat, Uint8ActPerTensorFloat])
+@pytest.mark.parametrize("opset", [20, 21])
+def test_layers_over_three_axes_run_with_the_defaults_of_onnxruntime(opset, quantizer) -> None:
+    layer = QuantLinear(8, 6, input_quant=quantizer, output_quant=Int8ActPerTensorFloat)
+    x = torch.randn(3, 5, 8)
+    calibrated(layer, x)
+    proto = export_onnx_qcdq(layer, x, opset_version=opset)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    found = torch.from_numpy(session.run(None, {proto.graph.input[0].name: x.numpy()})[0])
+    step = layer.output_quant.scale().item()
+    with torch.no_grad():
+        torch.testing.assert_close(found, layer(x), atol=1.01 * step, rtol=0)
 
 
 def odd_zero_point() -> tuple[nn.Module, Tensor]:

@@ -187,9 +187,14 @@ def test_the_report_is_a_table_and_a_sentence() -> None:
     assert {(r.layer, r.tensor) for r in report.rows} >= {("conv1", "weight"), ("relu1", "act")}
 
 
-def test_a_layer_by_itself() -> None:
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"bias_quant": Int32Bias}])
+def test_a_layer_by_itself(options: dict[str, Any]) -> None:
     layer = QuantLinear(
-        4, 3, weight_quant=Int8WeightPerTensorFixedPoint, input_quant=Int8ActPerTensorFixedPoint
+        4,
+        3,
+        weight_quant=Int8WeightPerTensorFixedPoint,
+        input_quant=Int8ActPerTensorFixedPoint,
+        **options,
     )
     x = torch.randn(8, 4)
     nn.Sequential(layer)(x)
