@@ -20,15 +20,25 @@ from qframework.quant_tensor import dequantize
 
 
 class _Correction:
-    """Sums of what a layer's float output has more than its quantized one, for each channel."""
+    """Sums of what a layer's float output has more than its quantized one, for each channel, over batches of finite numbers.
+
+    Attributes:
+        sum: None for no such batch.
+        count: of the summands of a channel.
+        left_out: whether there were other batches.
+    """
 
     def __init__(self) -> None:
         self.sum: Tensor | None = None
         self.count = 0
+        self.left_out = False
 
     def add(self, difference: Tensor, axis: int) -> None:
         rows = difference.movedim(axis, 0).flatten(1).to(torch.float64)
         total = rows.sum(dim=1)
+        if not bool(torch.isfinite(total).all()):
+            self.left_out = True
+            return
         self.sum = total if self.sum is None else self.sum + total
         self.count += rows.shape[1]
 
@@ -59,7 +69,7 @@ def bias_correction_mode(
         The model. If the body raises, nothing is changed.
 
     Warns:
-        UserWarning: layers that no data reached.
+        UserWarning: layers that no data reached; layers of which batches that held NaN or infinity were left out.
 
     Example::
 
@@ -96,8 +106,10 @@ def bias_correction_mode(
             handle = layer.register_forward_hook(correct, with_kwargs=True)
             stack.callback(handle.remove)
         yield model
-    without = []
+    without, left_out = [], []
     for layer, correction in found.items():
+        if correction.left_out:
+            left_out.append(layers[layer])
         mean = _mean_of_processes(correction, layer)
         if mean is None:
             without.append(layers[layer])
@@ -106,6 +118,12 @@ def bias_correction_mode(
     if without:
         warnings.warn(
             f"bias_correction_mode: no data reached {', '.join(without)}; their biases stay",
+            UserWarning,
+            stacklevel=3,
+        )
+    if left_out:
+        warnings.warn(
+            f"bias_correction_mode: batches that gave NaN or infinity were left out of {', '.join(left_out)}",
             UserWarning,
             stacklevel=3,
         )
@@ -158,7 +176,7 @@ def norm_correction_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.
         The model. If the body raises, everything is as it was.
 
     Warns:
-        UserWarning: batch norms that no data reached; they keep their statistics.
+        UserWarning: batch norms that no data reached, or NaN or infinity; they keep their statistics.
     """
     if not enabled:
         yield model
@@ -182,7 +200,7 @@ def norm_correction_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.
             snapshot.restore()
     without = []
     for m, found in new.items():
-        if found is None:
+        if found is None or not all(bool(torch.isfinite(t).all()) for t in found):
             without.append(norms[m])
             continue
         mean, var = found
@@ -190,7 +208,7 @@ def norm_correction_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.
         m.running_var.copy_((old[m][1] * var).sqrt())
     if without:
         warnings.warn(
-            f"norm_correction_mode: no data reached {', '.join(without)}; they keep their statistics",
+            f"norm_correction_mode: no data, or NaN or infinity, reached {', '.join(without)}; they keep their statistics",
             UserWarning,
             stacklevel=3,
         )

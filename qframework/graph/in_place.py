@@ -114,6 +114,8 @@ def _factor_(matrix: Tensor) -> None:
         lower, failed = torch.linalg.cholesky_ex(left.flip(1, 2))
         ends = lower.diagonal(dim1=1, dim2=2)
         if bool(failed.any()) or not bool(torch.isfinite(ends).all()):
+            if not bool(torch.isfinite(left).all()):
+                raise NotSolvable("the inputs that it was given hold NaN or infinity")
             raise NotSolvable(
                 "the Hessian is not positive definite; give more samples, or dtype=torch.float64"
             )

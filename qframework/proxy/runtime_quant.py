@@ -71,13 +71,16 @@ class ActQuantProxyFromInjector(QuantProxy):
         Returns:
             :class:`~qframework.quant_tensor.IntQuantTensor`. With quantization off, the activation function of
             ``x``, which keeps a quantized ``x`` quantized where the function does.
+
+        Raises:
+            TypeError: no tensor, or one of complex numbers.
         """
         if self._modules.get("tensor_quant") is None or self.disable_quant:
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
-        elif not x.dtype.is_floating_point:
-            x = floating(x)
+        elif not getattr(x, "dtype", torch.bool).is_floating_point:
+            x = self._as_floats(x)
         if not (self._eval_checked or self.training or _is_compiling() or _tracing() is not None):
             self._check_statistics()
         if self._memory.frozen:
@@ -85,6 +88,16 @@ class ActQuantProxyFromInjector(QuantProxy):
             if kept is not None:
                 return self._wrap(kept(x), x)
         return self._wrap(self._planned().run(x), x)
+
+    def _as_floats(self, x: Any) -> Tensor:
+        """Integers as floats."""
+        if isinstance(x, Tensor) and not x.is_complex():
+            return floating(x)
+        got = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise TypeError(
+            f"{qualified_name(self.tracked_module_list[0])}: what {self.attribute} quantizes must be a tensor of real numbers; "
+            f"got {got}"
+        )
 
     def _activation(self) -> nn.Module | None:
         parts = self._modules  # looked at directly, since a module's attributes take long

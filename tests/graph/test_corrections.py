@@ -51,3 +51,28 @@ def test_norms_are_estimated_anew_and_keep_their_settings() -> None:
     assert norm.momentum == 0.1
     assert int(norm.num_batches_tracked) == 0
     assert not torch.equal(norm.running_var, torch.ones(3))
+
+
+def test_batches_with_nan_correct_nothing() -> None:
+    layer = QuantLinear(4, 3, weight_bit_width=2).eval()
+    other, x = QuantLinear(4, 3, weight_bit_width=2).eval(), torch.randn(16, 4)
+    other.load_state_dict(layer.state_dict())
+    with torch.no_grad(), bias_correction_mode(other):
+        other(x)
+    net = nn.Sequential(layer, nn.BatchNorm1d(3)).eval()
+    with (
+        torch.no_grad(),
+        pytest.warns(UserWarning, match="NaN or infinity were left out of 0"),
+        bias_correction_mode(net),
+    ):
+        net(x)
+        net(torch.full_like(x, float("nan")))
+    assert torch.equal(layer.bias, other.bias)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with (
+        torch.no_grad(),
+        pytest.warns(UserWarning, match="reached 1; they keep"),
+        norm_correction_mode(net),
+    ):
+        net(torch.full_like(x, float("inf")))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

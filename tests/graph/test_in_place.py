@@ -66,6 +66,16 @@ def test_after_a_factorization_that_failed_the_matrix_is_as_it_was(size) -> None
         torch.testing.assert_close(v @ v.transpose(1, 2), wanted)
 
 
+def test_a_hessian_of_inputs_that_hold_nan_is_told_from_one_of_few_samples() -> None:
+    matrix = hessian(SIZES[0])
+    matrix[1, 0, 0] = float("nan")
+    with (
+        pytest.raises(NotSolvable, match="NaN or infinity"),
+        upper_factor(matrix, torch.zeros(())),
+    ):
+        pass
+
+
 def test_another_order_holds_for_a_while_also_when_something_raises() -> None:
     matrix = hessian(40)
     before = matrix.clone()

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from test_contract import contract, predefined
-from torch import Tensor
+from torch import Tensor, nn
 
 import qframework
+from qframework.layers import QuantIdentity
 from qframework.quant_tensor import IntQuantTensor, QuantTensor
 from qframework.testing import QuantizerContract
 
@@ -84,6 +85,16 @@ def test_integers_are_computed_as_floats(name, dtype) -> None:
         expected = value(copy.deepcopy(layer)(x.float()))
         found = value(layer(x))
         assert found.dtype == torch.get_default_dtype() and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [(torch.ones(4) * 1j, "a tensor of torch.complex64"), ([1.0], "a list"), (None, "a NoneType")],
+)
+def test_what_is_no_tensor_of_real_numbers_is_refused_by_the_layers_name(x, got) -> None:
+    net = nn.Sequential(nn.Identity(), QuantIdentity())
+    with pytest.raises(TypeError, match=rf"1 \(QuantIdentity\): what act_quant .* got {got}"):
+        net(x)
 
 
 # ------------------------------------------------------------ NaN and infinity
