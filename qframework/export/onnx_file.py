@@ -126,6 +126,10 @@ def _expand(proto: onnx.ModelProto, session: Session, dialect: Dialect, opset: i
     graph = proto.graph
     builder, renamed = Builder(opset), dict[str, str]()
     outputs = {o.name for o in graph.output}
+    readers: dict[str, set[str]] = {name: {""} for name in outputs}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.domain)
     for node in graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
@@ -133,6 +137,7 @@ def _expand(proto: onnx.ModelProto, session: Session, dialect: Dialect, opset: i
             builder.nodes.append(node)
             continue
         call = session.call(_call_name(node))
+        builder.is_requantized = readers.get(node.output[0]) == {DOMAIN}
         if call.constants.is_parameter:
             dialect.parameter(builder, call)
         else:

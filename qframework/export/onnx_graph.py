@@ -80,6 +80,7 @@ class Builder:
         nodes: in the order in which they run.
         constants: by name.
         domains: of nodes that aren't ONNX's own, with their versions.
+        is_requantized: whether quantizers alone read what is written now.
     """
 
     def __init__(self, opset: int) -> None:
@@ -87,6 +88,7 @@ class Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.domains: dict[str, int] = {}
+        self.is_requantized = False
 
     def floats(self, name: str, t: Tensor | float, dtype: torch.dtype = torch.float32) -> str:
         """A constant of floats, once for each name."""

@@ -64,21 +64,39 @@ class QCDQ:
         c, result = call.constants, builder.result(call)
         where = _where(c)
         if not whole:
-            inputs = [codes, builder.number(1), *_zero(builder, kind)]
-            one = builder.node("DequantizeLinear", inputs, f"{call.name}.float")
+            one = builder.node("DequantizeLinear", [codes, builder.number(1)], f"{call.name}.float")
             offset = builder.floats(f"{c.name}.zero_point", c.zero_point)
             steps = builder.node("Sub", [one, offset], f"{call.name}.from_zero")
             builder.node("Mul", [steps, builder.floats(f"{c.name}.scale", c.scale)], result)
             builder.finish(call)
             return
         inputs = [codes, builder.floats(f"{c.name}.scale", _vector(c, c.scale))]
-        if c.symmetric:
-            inputs += _zero(builder, kind, tuple(_vector(c, c.scale).shape), f"{c.name}.zeros")
-        else:
+        if not c.symmetric:
             shift = _vector(c, c.zero_point).round().long()
             inputs.append(builder.integers(f"{c.name}.zero_point", shift, kind))
+        elif self._shows_zero(builder, c, kind):
+            inputs.append(self._zero(builder, c, kind))
         builder.node("DequantizeLinear", inputs, result, **where)
         builder.finish(call)
+
+    def _shows_zero(self, builder: Builder, c: Constants, kind: str) -> bool:
+        """Whether a zero point that is 0 is written, which a node may lack.
+
+        Where onnxruntime's optimizations reshape what a node without one gives, they quantize it again, to uint8. They do no such
+        thing where quantizers alone read it, but make one pair of two that both have zero points. From opset 21 on
+        they know the type, and fail where there is a zero point besides.
+        """
+        return kind == "INT8" and self.opset < 21 and not (c.is_parameter or builder.is_requantized)
+
+    @staticmethod
+    def _zero(builder: Builder, c: Constants, kind: str) -> str:
+        """A zero for each scale."""
+        zeros = torch.zeros_like(_vector(c, c.scale), dtype=torch.long)
+        return (
+            builder.integers(f"{c.name}.zeros", zeros, kind)
+            if zeros.dim()
+            else builder.integer(0, kind)
+        )
 
     # ------------------------------------------------------------ activations
 
@@ -120,17 +138,18 @@ class QCDQ:
         first = f"{name}.unclipped" if clips else output
         if steps is not None:
             inputs, where = [steps, builder.number(1)], dict[str, Any]()
+            zero = builder.integer(0, kind)
         else:
             inputs = [x, builder.floats(f"{c.name}.scale", _vector(c, c.scale))]
             where = _where(c)
-        if steps is None and not c.symmetric:
             shift = _vector(c, c.zero_point).round().long()
-            inputs.append(builder.integers(f"{c.name}.zero_point", shift, kind))
-        elif self.opset >= 21:
+            zero = self._zero(builder, c, kind) if c.symmetric else f"{c.name}.zero_point"
+        if (steps is not None or c.symmetric) and self.opset >= 21:
             where["output_dtype"] = getattr(TensorProto, kind)
+        elif steps is not None or c.symmetric:
+            inputs.append(zero)
         else:
-            shape = () if steps is not None else tuple(_vector(c, c.scale).shape)
-            inputs += _zero(builder, kind, shape, f"{c.name}.zeros")
+            inputs.append(builder.integers(zero, shift, kind))
         builder.node("QuantizeLinear", inputs, first, **where)
         if clips:
             bounds = [builder.integer(c.low, kind), builder.integer(c.high, kind)]
@@ -164,28 +183,6 @@ class QCDQ:
     def _float8_zero(builder: Builder, c: Constants, kind: str) -> str:
         name = f"{c.name}.zero_point"
         return builder.raw(name, _float8_zeros(name, kind, list(_vector(c, c.scale).shape)))
-
-
-def _zero(builder: Builder, kind: str, shape: tuple[int, ...] = (), name: str = "") -> list[str]:
-    """The zero point 0, where a node is given one.
-
-    A node may lack it. But below opset 21 onnxruntime quantizes to uint8 where it moves such a node, and from there on it
-    fails where it moves one that has it.
-
-    Args:
-        builder: of the graph.
-        kind: type of the codes; int32 goes without.
-        shape: of the scale.
-        name: of zeros that are several.
-    """
-    if kind == "INT32" or builder.opset >= 21:
-        return []
-    if kind.startswith("FLOAT8"):
-        zeros = _float8_zeros(name if shape else "", kind, list(shape))
-        return [builder.raw(zeros.name, zeros)]
-    if not shape:
-        return [builder.integer(0, kind)]
-    return [builder.integers(name, torch.zeros(shape, dtype=torch.long), kind)]
 
 
 def _float8_zeros(name: str, kind: str, dims: list[int]) -> TensorProto:
