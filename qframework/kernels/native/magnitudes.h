@@ -11,8 +11,8 @@ template <class T>
 void row_tops(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, call.inner));
+  for_rows(call, [&](int64_t row, int64_t at, auto length) {
+    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, length));
   });
 }
 
@@ -47,17 +47,17 @@ void row_absmax_share(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
   T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
-    const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+  for_rows(call, [&](int64_t row, int64_t at, auto length) {
+    std::memset(out + at, 0, length * sizeof(T));
+    const int64_t place = at + first_of(x + at, length, absmax_bits(x + at, length));
     const C v = wide(x[place]);
     put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
   });
 }
 
 // The place of the first element of a value, which is there. Bits are compared, which makes vectors; both zeros have those of one.
-template <class T>
-inline int64_t place_of(const T* x, int64_t n, Wide<T> value) {
+template <class T, class L>
+inline int64_t place_of(const T* x, L n, Wide<T> value) {
   using C = Wide<T>;
   if (value != value) return first_where(x, n, [](C v) { return magnitude_bits(v) > kInfinity<C>; });
   const Bits<C> bits = as<Bits<C>>(value + C(0));
@@ -70,10 +70,10 @@ void row_end_share(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
   T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
+  for_rows(call, [&](int64_t row, int64_t at, auto length) {
+    std::memset(out + at, 0, length * sizeof(T));
     const C end = wide(static_cast<const T*>(call.top)[row]);
-    out[at + place_of(x + at, call.inner, end)] = static_cast<const T*>(call.grad_of_scale)[row];
+    out[at + place_of(x + at, length, end)] = static_cast<const T*>(call.grad_of_scale)[row];
   });
 }
 
