@@ -95,6 +95,7 @@ inline void quantize_piece(const T* __restrict x, T* __restrict y, L n, const Gr
   }
 }
 
+// For what loops over rows call: numbers of the grid stay in registers where all is one function.
 #define INLINE inline __attribute__((always_inline))
 
 constexpr int64_t kBlock = 1 << 7;  // elements that are summed in the precision of the tensor
