@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 from qframework.graph.attention_projections import Projection
+from qframework.graph.channel_regions import Use
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_writing import own_parameter
 
 COMPUTED = "its weight is computed at each call"
+READ = "code reads its parameters past it"
 
 
 def has_computed(module: nn.Module) -> bool:
@@ -24,20 +26,21 @@ def has_computed(module: nn.Module) -> bool:
 
 def readers_in_code(traced: Traced) -> set[nn.Module]:
     """The called modules of which code reads a parameter past them, or one of a part of theirs."""
-    names = [str(n.target) for n in traced.graph.nodes if n.op == "get_attr"]
-    return {
-        module
-        for node in traced.graph.nodes
-        if (module := traced.called(node)) is not None
-        and any(name.startswith(f"{node.target}.") for name in names)
-    }
+    called = {m for n in traced.graph.nodes if (m := traced.called(n)) is not None}
+    return {m for m in called if not traced.read.isdisjoint(m.parameters())}
 
 
 def why_fixed(module: nn.Module, in_code: set[nn.Module]) -> str | None:
     """Why what a called module computes with can't be changed; None where it can."""
     if not isinstance(module, nn.MultiheadAttention) and has_computed(module):
         return COMPUTED
-    return "code reads its parameters past it" if module in in_code else None
+    return READ if module in in_code else None
+
+
+def fixed_among(uses: Iterable[Use], in_code: set[nn.Module]) -> dict[str, str]:
+    """Names of those whose layer can't be changed, a projection's attention for it, with the reason."""
+    why = {u.name: why_fixed(getattr(u.layer, "attention", u.layer), in_code) for u in uses}
+    return {name: reason for name, reason in why.items() if reason is not None}
 
 
 def part(model: nn.Module, layers: Iterable[nn.Module]) -> None:

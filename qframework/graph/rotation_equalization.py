@@ -19,6 +19,7 @@ from qframework.graph.attention_projections import (
 )
 from qframework.graph.channel_regions import ROTATION, Region, Use
 from qframework.graph.channels import Channels
+from qframework.graph.evaluating import evaluating
 from qframework.graph.graph_pass import GraphPass, PassReport
 from qframework.graph.hadamard import (
     NoHadamardError,
@@ -28,7 +29,8 @@ from qframework.graph.hadamard import (
 )
 from qframework.graph.layer_view import LINEAR
 from qframework.graph.layer_wrappers import replace_module
-from qframework.graph.parameters_in_use import part, readers_in_code
+from qframework.graph.parameters_in_use import READ, part, readers_in_code
+from qframework.graph.reading_code import noting_reads, read_by_code
 from qframework.graph.rotation import (
     RotatedColumns,
     RotatedInput,
@@ -264,8 +266,21 @@ class LayerwiseActivationRotation:
         self.report = PassReport()
 
     def apply(self, model: nn.Module, *example_input: Any) -> nn.Module:
-        """Turn the inputs of a model's layers, in place; the model itself where that is a single layer's wrapper."""
+        """Turn the inputs of a model's layers, in place.
+
+        Args:
+            model: any module.
+            *example_input: arguments of the model, run to see which layers' parameters code reads past them, where
+                neither a trace nor the source tells.
+
+        Returns:
+            The same module; where it is a single layer, what stands for it.
+        """
         self.report = PassReport(way="not needed")
+        in_code = read_by_code(model)
+        if example_input:
+            with torch.no_grad(), evaluating(model), noting_reads(model, in_code):
+                model(*example_input)
         layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         attentions = [(n, m) for n, m in model.named_modules() if type(m) is nn.MultiheadAttention]
         # attention of torch reads the weights of its parts and never calls them
@@ -280,6 +295,9 @@ class LayerwiseActivationRotation:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
                     continue
+                if layer in in_code:
+                    self.report.skipped[name] = READ
+                    continue
                 if layer in read:
                     why = "nn.MultiheadAttention reads its weight itself, past what could turn the input"
                     self.report.skipped[name] = why
@@ -292,6 +310,9 @@ class LayerwiseActivationRotation:
             for name, attention in attentions:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
+                    continue
+                if attention in in_code:
+                    self.report.skipped[name] = READ
                     continue
                 made = rotate_attention_input(model, attention, name, self.report, self.block_size)
                 result = made if attention is model else result

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.layer_wrappers import replace_module
+from qframework.graph.parameters_in_use import why_fixed
+from qframework.graph.reading_code import read_by_code
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.linear import QuantLinear
 from qframework.quant_tensor import dequantize
@@ -66,6 +68,7 @@ class LayerwiseLowRankCorrection:
 
     Attributes:
         names: of the layers that get one.
+        skipped: from names of layers to why they get none.
     """
 
     def __init__(self, model: nn.Module, blacklist_layers: Sequence[str] | None = None) -> None:
@@ -83,6 +86,10 @@ class LayerwiseLowRankCorrection:
             and m.weight_quant.is_quant_enabled
             and n not in (blacklist_layers or ())
         }
+        in_code = read_by_code(model)
+        why = {n: why_fixed(m, in_code) for n, m in self.layers.items()}
+        self.skipped = {n: reason for n, reason in why.items() if reason is not None}
+        self.layers = {n: m for n, m in self.layers.items() if n not in self.skipped}
         self.names = list(self.layers)
 
     @torch.no_grad()
