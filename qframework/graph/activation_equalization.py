@@ -33,6 +33,7 @@ from qframework.graph.layer_wrappers import (
 from qframework.graph.parameters_in_use import fixed_among, part, why_fixed
 from qframework.graph.quantizers_off import quantizers_off
 from qframework.graph.reading_code import noting_reads, read_by_code
+from qframework.graph.single_layers import BESIDE, IN_FRONT, note_single_layer, told
 from qframework.graph.torch_transformers import call_changed_parts
 from qframework.layers.base import QuantLayer
 
@@ -124,7 +125,7 @@ class activation_equalization_mode:
         self.co_optimize, self.fuse_scaling = co_optimize_act_weights, fuse_scaling
         self.example_input = example_input
         self.scale_factors: list[Tensor] = []
-        self.report = PassReport()
+        self.report = PassReport(way="not needed" if layerwise else "")
         self._ranges: dict[nn.Module, Tensor] = {}
         self._fronts: dict[nn.Module, nn.Module] = {}
 
@@ -151,6 +152,8 @@ class activation_equalization_mode:
                 for region in regions:
                     self._equalize(region)
                 call_changed_parts(self.model)
+            why = "it has no linear layer or convolution" if self.layerwise else BESIDE
+            note_single_layer(self.report, self.model, why)
 
     # ------------------------------------------------------------ what is equalized
 
@@ -193,8 +196,7 @@ class activation_equalization_mode:
         layer: Any = region.sinks[0].layer
         alone = getattr(layer, "attention", layer) is self.model
         if alone and not region.sources:
-            why = "it is the whole model, in front of which nothing can be put; give it in a Sequential"
-            self.report.skipped[region.sinks[0].name or "the model"] = why
+            self.report.skipped[region.sinks[0].name] = told(self.model, IN_FRONT)
         return not alone or bool(region.sources)
 
     def _is_fixed(self, region: Region) -> bool:

@@ -14,7 +14,6 @@ from qframework.graph.batches import Batches
 from qframework.graph.channel_factors import columns_of, follow_weights, scale_columns, scale_rows
 from qframework.graph.channel_regions import Region, Use
 from qframework.graph.channels import Channels
-from qframework.graph.graph_leaves import is_leaf
 from qframework.graph.graph_pass import PassReport
 from qframework.graph.input_statistics import InputStatistics
 from qframework.graph.layer_inputs import watching
@@ -23,8 +22,9 @@ from qframework.graph.layer_wrappers import ChannelFactor, InputChanged, replace
 from qframework.graph.parameters_in_use import fixed_among, why_fixed
 from qframework.graph.quantizers_off import quantizers_off
 from qframework.graph.reading_code import noting_reads, read_by_code
-from qframework.graph.torch_transformers import PLAIN, call_changed_parts
-from qframework.graph.tracing import Traced, trace
+from qframework.graph.single_layers import note_single_layer, traced_whole
+from qframework.graph.torch_transformers import call_changed_parts
+from qframework.graph.tracing import Traced
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -83,7 +83,7 @@ class AWQ:
                 self.report.skipped[name] = fixed
                 del wanted[layer]
         found: list[Region] = []
-        traced = trace(self.model, leaves=is_leaf, plain=PLAIN)
+        traced = traced_whole(self.model)
         if isinstance(traced, Traced):
             self.report.way = "traced"
             for region in Channels(traced).regions():
@@ -274,4 +274,5 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
         for region in regions:
             done.search(region)
         call_changed_parts(model)
+    note_single_layer(done.report, model, "it has no linear layer or convolution to scale")
     return done

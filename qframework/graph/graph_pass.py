@@ -9,10 +9,10 @@ from torch import nn
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.attention_projections import why_one_whole
-from qframework.graph.graph_leaves import is_leaf
 from qframework.graph.parameters_in_use import readers_in_code, why_fixed
-from qframework.graph.torch_transformers import PLAIN, call_changed_parts
-from qframework.graph.tracing import Traced, trace
+from qframework.graph.single_layers import BESIDE, note_single_layer, traced_whole
+from qframework.graph.torch_transformers import call_changed_parts
+from qframework.graph.tracing import Traced
 
 
 class NoGraphError(TypeError, RuntimeError):
@@ -24,7 +24,7 @@ class PassReport:
     """What a pass did.
 
     Attributes:
-        changed: from names of layers to what was done with them.
+        changed: from names of layers to what was done with them; the model itself has the empty name.
         skipped: from names of layers or regions to the reason.
         way: how the graph was found: ``"traced"``, or ``"recorded"`` on a sample input.
     """
@@ -34,8 +34,8 @@ class PassReport:
     way: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{n}: {what}" for n, what in self.changed.items()]
-        lines += [f"{n}: skipped, {why}" for n, why in self.skipped.items()]
+        lines = [f"{n or '(the model)'}: {what}" for n, what in self.changed.items()]
+        lines += [f"{n or '(the model)'}: skipped, {why}" for n, why in self.skipped.items()]
         return "\n".join([f"graph {self.way}", *lines])
 
 
@@ -72,6 +72,7 @@ class GraphPass:
         with unchanged_on_error(model):
             self.change(model, traced)
             call_changed_parts(model)
+        note_single_layer(self.report, model, BESIDE)
         return model
 
     def graph_of(self, model: nn.Module, *example_input: Any) -> Traced:
@@ -117,7 +118,7 @@ def graph_of(
     Raises:
         NoGraphError: it can't be traced, and there is no sample input.
     """
-    traced = trace(model, leaves=is_leaf, plain=PLAIN)
+    traced = traced_whole(model)
     if not isinstance(traced, str):
         return traced, "traced"
     if not example_input:

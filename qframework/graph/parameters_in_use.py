@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from qframework.graph.attention_projections import Projection
 from qframework.graph.channel_regions import Use
@@ -19,7 +19,7 @@ READ = "code reads its parameters past it"
 def has_computed(module: nn.Module) -> bool:
     """Whether a weight or bias of a layer is something else than a parameter, as behind a parametrization or pruning."""
     return any(
-        name not in module._parameters and getattr(module, name, None) is not None
+        name not in module._parameters and isinstance(getattr(module, name, None), Tensor)
         for name in ("weight", "bias")
     )
 

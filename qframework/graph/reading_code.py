@@ -14,9 +14,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from qframework.graph.function_calls import innermost_module
-from qframework.graph.graph_leaves import is_leaf
-from qframework.graph.torch_transformers import PLAIN
-from qframework.graph.tracing import trace
+from qframework.graph.single_layers import traced_whole
 from qframework.graph.weight_forms import ReadQuantized
 from qframework.graph.weight_readers import has_own_code, readers_in_source
 
@@ -30,7 +28,7 @@ def read_by_code(model: nn.Module) -> set[nn.Module]:
         model: any module.
     """
     made_for_readers = {m for m in model.modules() if isinstance(m, ReadQuantized)}
-    traced = trace(model, leaves=is_leaf, plain=PLAIN)
+    traced = traced_whole(model)
     if isinstance(traced, str):
         return made_for_readers | _holders(
             model, (p for m in readers_in_source(model) for p in _held(m))

@@ -41,6 +41,7 @@ from qframework.graph.rotation import (
     rotate_rows,
     turn_columns,
 )
+from qframework.graph.single_layers import IN_FRONT, note_single_layer, told
 from qframework.graph.torch_transformers import call_changed_parts
 from qframework.graph.tracing import Traced
 from qframework.layers.linear import TransposedLinear
@@ -122,6 +123,9 @@ class GraphRotationEqualization(GraphPass):
             for layer in called:
                 if layer in in_code:
                     continue
+                if layer is model and isinstance(layer, (nn.Linear, nn.MultiheadAttention)):
+                    self.report.skipped[""] = told(model, IN_FRONT)
+                    continue
                 if isinstance(layer, nn.MultiheadAttention) and layer not in turned:
                     if names_of[layer] not in self.blacklist:
                         rotate_attention_input(
@@ -198,17 +202,22 @@ def rotate_input(
     report: PassReport,
     block_size: int | None,
     steps: int = 0,
-) -> None:
-    """Turn the input of a layer when it is called, if there is a matrix of its size."""
+) -> nn.Module:
+    """Turn the input of a layer when it is called, if there is a matrix of its size.
+
+    Returns:
+        What stands for the layer then.
+    """
     size = find_closest_hadamard_number(layer.in_features, steps) if steps else None
     try:
         made = RotatedInput(layer, block_size, size)
     except ValueError as error:
         report.skipped[name] = str(error)
-        return
+        return layer
     made.train(layer.training)
     replace_module(model, layer, made)
     report.changed[name] = "input turned when it is called"
+    return made
 
 
 def rotate_attention_input(
@@ -290,6 +299,7 @@ class LayerwiseActivationRotation:
             if isinstance(m, nn.MultiheadAttention)
             for part in m.modules()
         }
+        result = model
         with unchanged_on_error(model):
             for name, layer in layers:
                 if name in self.blacklist:
@@ -303,10 +313,8 @@ class LayerwiseActivationRotation:
                     self.report.skipped[name] = why
                     continue
                 steps = self.expansion_step if name in self.layers_to_expand else 0
-                if layer is model:
-                    return RotatedInput(layer, self.block_size)
-                rotate_input(model, layer, name, self.report, self.block_size, steps)
-            result = model
+                made = rotate_input(model, layer, name, self.report, self.block_size, steps)
+                result = made if layer is model else result
             for name, attention in attentions:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
@@ -317,4 +325,5 @@ class LayerwiseActivationRotation:
                 made = rotate_attention_input(model, attention, name, self.report, self.block_size)
                 result = made if attention is model else result
             call_changed_parts(result)
+        note_single_layer(self.report, model, "it has no linear layer and no attention")
         return result

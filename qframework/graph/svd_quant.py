@@ -12,6 +12,7 @@ from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.layer_wrappers import replace_module
 from qframework.graph.parameters_in_use import why_fixed
 from qframework.graph.reading_code import read_by_code
+from qframework.graph.single_layers import is_single_layer, told
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.linear import QuantLinear
 from qframework.quant_tensor import dequantize
@@ -91,6 +92,8 @@ class LayerwiseLowRankCorrection:
         self.skipped = {n: reason for n, reason in why.items() if reason is not None}
         self.layers = {n: m for n, m in self.layers.items() if n not in self.skipped}
         self.names = list(self.layers)
+        if is_single_layer(model) and not self.names and not self.skipped:
+            self.skipped[""] = told(model, "it has no quantized linear layer")
 
     @torch.no_grad()
     def apply(
