@@ -14,6 +14,7 @@ import warnings
 from ctypes import POINTER, Structure, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,9 @@ from qframework.kernels.native.compilation import (
 
 class Call(Structure):
     """The operands of a function, as ``Call`` in kernels.cpp has them."""
+
+    #: What is read, which has to stay until the call is made.
+    values: Any
 
     _fields_ = [
         *((name, c_void_p) for name in ("g", "x", "out", "scale", "zero", "stored", "slope")),

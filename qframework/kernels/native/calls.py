@@ -16,6 +16,8 @@ from qframework.kernels.native.tensors import (
     ROUNDINGS,
     Layout,
     address_to_read,
+    dense,
+    is_channels_last,
     rounding_of,
 )
 
@@ -46,7 +48,8 @@ def numbers_of(grid: Grid) -> dict[str, float]:
 
 def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
     """A call with a tensor, as it lies in memory."""
-    return Call(
+    x = dense(x)
+    call = Call(
         x=address_to_read(x),
         n=x.numel(),
         channels=layout[0],
@@ -54,6 +57,8 @@ def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
         threads=_threads(),
         **operands,
     )
+    call.values = x  # which may be a copy
+    return call
 
 
 def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
@@ -73,7 +78,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 def _taps(x: Tensor) -> int:
     """How far apart the indices of neighbours in memory are: 1, or in channels-last format the taps of a kernel."""
-    return 1 if x.is_contiguous() else math.prod(x.shape[2:])
+    return math.prod(x.shape[2:]) if is_channels_last(x) and not x.is_contiguous() else 1
 
 
 def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
@@ -317,6 +322,7 @@ def absmax_gradients(
         rule: of the scale, of any domain.
         overwrite: write where ``g`` is.
     """
+    x = dense(x)
     grad_x, grad_of_scale = g if overwrite else empty_like(x), _laid_out(grad_of_scale, scale)
     _run(
         _ROW_ABSMAX_GRADIENTS if top is None else _ABSMAX_GRADIENTS,
@@ -357,6 +363,7 @@ def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor, overwrite: bool
     ``values`` and ``shares`` have one or two elements, in the dtype of scales. With ``overwrite`` the result is written where ``g``
     is.
     """
+    x = dense(x)
     out = g if overwrite else empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],

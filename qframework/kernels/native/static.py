@@ -15,7 +15,7 @@ from qframework.kernels.native.tensors import (
     DTYPES,
     ROUNDINGS,
     address_to_read,
-    is_channels_last,
+    is_dense,
     rounding_of,
     serves,
 )
@@ -62,7 +62,7 @@ class StaticQuantizer:
             type(x) is not Tensor
             or x.dtype is not self._dtype
             or x.numel() < tensors.SMALLEST
-            or not (x.is_contiguous() or is_channels_last(x))
+            or not is_dense(x)
             or not x.is_cpu
             or x.is_neg()
             or _tracing_state() is not None
