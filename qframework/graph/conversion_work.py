@@ -17,6 +17,7 @@ from qframework.graph.conversion import (
     NoQuantizedForm,
     arguments_of,
 )
+from qframework.graph.conversion_keywords import ROLES, placed, role_of, roles_of
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule
 from qframework.graph.forms import Forms, is_computed
@@ -35,7 +36,6 @@ from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer
 
 _OF_PARTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_ROLES = frozenset({"weight", "bias", "input", "output", "act"})
 
 
 class Work:
@@ -114,10 +114,10 @@ class Work:
 
     def act_keywords(self, module: nn.Module) -> dict[str, Any]:
         """Keywords for results of activations, those for the model and those of rules that fit a module."""
-        said = {n: v for n, v in self.common.items() if _role(n) == "act"}
+        said = {n: v for n, v in self.common.items() if role_of(n) == "act"}
         for i in self._rules_of(module):
             for name, given in self.rules[i].keywords.items():
-                if _role(name) == "act":
+                if role_of(name) == "act":
                     said[name] = given
                     self.used.add((i, name))
         return said
@@ -297,7 +297,7 @@ class Work:
             given = {
                 n: v
                 for n, v in given.items()
-                if n.endswith("_quant") or _role(n) in ("weight", "bias")
+                if n.endswith("_quant") or role_of(n) in ("weight", "bias")
             }
         made = self._built(name, layer, arguments, given)
         if conversion is not None and "input" in conversion.roles and "act" not in conversion.roles:
@@ -349,7 +349,7 @@ class Work:
         reason = f"keeps the forward of {type(module).__name__}, which reads a quantized weight"
         if given.get("bias_quant") is not None:
             reason += "; its bias stays float"
-        given = {n: v for n, v in given.items() if _role(n) != "bias"}
+        given = {n: v for n, v in given.items() if role_of(n) != "bias"}
 
         def build(**keywords: Any) -> nn.Module:
             return with_own_forward(module, keywords)
@@ -387,7 +387,7 @@ class Work:
         bias: Any = made._modules.get("bias_quant")
         needs_scale = bias is not None and bias.requires_input_scale
         if before is not None and bits_of_proxy(before) <= bits_of_proxy(proxy) and not needs_scale:
-            less = {n: v for n, v in given.items() if _role(n) != "input"}
+            less = {n: v for n, v in given.items() if role_of(n) != "input"}
             return less | {"input_quant": None}, "its input is quantized by the activation in front"
         symmetric = proxy.is_signed and proxy.is_symmetric and "signed" in proxy.quantizer
         if source.unsigned and symmetric and "input_signed" not in given:
@@ -420,23 +420,17 @@ class Work:
 
     def _keywords(self, module: nn.Module, conversion: Conversion | None) -> dict[str, Any]:
         """Arguments for quantizers: those for the model, then those of rules."""
-        roles = None if conversion is None else set(conversion.roles)
+        roles = None if conversion is None else set(conversion.roles) | roles_of(conversion)
         said: dict[str, Any] = {}
         for i in self._rules_of(module):
             for name, given in self.rules[i].keywords.items():
-                absent = roles is not None and _role(name) in _ROLES - roles
+                absent = roles is not None and role_of(name) in ROLES - roles
                 if not (absent and self.counts[i] > 1):
                     said[name] = given
                     self.used.add((i, name))
         if conversion is None or roles is None:
             return said
-        # The input of an activation function is the output of a layer: a quantizer for inputs isn't meant for it.
-        meant = roles - ({"input"} if "act" in roles else set())
-        off = {_role(n) for n, q in said.items() if n.endswith("_quant") and q is None}
-        common = {n: v for n, v in self.common.items() if _role(n) in meant - off}
-        return {p + n: v for p in conversion.prefixes for n, v in common.items()} | said
-
-
-def _role(name: str) -> str:
-    """The tensor that a keyword is for."""
-    return name.split("_", 1)[0]
+        off = {role_of(n) for n, q in said.items() if n.endswith("_quant") and q is None}
+        meant = roles_of(conversion) - off
+        common = {n: v for n, v in self.common.items() if role_of(n) in meant}
+        return placed(conversion, common, said)
