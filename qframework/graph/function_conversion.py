@@ -88,13 +88,13 @@ class Functions:
             return "no quantized form"
         if not self.wanted:
             return "functions=True quantizes it"
-        if self.work.is_kept(module):
+        if self.work.rules.is_kept(module):
             return "as a rule says"
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             return "its module iterates over its children, and can't hold a layer for it"
         if call.kind == "add" and not call.residual:
             return "no sum of two tensors of one shape"
-        said = self.work.act_keywords(module)
+        said = self.work.rules.act_keywords(module)
         if "act_quant" in said and said["act_quant"] is None:
             return "act_quant=None"
         return ""
@@ -121,7 +121,7 @@ class Functions:
 
     def _keywords(self, module: nn.Module, layer: str, call: FunctionCall) -> dict[str, Any]:
         """Those for results of activations, for the operands of a function."""
-        said = self.work.act_keywords(module)
+        said = self.work.rules.act_keywords(module)
         quantizer = said.get("act_quant", Int8ActPerTensorFloat)
         if layer not in _OPERANDS:
             unsigned = layer in _OWN and bool(call.unsigned) and all(call.unsigned)
