@@ -50,6 +50,7 @@ _PAIRS: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
 )
 _WEIGHT = {"weight_quant": Int8WeightPerTensorFloat, "bias_quant": Int32Bias}
 _ATTENTION = {
+    "in_proj_input_quant": Int8ActPerTensorFloat,
     "in_proj_weight_quant": Int8WeightPerTensorFloat,
     "in_proj_bias_quant": Int32Bias,
     "attn_output_weights_quant": Uint8ActPerTensorFloat,
@@ -72,26 +73,21 @@ _LSTM = {
     "cell_state_quant": Int8ActPerTensorFloat,
 }
 
-#: For :func:`layerwise_quantize`.
-LAYERWISE_COMPUTE_LAYER_MAP: LayerMap = {
+_IN_BOTH: LayerMap = {
     nn.AvgPool2d: None,
-    nn.MultiheadAttention: (
-        QuantMultiheadAttention,
-        {**_ATTENTION, "in_proj_input_quant": Int8ActPerTensorFloat},
-    ),
+    nn.MultiheadAttention: (QuantMultiheadAttention, _ATTENTION),
     nn.RNN: (QuantRNN, _RECURRENT),
     nn.LSTM: (QuantLSTM, _LSTM),
+}
+
+#: For :func:`layerwise_quantize`.
+LAYERWISE_COMPUTE_LAYER_MAP: LayerMap = {
+    **_IN_BOTH,
     **{f: (q, {**_WEIGHT, "input_quant": Int8ActPerTensorFloat}) for f, q in _PAIRS},
 }
 #: For :func:`quantize`.
 COMPUTE_LAYER_MAP: LayerMap = {
-    nn.AvgPool2d: None,
-    nn.MultiheadAttention: (
-        QuantMultiheadAttention,
-        {**_ATTENTION, "in_proj_input_quant": Int8ActPerTensorFloat},
-    ),
-    nn.RNN: (QuantRNN, _RECURRENT),
-    nn.LSTM: (QuantLSTM, _LSTM),
+    **_IN_BOTH,
     **{f: (q, {**_WEIGHT, "return_quant_tensor": True}) for f, q in _PAIRS},
 }
 QUANT_ACT_MAP: LayerMap = {

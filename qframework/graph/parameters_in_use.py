@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from qframework.graph.attention_projections import Projection
 from qframework.graph.channel_regions import Use
+from qframework.graph.conversion import CONVERSIONS
+from qframework.graph.layer_view import WEIGHTED
+from qframework.graph.own_forward import OwnForward
+from qframework.graph.same_computation import SameComputation, same_computation
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_writing import own_parameter
 
@@ -30,11 +34,24 @@ def readers_in_code(traced: Traced) -> set[nn.Module]:
     return {m for m in called if not traced.read.isdisjoint(m.parameters())}
 
 
+def why_otherwise(module: nn.Module) -> str | None:
+    """Why a layer isn't linear in its input and its weight, as those of torch are; None where it is."""
+    if not isinstance(module, (*WEIGHTED, nn.Embedding)):
+        return None
+    own: Any = type(module).forward
+    ours = own.__module__.startswith(("torch.nn.", "qframework."))
+    if not isinstance(module, OwnForward) and (
+        ours or isinstance(same_computation(module, CONVERSIONS), SameComputation)
+    ):
+        return None
+    return f"a {type(module).__name__} has a forward of its own"
+
+
 def why_fixed(module: nn.Module, in_code: set[nn.Module]) -> str | None:
     """Why what a called module computes with can't be changed; None where it can."""
     if not isinstance(module, nn.MultiheadAttention) and has_computed(module):
         return COMPUTED
-    return READ if module in in_code else None
+    return READ if module in in_code else why_otherwise(module)
 
 
 def fixed_among(uses: Iterable[Use], in_code: set[nn.Module]) -> dict[str, str]:

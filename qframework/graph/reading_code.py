@@ -14,9 +14,14 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from qframework.graph.function_calls import innermost_module
+from qframework.graph.graph_leaves import is_leaf
+from qframework.graph.layer_view import WEIGHTED
 from qframework.graph.single_layers import traced_whole
 from qframework.graph.weight_forms import ReadQuantized
 from qframework.graph.weight_readers import has_own_code, readers_in_source
+
+#: Classes of layers, the own code of which may read their parameters.
+_LAYERS = (*WEIGHTED, nn.Embedding)
 
 
 def read_by_code(model: nn.Module) -> set[nn.Module]:
@@ -28,7 +33,7 @@ def read_by_code(model: nn.Module) -> set[nn.Module]:
         model: any module.
     """
     made_for_readers = {m for m in model.modules() if isinstance(m, ReadQuantized)}
-    traced = traced_whole(model)
+    traced = traced_whole(model, lambda m: is_leaf(m) or isinstance(m, _LAYERS))
     if isinstance(traced, str):
         return made_for_readers | _holders(
             model, (p for m in readers_in_source(model) for p in _held(m))

@@ -29,7 +29,7 @@ from qframework.graph.hadamard import (
 )
 from qframework.graph.layer_view import LINEAR
 from qframework.graph.layer_wrappers import replace_module
-from qframework.graph.parameters_in_use import READ, part, readers_in_code
+from qframework.graph.parameters_in_use import READ, part, readers_in_code, why_otherwise
 from qframework.graph.reading_code import noting_reads, read_by_code
 from qframework.graph.rotation import (
     RotatedColumns,
@@ -121,7 +121,7 @@ class GraphRotationEqualization(GraphPass):
             called = {traced.called(n): None for n in traced.graph.nodes}
             in_code = readers_in_code(traced)
             for layer in called:
-                if layer in in_code:
+                if layer in in_code or (layer is not None and why_otherwise(layer) is not None):
                     continue
                 if layer is model and isinstance(layer, (nn.Linear, nn.MultiheadAttention)):
                     self.report.skipped[""] = told(model, IN_FRONT)
@@ -305,8 +305,9 @@ class LayerwiseActivationRotation:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
                     continue
-                if layer in in_code:
-                    self.report.skipped[name] = READ
+                why = READ if layer in in_code else why_otherwise(layer)
+                if why is not None:
+                    self.report.skipped[name] = why
                     continue
                 if layer in read:
                     why = "nn.MultiheadAttention reads its weight itself, past what could turn the input"

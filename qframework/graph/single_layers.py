@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -23,10 +24,15 @@ def is_single_layer(model: nn.Module) -> bool:
     return is_leaf(model) or fx.Tracer().is_leaf_module(model, "")
 
 
-def traced_whole(model: nn.Module) -> Traced | str:
-    """The graph of a model down to torch's layers and ours, or why there is none; a model that is a single layer is one node of it."""
+def traced_whole(model: nn.Module, leaves: Callable[[nn.Module], bool] = is_leaf) -> Traced | str:
+    """The graph of a model down to torch's layers and ours, or why there is none; a model that is a single layer is one node of it.
+
+    Args:
+        model: any module.
+        leaves: which modules aren't traced into, beside torch's.
+    """
     if not is_single_layer(model):
-        return trace(model, leaves=is_leaf, plain=PLAIN)
+        return trace(model, leaves=leaves, plain=PLAIN)
     graph = fx.Graph()
     args, kwargs = list[fx.Node](), dict[str, Any]()
     for name, parameter in inspect.signature(model.forward).parameters.items():

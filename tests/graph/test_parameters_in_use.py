@@ -269,6 +269,39 @@ def test_quantized_layers_with_a_computed_weight_are_reported_by_awq() -> None:
     assert with_low_rank(net, x) == {"b": "its weight is computed at each call"}
 
 
+class Shifted(nn.Linear):
+    """Linear in neither its input nor its weight."""
+
+    def forward(self, x):
+        return nn.functional.linear(x + 1, self.weight, self.bias) + 0.25
+
+
+class Noted(nn.Linear):
+    """Computes what its base does."""
+
+    def forward(self, x):
+        self.calls = 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("run", (smoothed_alone, rotated_alone, weighted_by_activations))
+def test_layers_that_compute_otherwise_stay_and_are_reported(run) -> None:
+    net = Net()
+    net.b, net.c, net.norm = Shifted(SIZE, SIZE), Noted(SIZE, SIZE), nn.Identity()
+    net = wild(net)
+    if run is weighted_by_activations:
+        net = quantize_model(net, weight_bit_width=3)[0]
+    x = torch.randn(3, 5, SIZE) * torch.arange(1, SIZE + 1)
+    with torch.no_grad():
+        with quantizers_off(net):
+            before = net(x)
+        skipped = run(net, x)
+        with quantizers_off(net):
+            atol = 1e-4 * float(before.norm())
+            torch.testing.assert_close(net(x), before, rtol=1e-4, atol=atol)
+    assert "forward of its own" in skipped["b"] and "forward" not in skipped.get("c", "")
+
+
 def test_a_recorded_graph_shows_reads_of_what_is_transposed() -> None:
     net = wild(Hiding())
     state = copy.deepcopy(net.state_dict())

@@ -41,15 +41,22 @@ void absmax_share(const Call& call) {
   }
 }
 
+// What one element of each row gets; the others get 0. `give` writes it, for a row and where that begins.
+template <class T, class Give>
+void one_of_each_row(const Call& call, Give give) {
+  T* out = static_cast<T*>(call.out);
+  for_rows(call, [&](int64_t row, int64_t at) {
+    std::memset(out + at, 0, call.inner * sizeof(T));
+    give(static_cast<const T*>(call.x) + at, out + at, row);
+  });
+}
+
 // The gradient of the largest magnitude of each row, which its first element of that magnitude gets.
 template <class T>
 void row_absmax_share(const Call& call) {
   using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
-    const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+  one_of_each_row<T>(call, [&](const T* x, T* out, int64_t row) {
+    const int64_t place = first_of(x, call.inner, absmax_bits(x, call.inner));
     const C v = wide(x[place]);
     put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
   });
@@ -67,13 +74,9 @@ inline int64_t place_of(const T* x, int64_t n, Wide<T> value) {
 // The gradient of an end of each row, `top`, which its first element of that value gets.
 template <class T>
 void row_end_share(const Call& call) {
-  using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
-    const C end = wide(static_cast<const T*>(call.top)[row]);
-    out[at + place_of(x + at, call.inner, end)] = static_cast<const T*>(call.grad_of_scale)[row];
+  one_of_each_row<T>(call, [&](const T* x, T* out, int64_t row) {
+    const Wide<T> end = wide(static_cast<const T*>(call.top)[row]);
+    out[place_of(x, call.inner, end)] = static_cast<const T*>(call.grad_of_scale)[row];
   });
 }
 
