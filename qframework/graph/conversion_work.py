@@ -31,7 +31,7 @@ from qframework.graph.taken_over import fold, hold, take_over
 from qframework.graph.torch_transformers import changed_parts
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_forms import compute_weight, read_quantized
-from qframework.graph.weight_readers import weight_readers
+from qframework.graph.weight_readers import readers_in_source, weight_readers
 from qframework.graph.widths import bits_of_proxy
 from qframework.layers.base import QuantLayer
 
@@ -77,6 +77,10 @@ class Work:
         self.norms = {n: x for x, n in self.folds.items()}
         self.sources = input_sources(forms.graphs(), forms.last_step)
         self.readers = weight_readers(model)
+        # whose parameters have other names in the quantized layer
+        self.read_attention = {
+            m for m in readers_in_source(model) if isinstance(m, nn.MultiheadAttention)
+        }
         if isinstance(forms.traced, Traced):  # knows better than the source which calls are made
             called = (forms.traced.called(n) for n in forms.traced.graph.nodes)
             self.readers.called = {m for m in called if m is not None}
@@ -95,10 +99,14 @@ class Work:
         )
 
     def _in_parts(self, module: nn.Module) -> list[str]:
-        """Parts of a layer of several for which its quantized form has no place, such as those whose weight is computed."""
+        """Parts of a layer of several for which its quantized form has no place: that are computed, or that code reads."""
         if isinstance(module, QuantLayer) or not isinstance(module, _OF_PARTS):
             return []
-        computed = [n for n, m in module.named_modules() if n and is_computed(m)]
+        computed = [
+            n or "in_proj"
+            for n, m in module.named_modules()
+            if (n and is_computed(m)) or m in self.read_attention
+        ]
         attention = isinstance(module, nn.MultiheadAttention)
         return computed if attention else list(dict.fromkeys([*changed_parts(module), *computed]))
 
@@ -187,7 +195,8 @@ class Work:
             why = "its weight is computed at each call (pruning, weight_norm); make it a parameter first"
             self.report.add(name, module, None, why)
         elif self._in_parts(module):
-            what, parts = "are computed or were replaced", ", ".join(self._in_parts(module))
+            what = "are computed, were replaced or are read by code"
+            parts = ", ".join(self._in_parts(module))
             if isinstance(module, nn.MultiheadAttention):
                 self.report.add(name, module, None, f"its parts {parts} {what}")
             else:
