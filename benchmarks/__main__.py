@@ -178,7 +178,7 @@ def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
     if options.compile:
         found["compiled"] = rows.measure(QuantKit(), options.rounds, freeze, names, compiled=True)
     if options.copies:
-        found["copies"] = rows.measure(copies.CopyingKit(), options.rounds, None, names)
+        found["copies"] = rows.measure(copies.CopyingKit(), options.rounds, copies.freeze, names)
     if options.peer:
         peer = _run_peer(options.peer, "rows", str(options.rounds), ",".join(names))
         found[peer["name"]] = peer["measures"]

@@ -93,24 +93,28 @@ class Linear(nn.Linear):
 
     copies_input = True
     copies_bias = False
+    copies_parameters = True
 
     def forward(self, x: Any) -> Any:
         """As torch's."""
         x = copied(x) if self.copies_input else x
-        bias = copied(self.bias) if self.copies_bias else self.bias
-        return _product(x, copied(self.weight), bias, (_made_of(x), self.weight))
+        weight = copied(self.weight) if self.copies_parameters else self.weight
+        bias = copied(self.bias) if self.copies_parameters and self.copies_bias else self.bias
+        return _product(x, weight, bias, (_made_of(x), self.weight))
 
 
 class Conv(nn.Conv2d):
     """A convolution that copies its weight, and its input where it is told to."""
 
     copies_input = False
+    copies_parameters = True
 
     def forward(self, x: Any) -> Any:
         """As torch's."""
         x = copied(x) if self.copies_input else x
+        weight = copied(self.weight) if self.copies_parameters else self.weight
         how = (self.stride, self.padding, self.groups)
-        return _product(x, copied(self.weight), None, (_made_of(x), self.weight), how)
+        return _product(x, weight, None, (_made_of(x), self.weight), how)
 
 
 class ReLU(nn.Module):
@@ -176,6 +180,13 @@ class CopyingKit(FloatKit):
     def add(self, kind: str) -> nn.Module:
         """A sum."""
         return _Sum()
+
+
+def freeze(model: nn.Module) -> None:
+    """Let no parameter be copied any more."""
+    for module in model.modules():
+        if isinstance(module, (Linear, Conv)):
+            module.copies_parameters = False
 
 
 def network() -> Network:

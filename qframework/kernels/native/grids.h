@@ -91,6 +91,45 @@ inline void quantize_piece(const T* __restrict x, T* __restrict y, int64_t n, co
 }
 
 constexpr int64_t kBlock = 1 << 7;  // elements that are summed in the precision of the tensor
+constexpr int64_t kLanes = 16;
+
+// Numbers that are added as one vector, whatever the width of the machine's are.
+template <class C, int64_t count>
+struct Lanes {
+  typedef C Vector __attribute__((vector_size(count * sizeof(C))));
+
+  static Vector at(const C* place) {
+    Vector made;
+    std::memcpy(&made, place, sizeof made);
+    return made;
+  }
+
+  static C sum(const Vector& lanes) {
+    if constexpr (count == 2) {
+      return lanes[0] + lanes[1];
+    } else {
+      using Half = Lanes<C, count / 2>;
+      C each[count];
+      std::memcpy(each, &lanes, sizeof each);
+      return Half::sum(Half::at(each) + Half::at(each + count / 2));
+    }
+  }
+};
+
+// The summands of at most kBlock elements. A compiler would add the lanes of its vectors one after the other, each waiting for the last:
+// here they are added by halves.
+template <class C>
+struct Terms {
+  alignas(64) C of[kBlock];
+
+  C sum(int64_t n) {
+    using All = Lanes<C, kLanes>;
+    for (int64_t i = n; i % kLanes; i++) of[i] = 0;
+    auto lanes = All::at(of);
+    for (int64_t i = kLanes; i < n; i += kLanes) lanes += All::at(of + i);
+    return All::sum(lanes);
+  }
+};
 
 struct Sums {
   double scale = 0, zero = 0;
@@ -122,9 +161,9 @@ inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
     T* grad_x = grads + start;
     const Grid<C> grid = on;
     const C floor = relu ? C(0) : -INFINITY;
-    C of_scale = 0, of_zero = 0;
+    Terms<C> of_scale, of_zero;
     int32_t count = 0;
-#pragma omp simd reduction(+ : of_scale, of_zero, count)
+#pragma omp simd reduction(+ : count)
     for (int64_t i = 0; i < length; i++) {
       C v = wide(x[i]), upstream = wide(g[i]);
       count += std::abs(v) == top;
@@ -137,16 +176,17 @@ inline Sums clamped_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
         const C seen = exact + grid.zero;
         const bool inside = clips_first ? !((seen <= grid.low) | (seen >= grid.high))
                                         : !((place.q < grid.low) | (place.q > grid.high));
-        of_scale += (q - grid.zero - only_if(inside, exact)) * upstream;
-        of_zero -= only_if(!inside, upstream);
+        of_scale.of[i] = (q - grid.zero - only_if(inside, exact)) * upstream;
+        of_zero.of[i] = only_if(!inside, upstream);
         put(grad_x[i], only_if(inside & active, upstream));
       } else {
         const bool inside = !((place.q < grid.from) | (place.q > grid.to)) | place.infinite;
-        of_scale += (q - only_if(inside, place.normal ? place.q : exact)) * upstream;
+        of_scale.of[i] = (q - only_if(inside, place.normal ? place.q : exact)) * upstream;
         put(grad_x[i], only_if(inside, upstream * place.slope));
       }
     }
-    return Sums{of_scale, of_zero, count};
+    const C zeros = R < kMinifloat ? -of_zero.sum(length) : C(0);
+    return Sums{of_scale.sum(length), zeros, count};
   });
 }
 
@@ -160,17 +200,17 @@ inline Sums passing_piece(const T* gs, const T* xs, T* grads, int64_t n, const G
       const T *__restrict g = gs + start, *__restrict x = xs + start;
       T* __restrict y = ys + (writes ? start : 0);
       const Grid<C> grid = on;
-      C of_scale = 0;
+      Terms<C> of_scale;
       int32_t count = 0;
-#pragma omp simd reduction(+ : of_scale, count)
+#pragma omp simd reduction(+ : count)
       for (int64_t i = 0; i < length; i++) {
         const C v = wide(x[i]), exact = v / grid.scale;
         const C q = bounded<R>(placed<R>(exact, grid).q, grid) - grid.zero;
-        of_scale += (q - exact) * wide(g[i]);
+        of_scale.of[i] = (q - exact) * wide(g[i]);
         count += std::abs(v) == top;
         if constexpr (writes) put(y[i], q * grid.scale);
       }
-      return Sums{of_scale, 0, count};
+      return Sums{of_scale.sum(length), 0, count};
     });
   };
   return ys ? sum(std::true_type()) : sum(std::false_type());

@@ -20,30 +20,40 @@
 
 namespace {
 
+// How many elements equal each of two values.
+struct Counts {
+  int64_t first = 0, second = 0;
+};
+
 template <class T>
-int64_t copy_and_count(const T* g, const T* __restrict x, T* grad_x, int64_t n, Wide<T> value) {
-  int32_t count = 0;
-  if (g && g != grad_x) std::memcpy(grad_x, g, n * sizeof(T));
-#pragma omp simd reduction(+ : count)
-  for (int64_t i = 0; i < n; i++) count += wide(x[i]) == value;
-  return count;
+Counts copy_and_count(const T* g, const T* __restrict x, T* grad_x, int64_t n, Wide<T> first, Wide<T> second) {
+  int32_t firsts = 0, seconds = 0;
+  if (g != grad_x) std::memcpy(grad_x, g, n * sizeof(T));
+#pragma omp simd reduction(+ : firsts, seconds)
+  for (int64_t i = 0; i < n; i++) {
+    const Wide<T> v = wide(x[i]);
+    firsts += v == first;
+    seconds += v == second;
+  }
+  return {firsts, seconds};
 }
 
 // g, and each share divided among the elements that equal the value at its index.
 template <class T>
 void spread(const T* g, const T* x, T* grad_x, int64_t n, const Wide<T>* values, const Wide<T>* shares, int ends,
             int threads) {
-  std::vector<int64_t> counts(pieces_of(n));
+  std::vector<Counts> counts(pieces_of(n));
+  for_pieces(n, n, threads, [&](int64_t piece, int64_t, int64_t at, int64_t size) {
+    counts[piece] = copy_and_count(g + at, x + at, grad_x + at, size, values[0], values[ends - 1]);
+  });
   for (int end = 0; end < ends; end++) {
     const Wide<T> value = values[end];
-    for_pieces(n, n, threads, [&](int64_t piece, int64_t, int64_t at, int64_t size) {
-      counts[piece] = copy_and_count(end == 0 ? g + at : nullptr, x + at, grad_x + at, size, value);
-    });
+    const auto of_end = [&](int64_t piece) { return end == 0 ? counts[piece].first : counts[piece].second; };
     int64_t count = 0;
-    for (int64_t c : counts) count += c;
+    for (int64_t piece = 0; piece < pieces_of(n); piece++) count += of_end(piece);
     const Wide<T> share = Wide<T>(double(shares[end]) / double(count));
     for (int64_t piece = 0; piece < pieces_of(n); piece++) {
-      if (!counts[piece]) continue;
+      if (!of_end(piece)) continue;
       for (int64_t i = piece * kPiece; i < std::min(n, (piece + 1) * kPiece); i++)
         if (wide(x[i]) == value) put(grad_x[i], wide(grad_x[i]) + share);
     }
