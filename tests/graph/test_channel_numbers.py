@@ -26,5 +26,5 @@ def test_the_tightest_bound_holds() -> None:
 
 def test_sides_of_unlike_length_are_not_joined() -> None:
     numbers = ChannelNumbers()
-    with pytest.raises(ValueError, match="longer|shorter"):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
         numbers.join(numbers.new(1), numbers.new(2))
