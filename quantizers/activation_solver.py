@@ -23,6 +23,8 @@ from qframework.proxy import (
 )
 from qframework.quantizers.common_solver import QuantSolver
 
+__all__ = ["ActQuantSolver"]
+
 _CHANNEL, _TENSOR = ScalingPerOutputType.CHANNEL, ScalingPerOutputType.TENSOR
 _GROUP = ScalingPerOutputType.GROUP
 

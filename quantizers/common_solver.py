@@ -27,6 +27,8 @@ from qframework.proxy import (
     QuantProxy,
 )
 
+__all__ = ["QuantSolver"]
+
 _CHANNEL, _TENSOR = ScalingPerOutputType.CHANNEL, ScalingPerOutputType.TENSOR
 _GROUP = ScalingPerOutputType.GROUP
 

@@ -28,6 +28,8 @@ from qframework.proxy import (
 )
 from qframework.quantizers.common_solver import QuantSolver
 
+__all__ = ["BiasQuantSolver", "WeightQuantSolver"]
+
 _CHANNEL, _GROUP = ScalingPerOutputType.CHANNEL, ScalingPerOutputType.GROUP
 
 
