@@ -37,9 +37,18 @@ def may_fuse(*_: object) -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work."""
+    return torch.compiler._is_exporting_flag
+
+
+# Asked while a graph is traced. The compiler of torch 2.11 takes torch.compiler.is_exporting() for True, whether it exports or not.
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def may_fuse_in_graph(*_: object) -> bool:
     """Whether a graph that ``torch.compile`` traces may hold fused forms; exports hold definitions alone."""
-    return is_compiling() and not torch.compiler.is_exporting() and settings.kernels != "reference"
+    return is_compiling() and not is_exporting() and settings.kernels != "reference"
 
 
 def transforms_active(*tensors: Tensor | None) -> bool:
