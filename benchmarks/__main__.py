@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import nn
 
 import qframework
-from benchmarks import growth, recurrent, rows
+from benchmarks import copies, growth, recurrent, rows
 from benchmarks.kit import QuantKit, freeze
 from benchmarks.measure import (
     compare,
@@ -177,6 +177,8 @@ def _formats(options: argparse.Namespace, machine: str) -> dict[str, Any]:
     found = {"this library": rows.measure(QuantKit(), options.rounds, freeze, names)}
     if options.compile:
         found["compiled"] = rows.measure(QuantKit(), options.rounds, freeze, names, compiled=True)
+    if options.copies:
+        found["copies"] = rows.measure(copies.CopyingKit(), options.rounds, copies.freeze, names)
     if options.peer:
         peer = _run_peer(options.peer, "rows", str(options.rounds), ",".join(names))
         found[peer["name"]] = peer["measures"]
@@ -240,6 +242,11 @@ def main() -> None:
         action="store_true",
         help="networks of all formats by the time of the processor, in one thread: on a machine that others use",
     )
+    parser.add_argument(
+        "--copies",
+        action="store_true",
+        help="the same networks with a copy in place of each quantizer, which none can be below",
+    )
     parser.add_argument("--peer", help="python of an environment with Brevitas in it")
     parser.add_argument("--output", type=Path, default=Path("benchmark_output/results.json"))
     options = parser.parse_args()
@@ -261,6 +268,8 @@ def main() -> None:
             )
     if options.long:
         next(iter(columns.values())).update(growth.measure())
+    if options.copies:
+        columns["copies"] = compare(float_network, lambda _: copies.network(), options.rounds)
     if options.peer:
         found = _run_peer(options.peer, "network", str(options.rounds))
         columns[found["name"]] = found["measures"]

@@ -74,11 +74,13 @@ class ClipThenRoundIntQuant(IntQuant):
     :class:`~qframework.core.quant.IntQuant`.
     """
 
-    def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
+    def rule(
+        self, stated: Stated, bits: int | None, dtype: torch.dtype | None = None
+    ) -> IntegerGrid:
         """The integers of a width in bits, clipped first; nothing is stated of a width that isn't a number."""
         if bits is None:
             raise NotStated("values are clipped to learned ends before they are rounded")
-        return replace(super().rule(stated, bits), clamp_gradient=True, clips_first=True)
+        return replace(super().rule(stated, bits, dtype), clamp_gradient=True, clips_first=True)
 
     def _ends(self, bit_width: Tensor) -> tuple[Tensor, Tensor]:
         return self.min_int(bit_width), self.max_int(bit_width)
@@ -97,7 +99,9 @@ class ClipGradientIntQuant(ClipThenRoundIntQuant):
     A value inside gets the gradient and the scale none; beyond an end the end gets it, through the scale.
     """
 
-    def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
+    def rule(
+        self, stated: Stated, bits: int | None, dtype: torch.dtype | None = None
+    ) -> IntegerGrid:
         """Nothing is stated of a scale that moves with the ends alone."""
         raise NotStated("the gradient of the scale is that of the clip alone")
 

@@ -65,20 +65,30 @@ class IntQuant(CoreModule):
         power = 2.0 ** (bit_width - 1) if self.signed else 2.0**bit_width
         return torch.minimum(bound, _largest_float_below(power))
 
-    def rule(self, stated: Stated, bits: int | None) -> IntegerGrid:
-        """The integers of a width in bits; None for a width that isn't a number, whose bounds infinities stand for."""
+    def rule(
+        self, stated: Stated, bits: int | None, dtype: torch.dtype | None = None
+    ) -> IntegerGrid:
+        """The integers of a width in bits; None for a width that isn't a number, whose bounds infinities stand for.
+
+        Args:
+            stated: gives the rules of the parts.
+            bits: the width.
+            dtype: of the width, for one whose bounds float32 may not hold.
+        """
         if self.delay_wrapper is not None:
             raise NotStated("quantization starts after some steps")
         how = (stated(self.float_to_int_impl), stated(self.tensor_clamp_impl))
         if bits is None:
             return IntegerGrid(-math.inf, math.inf, *how)
-        if bits > _EXACT_BITS:
+        if bits > _EXACT_BITS and dtype is None:
             raise NotStated(f"float32 doesn't hold the bounds of {bits} bits")
+        power = float(2 ** (bits - 1) if self.signed else 2**bits)
+        eps = torch.finfo(dtype or torch.float32).eps
+        narrow = self.narrow_range and power * eps <= 2  # where a float tells power - 1 from power
         if self.signed:
-            return IntegerGrid(
-                float(self.narrow_range - 2 ** (bits - 1)), float(2 ** (bits - 1) - 1), *how
-            )
-        return IntegerGrid(0.0, float(2**bits - 1 - self.narrow_range), *how)
+            return IntegerGrid(narrow - power, min(power - 1, power * (1 - eps / 2)), *how)
+        largest = power - 1 - self.narrow_range
+        return IntegerGrid(0.0, min(largest, power * (1 - eps / 2)), *how)
 
     def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """The integers ``q`` of a viewed ``x``, in float32 at least, with straight-through gradients."""

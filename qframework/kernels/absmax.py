@@ -110,8 +110,7 @@ class _QuantizeByAbsmax(Fused):
                 return _with_shares(grad, x, *found, ctx.how[1], overwrite), None, None
         if grad is None:
             grad, overwrite = torch.zeros_like(x), True
-        elif grad.stride() != x.stride() and grad.dtype is x.dtype:
-            grad, overwrite = torch.empty_like(x).copy_(grad), True
+        grad = native.laid_out_as(grad, x)
         grid, rule = ctx.how
         return absmax_gradient(grad, grad_scale, x, scale, top, grid, rule, overwrite), None, None
 

@@ -36,6 +36,7 @@ class _Codebook(Fused):
     @staticmethod
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale, codebook = ctx.saved_tensors
+        grad = native.laid_out_as(grad, x)
         layout = None if ctx.needs_input_grad[2] else _layout(x, scale, codebook, grad)
         if layout is not None:
             return *native.codebook_gradients(layout, grad, x, scale, codebook), None

@@ -72,6 +72,11 @@ def _first_outside(maximum: float, dtype: torch.dtype) -> float:
     return half if maximum % 2 == 1 else half + step
 
 
+def _widened(bound: float, sign: int, dtype: torch.dtype) -> float:
+    """A number beyond an integer, and not beyond the next one that a dtype has; see :func:`_summands`."""
+    return bound + sign * max(0.5, abs(bound) * torch.finfo(dtype).eps)
+
+
 def quantize_gradients(
     grad: Tensor,
     x: Tensor,
@@ -131,7 +136,8 @@ def _summands(
     elif relu:
         place, low, high = shifted, 0.0, _first_outside(maximum, exact.dtype)
     else:
-        place, low, high = ROUNDINGS[grid.rounding](shifted), minimum - 0.5, maximum + 0.5
+        place = ROUNDINGS[grid.rounding](shifted)
+        low, high = _widened(minimum, -1, place.dtype), _widened(maximum, 1, place.dtype)
     grad_x, inside = g, torch.ops.aten.hardtanh_backward
     if grid.clamp_gradient:
         grad_x = inside(g, place, low, high)
@@ -213,7 +219,13 @@ class _FakeQuantize(Fused):
         _, need_scale, need_zero, _, _ = ctx.needs_input_grad
         x, scale, zero_point = ctx.saved_tensors
         found = quantize_gradients(
-            grad, x, scale, zero_point, *ctx.how, need_scale=need_scale, need_zero=need_zero
+            native.laid_out_as(grad, x),
+            x,
+            scale,
+            zero_point,
+            *ctx.how,
+            need_scale=need_scale,
+            need_zero=need_zero,
         )
         return *found, None, None
 

@@ -56,6 +56,7 @@ class _QuantizeByLearnedScale(Fused):
         need_stored = ctx.needs_input_grad[1]
         grad_x = None
         if grad is not None:
+            grad = native.laid_out_as(grad, x)
             if rule.domain == "fp" and need_stored:
                 incoming = (grad_scale,)
                 layout = native.serves(

@@ -72,7 +72,9 @@ class _Minifloat(Fused):
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale = ctx.saved_tensors
         overwrite, need_scale = may_overwrite(grad, x), ctx.needs_input_grad[1]
-        found = minifloat_gradients(grad, x, scale, ctx.how, need_scale, overwrite)
+        found = minifloat_gradients(
+            native.laid_out_as(grad, x), x, scale, ctx.how, need_scale, overwrite
+        )
         return found[0], found[1] if need_scale else None, None
 
 

@@ -71,7 +71,7 @@ class _QuantizeByMinmax(Fused):
         x, scale, shift, high, low, *where = ctx.saved_tensors
         grid, rule = ctx.how
         overwrite = grad is None or may_overwrite(grad, x)
-        g = torch.zeros_like(x) if grad is None else grad
+        g = torch.zeros_like(x) if grad is None else native.laid_out_as(grad, x)
         # The zero point moves values by a step there and back: it gets nothing from them.
         error = None
         incoming = (grad_scale, grad_shift)

@@ -265,14 +265,24 @@ def _zero(scale: Tensor) -> Tensor:
     return scale.new_zeros(())
 
 
+#: The dtypes of bit widths.
+_WIDTHS = (torch.float32, torch.float64)
+
+
 def _plan_prescaled(plan: Plan, reader: Reader) -> None:
     quantizer = plan.quantizer
     width, rounds = quantizer.msb_clamp_bit_width_impl, quantizer.int_quant
-    grid: IntegerGrid = reader.stated(rounds, reader.stated(width))
-    known_rounding(grid.rounding)
+    bits = reader.stated(width)
+    grids: dict[torch.dtype, IntegerGrid]
+    try:
+        grids = dict.fromkeys(_WIDTHS, reader.stated(rounds, bits))
+    except NotStated:  # wide bounds are those that the dtype of the width holds
+        grids = {dtype: reader.stated(rounds, bits, dtype) for dtype in _WIDTHS}
+    known_rounding(grids[torch.float32].rounding)
 
     def run(x: Tensor, scale: Tensor) -> Any:
-        y = fake_quantize(rounds.input_view_impl(x), scale, None, grid)
-        return y, scale, _zero(scale), width.forward()
+        bit_width = width.forward()
+        y = fake_quantize(rounds.input_view_impl(x), scale, None, grids[bit_width.dtype])
+        return y, scale, _zero(scale), bit_width
 
-    plan.name, plan.form, plan.grid = "fake_quantize", run, grid
+    plan.name, plan.form = "fake_quantize", run

@@ -32,6 +32,7 @@ class _Signs(Fused):
     @staticmethod
     def gradients(ctx: Context, grad: Tensor) -> Any:  # type: ignore[override]
         x, scale = ctx.saved_tensors
+        grad = native.laid_out_as(grad, x)
         layout = native.serves(x, tuple(scale.shape), "round", scale, g=grad)
         if layout is not None:
             return *native.signs_gradients(layout, grad, x, scale, ctx.how), None

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from kernel_case import assert_as_defined, gradients, kept_by, values
 
 import qframework
+from qframework.core.bit_width import BitWidthConst
+from qframework.core.quant import IntQuant, PrescaledRestrictIntQuant
 from qframework.functional import ROUNDINGS, IntegerGrid, fake_quantize
+from qframework.kernels import prepare
 from qframework.kernels.integer import _first_outside
 from qframework.kernels.native import tensors
 
@@ -174,3 +177,36 @@ def test_the_bound_of_a_mask_is_the_first_number_that_rounds_beyond_the_range(
     assert bound == bound.to(dtype)
     before = torch.nextafter(bound.to(dtype), torch.tensor(0.0, dtype=dtype))
     assert bound.to(dtype).round() > maximum >= before.round()
+
+
+@pytest.mark.parametrize("bits", [8, 24, 25, 26, 31, 32, 33, 53, 54, 55, 64])
+@pytest.mark.parametrize("width_dtype", [torch.float32, torch.float64])
+def test_biases_of_any_width_end_where_the_dtype_of_the_width_does(bits, width_dtype) -> None:
+    power, count = 2.0 ** (bits - 1), 24
+    ends = [power, power - 1, -power, 1 - power, power * (1 - 2.0**-24), 2 * power]
+    for signed, narrow, dtype in itertools.product(
+        (True, False), (True, False), (torch.float32, torch.float64, torch.bfloat16)
+    ):
+        quantizer = PrescaledRestrictIntQuant(
+            IntQuant(narrow, signed), BitWidthConst(bits, dtype=width_dtype)
+        )
+        plan = prepare(quantizer)
+        assert plan.form is not None
+        torch.manual_seed(bits)
+        x = torch.randn(count, dtype=torch.float64) * power * 0.8
+        x[: len(ends)] = torch.tensor(ends, dtype=torch.float64)
+        x = x.to(dtype).requires_grad_()
+        for shape in ((), (count,)):
+            scale = torch.full(shape, 0.75, dtype=torch.promote_types(dtype, torch.float32))
+            scale.requires_grad_()
+            values, *rest = plan.run(x, scale)
+            right, *expected = quantizer(x, scale)
+            assert torch.equal(values, right)
+            assert all(map(torch.equal, rest, expected))
+            grad = torch.randn_like(values)
+            found = torch.autograd.grad(values, (x, scale), grad)
+            wanted = torch.autograd.grad(right, (x, scale), grad)
+            close = 1e-2 if dtype == torch.bfloat16 else 1e-6
+            torch.testing.assert_close(found[0], wanted[0], rtol=close, atol=0)
+            summands = (grad.double() * x.detach().double()).abs().sum()
+            torch.testing.assert_close(found[1], wanted[1], rtol=1e-5, atol=1e-6 * float(summands))

@@ -26,6 +26,7 @@ from qframework.kernels.native.static import StaticQuantizer
 from qframework.kernels.native.tensors import (
     Layout,
     available,
+    laid_out_as,
     rounding_of,
     row_shape,
     serves,
@@ -42,6 +43,7 @@ __all__ = [
     "codebook_gradients",
     "empty_like",
     "gradients",
+    "laid_out_as",
     "quantize",
     "quantize_by_learned_scale",
     "rounding_of",

@@ -14,6 +14,7 @@ import warnings
 from ctypes import POINTER, Structure, c_double, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,9 @@ from qframework.kernels.native.compilation import (
 class Call(Structure):
     """The operands of a function, as ``Call`` in kernels.cpp has them."""
 
+    #: What is read, which has to stay until the call is made.
+    values: Any
+
     _fields_ = [
         *((name, c_void_p) for name in ("g", "x", "out", "scale", "zero", "stored", "slope")),
         *((name, c_void_p) for name in ("grad_of_scale", "grad_scale", "grad_zero")),
@@ -38,7 +42,7 @@ class Call(Structure):
         *((name, c_double) for name in ("low", "high", "smallest", "threshold")),
         *((name, c_double) for name in ("least_normal", "overflow")),
         *((name, c_int32) for name in ("mantissa_bits", "clamp_gradient", "relu", "threads")),
-        *((name, c_int32) for name in ("domain", "exponent_rounding")),
+        *((name, c_int32) for name in ("domain", "exponent_rounding", "rounding")),
     ]
 
 
@@ -112,14 +116,14 @@ def _loaded(path: Path) -> ctypes.CDLL:
     run, quantize, spread = (
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
     )
-    run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
+    run.argtypes, run.restype = [c_int, c_int, POINTER(Call)], None
     names = ("row_tops", "absmax_share", "codebook", "codebook_gradients", "signs")
     for name in (*names, "signs_gradients", "row_end_share"):
         short = getattr(loaded, f"qframework_{name}")
         short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages
     large.argtypes, large.restype = [c_void_p, c_int64], None
-    quantize.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
+    quantize.argtypes = [c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
     quantize.restype = None
     spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]
     spread.restype = None

@@ -16,6 +16,8 @@ from qframework.kernels.native.tensors import (
     ROUNDINGS,
     Layout,
     address_to_read,
+    dense,
+    is_channels_last,
     rounding_of,
 )
 
@@ -31,9 +33,10 @@ Grid = IntegerGrid | MinifloatGrid
 
 
 def numbers_of(grid: Grid) -> dict[str, float]:
-    """The fields of a call that say what is rounded to."""
+    """The fields of a call that say what is rounded to, and how."""
+    rounding = ROUNDINGS[rounding_of(grid)]
     if isinstance(grid, IntegerGrid):
-        return {"low": grid.minimum, "high": grid.maximum}  # type: ignore[dict-item]
+        return {"low": grid.minimum, "high": grid.maximum, "rounding": rounding}  # type: ignore[dict-item]
     mantissa, bias, largest, signed, overflow = grid.format
     return {
         "low": -largest if signed else 0.0,
@@ -41,12 +44,14 @@ def numbers_of(grid: Grid) -> dict[str, float]:
         "least_normal": 2.0 ** (1 - bias),
         "overflow": overflow,
         "mantissa_bits": mantissa,
+        "rounding": rounding,
     }
 
 
 def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
     """A call with a tensor, as it lies in memory."""
-    return Call(
+    x = dense(x)
+    call = Call(
         x=address_to_read(x),
         n=x.numel(),
         channels=layout[0],
@@ -54,12 +59,13 @@ def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
         threads=_threads(),
         **operands,
     )
+    call.values = x  # which may be a copy
+    return call
 
 
 def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
     call = _call(layout, x, **numbers_of(grid), **operands)
-    rounding = ROUNDINGS[rounding_of(grid)]
-    library().qframework_run(function, DTYPES[x.dtype][0], rounding, ctypes.byref(call))
+    library().qframework_run(function, DTYPES[x.dtype][0], ctypes.byref(call))
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ def empty_like(x: Tensor) -> Tensor:
 
 def _taps(x: Tensor) -> int:
     """How far apart the indices of neighbours in memory are: 1, or in channels-last format the taps of a kernel."""
-    return 1 if x.is_contiguous() else math.prod(x.shape[2:])
+    return math.prod(x.shape[2:]) if is_channels_last(x) and not x.is_contiguous() else 1
 
 
 def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
@@ -317,6 +323,7 @@ def absmax_gradients(
         rule: of the scale, of any domain.
         overwrite: write where ``g`` is.
     """
+    x = dense(x)
     grad_x, grad_of_scale = g if overwrite else empty_like(x), _laid_out(grad_of_scale, scale)
     _run(
         _ROW_ABSMAX_GRADIENTS if top is None else _ABSMAX_GRADIENTS,
@@ -357,6 +364,7 @@ def spread(g: Tensor, x: Tensor, values: Tensor, shares: Tensor, overwrite: bool
     ``values`` and ``shares`` have one or two elements, in the dtype of scales. With ``overwrite`` the result is written where ``g``
     is.
     """
+    x = dense(x)
     out = g if overwrite else empty_like(x)
     library().qframework_spread(
         DTYPES[x.dtype][0],

@@ -13,9 +13,8 @@ from qframework.kernels.native.build import Call, library
 from qframework.kernels.native.calls import Grid, at, numbers_of
 from qframework.kernels.native.tensors import (
     DTYPES,
-    ROUNDINGS,
     address_to_read,
-    is_channels_last,
+    is_dense,
     rounding_of,
     serves,
 )
@@ -41,7 +40,7 @@ class StaticQuantizer:
         self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
         self._call = Call(scale=at(self._numbers[0]), zero=at(self._numbers[1]), **numbers_of(grid))
         self._dtype = dtype
-        self._how = (DTYPES[dtype][0], ROUNDINGS[rounding_of(grid)], ctypes.byref(self._call))
+        self._how = (DTYPES[dtype][0], ctypes.byref(self._call))
         self._run = library().qframework_quantize
 
     @classmethod
@@ -62,7 +61,7 @@ class StaticQuantizer:
             type(x) is not Tensor
             or x.dtype is not self._dtype
             or x.numel() < tensors.SMALLEST
-            or not (x.is_contiguous() or is_channels_last(x))
+            or not is_dense(x)
             or not x.is_cpu
             or x.is_neg()
             or _tracing_state() is not None

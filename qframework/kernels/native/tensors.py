@@ -125,17 +125,18 @@ def serves(
     for t in numbers:
         if t is not None and not (t.dtype is small and t.is_cpu and t.is_contiguous()):
             return None
+    laid = _as_if_dense(x)
     if g is not None and not (
-        g.dtype is dtype and g.stride() == x.stride() and g.is_cpu and _is_one(g)
+        g.dtype is dtype and g.stride() == laid.stride() and g.is_cpu and _is_one(g)
     ):
         return None
     for t in incoming:
         if t is not None and not (t.is_cpu and _is_one(t)):
             return None
     if max(shape, default=1) == 1:
-        layout = (1, count) if x.is_contiguous() or is_channels_last(x) else None
+        layout: Layout | None = (1, count)
     else:
-        layout = _by_axis(x, shape)
+        layout = _by_axis(laid, shape)
     return layout if layout is not None and available() else None
 
 
@@ -147,6 +148,39 @@ def address_to_read(t: Tensor) -> int:
 def _is_one(g: Tensor) -> bool:
     """Whether a gradient is one, rather than a batch of several that are taken at once."""
     return not (_is_batched(g) or _is_legacy_batched(g) or g.is_neg())
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements fill a piece of memory, each once, whatever the order of the axes."""
+    if x.is_contiguous():
+        return True
+    size = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1:
+            if stride != size:
+                return False
+            size *= length
+    return True
+
+
+def _as_if_dense(x: Tensor) -> Tensor:
+    """A tensor laid out as :func:`dense` is; of others than ``x`` itself without values."""
+    return x if is_dense(x) else torch.empty_like(x, device="meta")
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x``, or where it has gaps, as slices have, a copy without; its axes are in the same order."""
+    return x if is_dense(x) else torch.empty_like(x).copy_(x)
+
+
+def laid_out_as(grad: Tensor, like: Tensor) -> Tensor:
+    """A gradient whose elements lie in memory as those of :func:`dense` do: C++ functions go through both side by side."""
+    if grad.dtype is not like.dtype or not like.is_cpu or _is_compiling():
+        return grad
+    like = _as_if_dense(like)
+    if grad.stride() == like.stride():
+        return grad
+    return torch.empty_like(like, device=grad.device).copy_(grad)
 
 
 def is_channels_last(x: Tensor) -> bool:
