@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qframework.layers.activation import QuantIdentity
+from qframework.layers.attention_keywords import OF_FUNCTION
 from qframework.layers.attention_masks import Masks, causal_mask, merge_masks
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite
@@ -44,6 +45,8 @@ class QuantAttention(QuantComposite):
     scores sees them with the finite part of a float mask, before keys are masked out: -inf is on no grid.
     """
 
+    #: for a prefix that it doesn't take those that may be meant
+    prefixes_for: Mapping[str, tuple[str, ...]] = OF_FUNCTION
     softmax_input_quant: QuantIdentity
     attn_output_weights_quant: QuantIdentity
     q_scaled_quant: QuantIdentity

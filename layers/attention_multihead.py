@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.layers.attention import ATTENTION_PREFIXES, QuantAttention
+from qframework.layers.attention_keywords import OF_LAYER
 from qframework.layers.attention_masks import (
     Masks,
     causal_mask,
@@ -70,6 +71,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         ValueError: sizes that don't fit each other.
     """
 
+    prefixes_for = OF_LAYER
     in_proj: QuantLinear
     q_proj: QuantLinear
     k_proj: QuantLinear

@@ -50,6 +50,11 @@ def route_keywords(
             continue
         prefix = next((p for p in routed if name.startswith(p)), default)
         if prefix is None:
+            names = _several(layer, name)
+            if names:
+                raise UnknownNameError(
+                    f"{type(layer).__name__}: unknown keyword {name}={value!r}. Say which tensor: {', '.join(names)}"
+                )
             close = _meant(layer, name, list(routed))
             hint = f" Did you mean {close!r}?" if close else ""
             raise UnknownNameError(
@@ -58,6 +63,15 @@ def route_keywords(
             )
         routed[prefix][name.removeprefix(prefix)] = value
     return routed
+
+
+def _several(layer: Any, name: str) -> list[str]:
+    """The keywords that may be meant by a name for a kind of tensor of which a layer has several."""
+    for start, prefixes in getattr(layer, "prefixes_for", {}).items():
+        rest = name.removeprefix(start)
+        if rest != name and (rest == "quant" or rest in POLICY_NAMES):
+            return [p + rest for p in prefixes]
+    return []
 
 
 def _meant(layer: nn.Module, name: str, prefixes: list[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Layers that run a cell over a sequence: what those of all kinds share."""
+"""Layers that run a cell over a sequence: what those of all kinds take, and how they go through their layers and directions."""
 
 from __future__ import annotations
 
@@ -7,81 +7,18 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from qframework.inject import PolicyTypeError, UnknownNameError
 from qframework.layers.base import ArgumentsError, QuantLayer
-from qframework.layers.recurrent_parameters import (
-    GateParams,
-    GateWeight,
-    check_prefixes,
-    overrides_for,
-)
-from qframework.layers.recurrent_state_dict import LoadsTorchWeights, name_of_params
-from qframework.layers.recurrent_steps import OutputStep, state_of, with_batch
-from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy
+from qframework.layers.recurrent_building import DirectionBuilder
+from qframework.layers.recurrent_direction import RecurrentDirection
+from qframework.layers.recurrent_parameters import check_prefixes
+from qframework.layers.recurrent_state_dict import LoadsTorchWeights
+from qframework.layers.recurrent_steps import state_of, with_batch
+from qframework.proxy import ActQuantProxyFromInjector, QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import IntQuantTensor, TensorLike, dequantize
-from qframework.quantizers.none import NoneActQuant
-
-
-class RecurrentDirection(nn.Module):
-    """One layer in one direction: the parameters of its gates and the quantizers of its cell.
-
-    Attributes:
-        gates: names of the gates, in the order of their columns here.
-        torch_gates: in the order of torch's rows.
-    """
-
-    gates: ClassVar[tuple[str, ...]]
-    torch_gates: ClassVar[tuple[str, ...]]
-    io_quant: ActQuantProxyFromInjector
-    cell: nn.Module
-
-    def parameters_of(self, gate: str) -> GateParams:
-        """The parameters of a gate."""
-        return getattr(self, name_of_params(gate))  # type: ignore[no-any-return]
-
-    def _projected(self, x: TensorLike) -> tuple[Tensor, Tensor]:
-        """Products of the input of all steps with the gates' weights, biases added, and the weights of the state.
-
-        Args:
-            x: input of all steps, ``(T, N, features)``, quantized or not.
-        """
-        inputs, hiddens, biases = [], [], []
-        for gate in self.gates:
-            own = self.parameters_of(gate)
-            weight = own.input_weight.quant_weight(x)
-            inputs.append(dequantize(weight))
-            hiddens.append(dequantize(own.hidden_weight.quant_weight(x)))
-            if own.bias is not None:
-                biases.append(dequantize(own.bias_quant(own.bias, x, weight)))
-        bias = torch.cat(biases) if biases else None
-        products = nn.functional.linear(dequantize(x), torch.cat(inputs), bias)
-        return products, torch.cat(hiddens).t()
-
-    def run(
-        self, x: TensorLike, states: tuple[Any, ...], reverse: bool
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Outputs of all steps and the last states.
-
-        Args:
-            x: input of all steps, ``(T, N, features)``, quantized or not.
-            states: the first ones, ``(N, hidden)``, or None for zeros.
-            reverse: from the last step to the first.
-        """
-        raise NotImplementedError
-
-    def _collect(self, output: OutputStep, values: list[Tensor], reverse: bool) -> Any:
-        if reverse:
-            values = values[::-1]
-        return output.wrap(torch.stack(values))
-
-
-def _has_groups(proxy: Any) -> bool:
-    """Whether a codebook's scales are those of groups."""
-    return getattr(proxy, "group_size", None) is not None
 
 
 class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
@@ -134,8 +71,6 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             return_quant_tensor,
             quantize_output_only,
         )
-        self._quantizers, self._keywords = quantizers, keywords
-        self._device, self._dtype = device, dtype
         own = [
             f"{gate}_gate_{part}_"
             for gate in self.direction_class.gates
@@ -144,7 +79,8 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         ]
         own += [n.removesuffix("quant") for n in self.cell_quantizers]
         check_prefixes(self, keywords, (*self.kinds, *own))
-        io_quant = self._act("io_quant", quantizers["io"], "io_")
+        builder = DirectionBuilder(self, quantizers, keywords, device, dtype)
+        io_quant = builder.activation("io_quant", quantizers["io"], "io_")
         if return_quant_tensor:
             self._check_returned("io_quant", io_quant, "input and output")
         common: dict[str, Any] = {"io": io_quant}
@@ -154,34 +90,8 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             directions = nn.ModuleList()
             for _ in range(1 + bidirectional):
                 twin = directions[0] if len(directions) and shared_input_hidden_weights else None
-                directions.append(self._direction(features, bias, common, shared, twin))
+                directions.append(builder.direction(features, bias, common, shared, twin))
             self.layers.append(directions)
-        del self._quantizers, self._keywords, self._device, self._dtype
-
-    def _act(self, attribute: str, quantizer: Quantizer, *prefixes: str) -> Any:
-        """The proxy of an activation."""
-        if attribute in self._keywords:
-            quantizer = self._keywords[attribute]
-            if quantizer is None:  # what is said of all of a kind isn't meant for it
-                prefixes = prefixes[-1:]
-        like = {"device": self._device, "dtype": self._dtype}
-        overrides = overrides_for(self._keywords, *prefixes)
-        proxy: Any = build_proxy(
-            self,
-            attribute,
-            quantizer,
-            NoneActQuant,
-            overrides,
-            prefixes[-1],
-            ActQuantProxyFromInjector,
-            like,
-        )
-        if proxy.activation_impl is not None:
-            raise PolicyTypeError(
-                f"{type(self).__name__}.{attribute}: the quantizer to share applies "
-                f"{type(proxy.activation_impl).__name__} first; share that of a QuantIdentity"
-            )
-        return proxy
 
     def _check_returned(self, attribute: str, proxy: Any, what: str) -> None:
         """Refuse results that couldn't be returned as one quantized tensor of all steps."""
@@ -193,99 +103,6 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
                 f"{lacks}, with a scale for all steps; that of {proxy.quantizer.__name__} is another at each step. Give "
                 f"{attribute}=Int8ActPerTensorFloat, or return_quant_tensor=False"
             )
-
-    def _refuse_own(self, prefix: str, of_all: str, sharing: str) -> None:
-        """Refuse keywords for one gate where all gates share a quantizer."""
-        own = next((k for k in self._keywords if k.startswith(prefix)), None)
-        if own is not None:
-            raise UnknownNameError(
-                f"{type(self).__name__}: {own} is for one gate, but {sharing}=True gives all gates one quantizer; "
-                f"did you mean {of_all + own.removeprefix(prefix)!r}?"
-            )
-
-    def _direction(
-        self,
-        features: int,
-        bias: bool,
-        common: dict[str, Any],
-        shared: Mapping[str, bool],
-        twin: nn.Module | None,
-    ) -> RecurrentDirection:
-        """One layer in one direction.
-
-        Args:
-            features: of its input.
-            bias: whether gates have one.
-            common: quantizers that all layers share, filled here.
-            shared: which quantizers are shared within a layer (``weight``, ``gate_acc``) or by all (``cell_state``).
-            twin: the other direction, whose weights for the input are taken over.
-        """
-        direction = self.direction_class()
-        direction.io_quant = common["io"]
-        weight_quant = None
-        for gate in direction.gates:
-            prefix = f"{gate}_gate_weight_" if gate else "weight_"
-            quantizer = self._keywords.get(f"{prefix}quant", self._quantizers["weight"])
-            overrides = overrides_for(self._keywords, "weight_", prefix)
-            if shared.get("weight") and gate:
-                self._refuse_own(prefix, "weight_", "shared_intra_layer_weight_quant")
-                if weight_quant is not None:
-                    quantizer, overrides = weight_quant, {}
-            like = self._device, self._dtype
-            if twin is None:
-                first = GateWeight(features, self.hidden_size, quantizer, overrides, prefix, *like)
-            else:
-                first = twin.parameters_of(gate).input_weight  # type: ignore[operator]
-            quantizer = weight_quant = first.weight_quant
-            overrides = {}
-            if weight_quant.is_groupwise or _has_groups(
-                weight_quant
-            ):  # groups are those of one weight
-                quantizer, overrides = weight_quant.quantizer, weight_quant.overrides
-            second = GateWeight(
-                self.hidden_size, self.hidden_size, quantizer, overrides, prefix, *like
-            )
-            prefix = f"{gate}_gate_bias_" if gate else "bias_"
-            params = GateParams(
-                first,
-                second,
-                bias,
-                self._keywords.get(f"{prefix}quant", self._quantizers["bias"]),
-                overrides_for(self._keywords, "bias_", prefix),
-                prefix,
-                gate in self.hidden_biases,
-                self._device,
-                self._dtype,
-            )
-            direction.add_module(name_of_params(gate), params)
-        cell = nn.Module()
-        for name, kind in self.cell_quantizers.items():
-            cell.add_module(name, self._cell_quantizer(name, kind, common, shared, cell))
-        direction.cell = cell
-        return direction
-
-    def _cell_quantizer(
-        self,
-        name: str,
-        kind: str,
-        common: dict[str, Any],
-        shared: Mapping[str, bool],
-        cell: nn.Module,
-    ) -> Any:
-        if kind == "io":
-            return common["io"]
-        if kind in common:
-            return common[kind]
-        if kind == "gate_acc" and shared.get("gate_acc"):
-            own = name.removesuffix("quant")
-            self._refuse_own(own, "gate_acc_", "shared_intra_layer_gate_acc_quant")
-            for other, its in self.cell_quantizers.items():
-                if its == kind and other in cell._modules:
-                    return cell._modules[other]
-        proxy = self._act(name, self._quantizers[kind], f"{kind}_", name.removesuffix("quant"))
-        if shared.get(kind) and kind != "gate_acc":
-            common[kind] = proxy
-        return proxy
 
     @property
     def io_quant(self) -> ActQuantProxyFromInjector:

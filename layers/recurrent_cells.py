@@ -15,7 +15,7 @@ from qframework.functional import (
     lstm_sequence,
     rnn_sequence,
 )
-from qframework.layers.recurrent import RecurrentDirection
+from qframework.layers.recurrent_direction import RecurrentDirection
 from qframework.layers.recurrent_steps import OutputStep, UnknownScale, range_of, step_of
 from qframework.quant_tensor import dequantize
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qframework.layers.attention_keywords import OF_ENCODER, operand_keywords
 from qframework.layers.attention_multihead import QuantMultiheadAttention
 from qframework.layers.base import route_keywords
 from qframework.layers.composite import QuantComposite, build_part
@@ -24,7 +25,7 @@ from qframework.quantizers.scaled_int import (
 )
 
 _PARTS = ("self_attn", "linear1", "linear2", "norm1", "norm2", "residual1", "residual2")
-_COMMON = ("weight_", "bias_", "input_")
+_COMMON = ("weight_", "bias_", "input_", "act_")
 
 
 class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
@@ -34,7 +35,9 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
     two of attention. Residual sums and norms are float until they are given a quantizer.
 
     Keywords go from the whole to the part. ``weight_quant=``, ``weight_bit_width=``, ``input_...``, ``bias_...``
-    are for all linear layers, the projections of attention included. The name of a part in front makes them that
+    are for all linear layers, the projections of attention included; ``act_quant=``, ``act_...`` for the operands of
+    attention's two products, its weights without a sign. ``input_collect_stats_steps`` and ``input_quant_delay_steps`` are for
+    those operands too, where no ``act_...`` says otherwise. The name of a part in front makes them that
     part's alone, and stronger: ``linear1_weight_bit_width=``, ``self_attn_in_proj_weight_bit_width=``,
     ``residual1_input_quant=``. A part that is given a quantizer of its own takes none of the common keywords for
     that tensor. Parts are ``self_attn`` (:class:`QuantMultiheadAttention`), ``linear1``, ``linear2``
@@ -60,7 +63,8 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
             ``norm_first`` ``residual2_output_quant`` or ``residual2_input_quant``.
         device: of parameters and quantizers.
         dtype: of the parameters.
-        **kwargs: for all linear layers, prefixed ``weight_``, ``bias_``, ``input_``; for a part, prefixed by its name
+        **kwargs: for all linear layers, prefixed ``weight_``, ``bias_``, ``input_``; for the operands of attention, prefixed
+            ``act_``, ``act_quant`` among them; for a part, prefixed by its name
             and an underscore, as its own constructor takes them.
 
     Raises:
@@ -68,6 +72,7 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         ValueError: sizes that don't fit each other.
     """
 
+    prefixes_for = OF_ENCODER
     self_attn: QuantMultiheadAttention
     residual1: QuantEltwiseAdd
     residual2: QuantEltwiseAdd
@@ -114,6 +119,7 @@ class QuantTransformerEncoderLayer(QuantComposite, nn.TransformerEncoderLayer):
         own = routed["self_attn_"]
         heads = {"dropout": dropout, "batch_first": batch_first, **options}
         heads |= {**_merged(common, own, "in_proj_"), **_merged(common, own, "out_proj_")}
+        heads |= operand_keywords(routed["act_"], routed["input_"], own)
         build("self_attn", QuantMultiheadAttention, d_model, nhead, **heads)
         first = _merged(common, routed["linear1_"])
         build("linear1", QuantLinear, d_model, dim_feedforward, **options, **first)

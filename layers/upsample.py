@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 
-from qframework.functional import round_ste, tensor_clamp
+from qframework.functional import round_ste, tensor_clamp, tensor_clamp_ste
 from qframework.layers.base import QuantLayer
 from qframework.quant_tensor import IntQuantTensor, TensorLike, dequantize
 from qframework.quant_tensor.algebra import bounds
@@ -50,8 +50,9 @@ class QuantUpsample(QuantLayer, nn.Upsample):
         if not exact and isinstance(input, IntQuantTensor):
             if not per_position(input, input.dim() - 2):
                 q = round_ste(y / input.scale + input.zero_point)
-                if self.mode == "bicubic":
-                    q = tensor_clamp(q, *(b.to(q.dtype) for b in bounds(input)))
+                # others stay within, but for what a short dtype rounds beyond an end
+                clamp = tensor_clamp if self.mode == "bicubic" else tensor_clamp_ste
+                q = clamp(q, *(b.to(q.dtype) for b in bounds(input)))
                 y = input.replace(value=(q - input.zero_point) * input.scale)
         return self._pack(y)
 

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from qframework.quantizers.activation_solver import *
 from qframework.quantizers.base import *
 from qframework.quantizers.binary import *
 from qframework.quantizers.codebook import *
+from qframework.quantizers.common_solver import *
 from qframework.quantizers.decoupled import *
 from qframework.quantizers.dynamic import *
 from qframework.quantizers.fixed_point import *
@@ -17,10 +19,10 @@ from qframework.quantizers.minifloat_dynamic import *
 from qframework.quantizers.minifloat_fnuz import *
 from qframework.quantizers.minifloat_ocp import *
 from qframework.quantizers.none import *
+from qframework.quantizers.parameter_solver import *
 from qframework.quantizers.scaled_int import *
 from qframework.quantizers.searched import *
 from qframework.quantizers.shifted_scaled_int import *
-from qframework.quantizers.solver import *
 from qframework.quantizers.ternary import *
 from qframework.quantizers.trunc import *
 from qframework.quantizers.trunc_solver import *
@@ -48,7 +50,9 @@ if not TYPE_CHECKING:
         *base.__all__,
         *minifloat_base.__all__,
         *searched.__all__,
-        *solver.__all__,
+        *common_solver.__all__,
+        *parameter_solver.__all__,
+        *activation_solver.__all__,
         *trunc_solver.__all__,
     ]
 del TYPE_CHECKING

@@ -36,6 +36,22 @@ def test_the_links_lead_to_the_folders() -> None:
         assert (ROOT / "qframework" / name).resolve() == (ROOT / name).resolve()
 
 
+def copy_of_checkout(place: Path) -> Path:
+    """All files but those that tools and builds have made."""
+    made = (
+        ".git",
+        ".venv",
+        "__pycache__",
+        ".*_cache",
+        ".hypothesis",
+        "*.egg-info",
+        "build",
+        "_build",
+    )
+    shutil.copytree(ROOT, place, symlinks=True, ignore=shutil.ignore_patterns(*made))
+    return place
+
+
 def wheel(source: Path, place: Path) -> list[str]:
     """The files of the wheel that a checkout builds."""
     script = f"from setuptools import build_meta; build_meta.build_wheel({str(place)!r})"
@@ -48,9 +64,7 @@ def wheel(source: Path, place: Path) -> list[str]:
 def test_a_checkout_without_links_builds_the_same_wheel(tmp_path) -> None:
     built = {}
     for kind in ("links", "none"):
-        source = tmp_path / kind
-        ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
-        shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+        source = copy_of_checkout(tmp_path / kind)
         if kind == "none":
             for name in LINKED:
                 (source / "qframework" / name).unlink()
@@ -75,9 +89,11 @@ def test_a_wheel_can_bring_the_libraries_along(tmp_path, monkeypatch) -> None:
 
     if compilation.find_compiler() is None:
         pytest.skip("there is no C++ compiler")
-    source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    source = copy_of_checkout(tmp_path / "source")
+    quick = tmp_path / "c++"  # optimizes nothing
+    quick.write_text('#!/bin/sh\nexec g++ "$@" -O0\n')
+    quick.chmod(0o755)
+    monkeypatch.setenv("CXX", str(quick))
     monkeypatch.setenv("QFRAMEWORK_PREBUILT", "DEFAULT AVX2")
     (tmp_path / "wheel").mkdir()
     names = wheel(source, tmp_path / "wheel")
@@ -104,9 +120,7 @@ def test_a_wheel_can_bring_the_libraries_along(tmp_path, monkeypatch) -> None:
 @pytest.mark.slow
 def test_an_unknown_capability_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("QFRAMEWORK_PREBUILT", "AVX3")
-    source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    source = copy_of_checkout(tmp_path / "source")
     with pytest.raises(subprocess.CalledProcessError) as caught:
         wheel(source, tmp_path)
     assert b"allowed are AVX2, AVX512, DEFAULT" in caught.value.stderr
@@ -114,9 +128,7 @@ def test_an_unknown_capability_is_refused(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_a_source_distribution_holds_the_tests_and_builds_the_same_wheel(tmp_path) -> None:
-    source = tmp_path / "source"
-    ignore = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.egg-info", "build", "_build")
-    shutil.copytree(ROOT, source, symlinks=True, ignore=ignore)
+    source = copy_of_checkout(tmp_path / "source")
     script = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", script], cwd=source, check=True, capture_output=True)
     (archive,) = tmp_path.glob("*.tar.gz")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
+import qframework
 from qframework.graph import calibration_mode
 from qframework.layers import QuantIdentity, QuantLinear, QuantLSTM, QuantReLU
 from qframework.quantizers import (
@@ -39,7 +40,8 @@ KINDS = {
 }
 #: Kinds and sizes: fused functions run, and from 256 elements on those in C++.
 SIZED = [(kind, 4) for kind in KINDS if kind != "searched scales"]
-SIZED += [(kind, 64) for kind in ("per tensor", "per channel", "zero points", "learned scale")]
+if qframework.settings.kernels != "reference":  # else all sizes take the same road
+    SIZED += [(kind, 64) for kind in ("per tensor", "per channel", "zero points", "learned scale")]
 
 
 def build(kind: str, size: int, outputs: int | None = None) -> QuantLinear:

@@ -30,8 +30,10 @@ from qframework.graph.layer_wrappers import (
     OutputChanged,
     replace_module,
 )
-from qframework.graph.parameters_in_use import COMPUTED, has_computed, part
+from qframework.graph.parameters_in_use import fixed_among, part, why_fixed
 from qframework.graph.quantizers_off import quantizers_off
+from qframework.graph.reading_code import noting_reads, read_by_code
+from qframework.graph.single_layers import BESIDE, IN_FRONT, note_single_layer, told
 from qframework.graph.torch_transformers import call_changed_parts
 from qframework.layers.base import QuantLayer
 
@@ -123,7 +125,7 @@ class activation_equalization_mode:
         self.co_optimize, self.fuse_scaling = co_optimize_act_weights, fuse_scaling
         self.example_input = example_input
         self.scale_factors: list[Tensor] = []
-        self.report = PassReport()
+        self.report = PassReport(way="not needed" if layerwise else "")
         self._ranges: dict[nn.Module, Tensor] = {}
         self._fronts: dict[nn.Module, nn.Module] = {}
 
@@ -131,21 +133,27 @@ class activation_equalization_mode:
         self._stack = ExitStack()
         if not self.enabled:
             return self
+        self._read = read_by_code(self.model) if self.layerwise else set()
         self._regions = self._alone() if self.layerwise else self._by_graph()
         sinks = {u.layer: None for r in self._regions for u in r.sinks}
         self._stack.enter_context(quantizers_off(self.model))
         self._stack.enter_context(watching_projections(list(sinks), self._see))
+        if self.layerwise:
+            self._stack.enter_context(noting_reads(self.model, self._read))
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._stack.close()
         if kind is None and self.enabled:
             with torch.no_grad(), unchanged_on_error(self.model):
-                used = [u.layer for r in self._regions for u in (*r.sources, *r.sinks)]
+                regions = [r for r in self._regions if not self._is_fixed(r)]
+                used = [u.layer for r in regions for u in (*r.sources, *r.sinks)]
                 part(self.model, used)
-                for region in self._regions:
+                for region in regions:
                     self._equalize(region)
                 call_changed_parts(self.model)
+            why = "it has no linear layer or convolution" if self.layerwise else BESIDE
+            note_single_layer(self.report, self.model, why)
 
     # ------------------------------------------------------------ what is equalized
 
@@ -156,8 +164,9 @@ class activation_equalization_mode:
                 inside |= set(layer.modules())
                 found += self._of_attention(name, layer)
             elif isinstance(layer, WEIGHTED) and layer not in inside and name not in self.blacklist:
-                if has_computed(layer):
-                    self.report.skipped[name] = COMPUTED
+                fixed = why_fixed(layer, self._read)
+                if fixed is not None:
+                    self.report.skipped[name] = fixed
                     continue
                 held: Any = layer
                 count = held.in_features if isinstance(layer, LINEAR) else held.in_channels
@@ -167,7 +176,7 @@ class activation_equalization_mode:
 
     def _of_attention(self, name: str, attention: nn.Module) -> list[Region]:
         """What attention projects, each alone, and the values, whose factors go into the rows that make them."""
-        reason = why_one_whole(attention)
+        reason = why_one_whole(attention) or why_fixed(attention, self._read)
         if reason is not None:
             self.report.skipped[name] = reason
             return []
@@ -187,13 +196,21 @@ class activation_equalization_mode:
         layer: Any = region.sinks[0].layer
         alone = getattr(layer, "attention", layer) is self.model
         if alone and not region.sources:
-            why = "it is the whole model, in front of which nothing can be put; give it in a Sequential"
-            self.report.skipped[region.sinks[0].name or "the model"] = why
+            self.report.skipped[region.sinks[0].name] = told(self.model, IN_FRONT)
         return not alone or bool(region.sources)
+
+    def _is_fixed(self, region: Region) -> bool:
+        """Whether the run showed that code reads parameters of a layer."""
+        fixed = fixed_among(region.sinks, self._read)
+        self.report.skipped.update(fixed)
+        return bool(fixed)
 
     def _by_graph(self) -> list[Region]:
         traced, self.report.way = graph_of(
-            self.model, "activation_equalization_mode", self.example_input
+            self.model,
+            "activation_equalization_mode",
+            self.example_input,
+            "activation_equalization_mode(..., example_input=(x,))",
         )
         restarts = ACTIVATIONS if self.add_mul_node else ()
         note_wholes(self.report, traced)

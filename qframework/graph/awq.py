@@ -14,13 +14,17 @@ from qframework.graph.batches import Batches
 from qframework.graph.channel_factors import columns_of, follow_weights, scale_columns, scale_rows
 from qframework.graph.channel_regions import Region, Use
 from qframework.graph.channels import Channels
-from qframework.graph.graph_pass import NoGraphError, PassReport, graph_of
+from qframework.graph.graph_pass import PassReport
 from qframework.graph.input_statistics import InputStatistics
 from qframework.graph.layer_inputs import watching
 from qframework.graph.layer_view import LINEAR, WEIGHTED, LayerView
 from qframework.graph.layer_wrappers import ChannelFactor, InputChanged, replace_module
+from qframework.graph.parameters_in_use import fixed_among, why_fixed
 from qframework.graph.quantizers_off import quantizers_off
+from qframework.graph.reading_code import noting_reads, read_by_code
+from qframework.graph.single_layers import note_single_layer, traced_whole
 from qframework.graph.torch_transformers import call_changed_parts
+from qframework.graph.tracing import Traced
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
@@ -34,6 +38,7 @@ class AWQ:
 
     Attributes:
         report: what was changed, and what was skipped with the reason.
+        read: modules whose parameters code reads past them.
         errors: from names of layers to the relative squared error of their outputs before and after.
         alphas: from names of layers to the exponent that was chosen.
     """
@@ -41,6 +46,7 @@ class AWQ:
     def __init__(self, model: nn.Module, grid: int, clip: bool) -> None:
         self.model, self.grid, self.clip = model, grid, clip
         self.report = PassReport()
+        self.read = read_by_code(model)
         self.errors: dict[str, tuple[float, float]] = {}
         self.alphas: dict[str, float] = {}
         self._statistics: dict[nn.Module, InputStatistics] = {}
@@ -70,11 +76,16 @@ class AWQ:
             and isinstance(m, WEIGHTED)
             and m.weight_quant.is_quant_enabled
             and not m.weight_quant.requires_quant_input
-            and "weight" in m._parameters
         }
+        for layer, name in list(wanted.items()):
+            fixed = why_fixed(layer, self.read)
+            if fixed is not None:
+                self.report.skipped[name] = fixed
+                del wanted[layer]
         found: list[Region] = []
-        try:
-            traced, self.report.way = graph_of(self.model, "awq")
+        traced = traced_whole(self.model)
+        if isinstance(traced, Traced):
+            self.report.way = "traced"
             for region in Channels(traced).regions():
                 sinks = {u.layer for u in region.sinks}
                 own = all(len(u.ids) == region.size for u in region.sinks)
@@ -85,8 +96,10 @@ class AWQ:
                     and not isinstance(region.sources[0].layer, ACTIVATIONS)
                 ):
                     found.append(region)
-        except NoGraphError as error:
-            self.report.way = f"layer by layer, since {error}"
+        else:
+            self.report.way = (
+                f"not known, so that each layer is alone: it can't be traced by torch.fx ({traced})"
+            )
         done = {u.layer for r in found for u in r.sinks}
         for layer, name in wanted.items():
             if layer not in done:
@@ -95,6 +108,12 @@ class AWQ:
                 ids, free = torch.arange(count), torch.ones(count, dtype=torch.bool)
                 found.append(Region([], [Use(name, layer, ids)], count, free, []))
         return found
+
+    def is_fixed(self, region: Region) -> bool:
+        """Whether the run showed that code reads parameters of a layer."""
+        fixed = fixed_among(region.sinks, self.read)
+        self.report.skipped.update(fixed)
+        return bool(fixed)
 
     def search(self, region: Region) -> None:
         """Scale one region, and clip its weights."""
@@ -234,6 +253,13 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
     with unchanged_on_error(model):
         regions = done.regions()
         layers = [u.layer for r in regions for u in r.sinks]
+        with (
+            quantizers_off(model),
+            watching(layers, done.see),
+            noting_reads(model, done.read),
+        ):
+            data.run(model)
+        regions = [r for r in regions if not done.is_fixed(r)]
         used = {u.layer: 0 for r in regions for u in (*r.sources, *r.sinks)}
         for layer in used:
             held, names = layer, ("weight", "bias")
@@ -245,9 +271,8 @@ def awq(model: nn.Module, batches: Any, grid: int = 20, clip: bool = True) -> AW
         for layer in used:
             if isinstance(layer, Projection):
                 layer.refresh()
-        with quantizers_off(model), watching(layers, done.see):
-            data.run(model)
         for region in regions:
             done.search(region)
         call_changed_parts(model)
+    note_single_layer(done.report, model, "it has no linear layer or convolution to scale")
     return done

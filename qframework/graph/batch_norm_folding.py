@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from qframework.graph.parameters_in_use import readers_in_code
 from qframework.graph.tracing import Traced, trace
 
 _LAYERS = (
@@ -157,6 +158,7 @@ def _hindrance(layer: nn.Module, norm: Any, base_of: BaseOf) -> str | None:
 def _in_graph(traced: Traced, found: Foldable, base_of: BaseOf) -> None:
     calls: dict[nn.Module, int] = {}
     read: set[str] = set()
+    in_code = readers_in_code(traced)
     for node in traced.graph.nodes:
         called = traced.called(node)
         if called is not None:
@@ -176,7 +178,9 @@ def _in_graph(traced: Traced, found: Foldable, base_of: BaseOf) -> None:
             reason = _hindrance(layer, norm, base_of)
             if reason is None and len(before.users) != 1:
                 reason = "others read the result of the layer in front too"
-            elif reason is None and read & {str(before.target), str(node.target)}:
+            elif reason is None and (
+                read & {str(before.target), str(node.target)} or {layer, norm} & in_code
+            ):
                 reason = "others read its parameters, or those of the layer in front"
             elif reason is None and not calls[layer] == calls[norm] == 1:
                 reason = "it or the layer in front is called several times"

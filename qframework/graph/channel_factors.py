@@ -15,15 +15,15 @@ from qframework.proxy import QuantProxy
 def rows_of(layer: nn.Module) -> Tensor:
     """The weights of each output channel, ``(channels, count)``; of a norm its factors."""
     if isinstance(layer, WEIGHTED):
-        matrix = LayerView(layer).to_matrix(_weight(layer))  # (groups, columns, rows)
+        matrix = LayerView(layer).to_matrix(weight_of(layer))  # (groups, columns, rows)
         return matrix.transpose(1, 2).flatten(0, 1)
-    return _weight(layer).unsqueeze(1)
+    return weight_of(layer).unsqueeze(1)
 
 
 def columns_of(layer: nn.Module) -> Tensor:
     """The weights that read each input channel, ``(channels, count)``."""
     view = LayerView(layer)
-    matrix: Tensor = view.to_matrix(_weight(layer))
+    matrix: Tensor = view.to_matrix(weight_of(layer))
     channels = view.channels_of_columns()
     per_group = int(channels.max()) + 1 if view.groups == 1 else int(channels[0].max()) + 1
     split: Tensor = matrix.unflatten(1, (per_group, -1))  # type: ignore[no-untyped-call]
@@ -36,7 +36,8 @@ def bias_of(layer: nn.Module) -> Tensor | None:
     return None if bias is None else bias.detach()
 
 
-def _weight(layer: nn.Module) -> Tensor:
+def weight_of(layer: nn.Module) -> Tensor:
+    """The weight itself, to be read or written in place; what a layer calls its weight may be quantized."""
     weight = layer._parameters["weight"]
     assert weight is not None
     return weight.detach()
@@ -45,26 +46,25 @@ def _weight(layer: nn.Module) -> Tensor:
 @torch.no_grad()
 def scale_rows(layer: nn.Module, factor: Tensor) -> None:
     """Multiply what a layer writes by a factor for each output channel, ``(channels,)``."""
-    held: Any = layer
+    weight, bias = weight_of(layer), bias_of(layer)
     if isinstance(layer, WEIGHTED):
         view = LayerView(layer)
-        matrix = view.to_matrix(_weight(layer)) * factor.reshape(view.groups, 1, -1)
-        held.weight.copy_(view.from_matrix(matrix))
+        matrix = view.to_matrix(weight_of(layer)) * factor.reshape(view.groups, 1, -1)
+        weight.copy_(view.from_matrix(matrix))
     else:
-        held.weight.mul_(factor)
-    if bias_of(layer) is not None:
-        held.bias.mul_(factor)
+        weight.mul_(factor)
+    if bias is not None:
+        bias.mul_(factor)
     follow_weights(layer)
 
 
 @torch.no_grad()
 def scale_columns(layer: nn.Module, factor: Tensor) -> None:
     """Multiply the weights that read an input channel by a factor for each, ``(channels,)``."""
-    held: Any = layer
     view = LayerView(layer)
     channels = view.channels_of_columns().to(factor.device)
-    matrix = view.to_matrix(_weight(layer)) * factor[channels].unsqueeze(-1)
-    held.weight.copy_(view.from_matrix(matrix))
+    matrix = view.to_matrix(weight_of(layer)) * factor[channels].unsqueeze(-1)
+    weight_of(layer).copy_(view.from_matrix(matrix))
     follow_weights(layer)
 
 

@@ -11,11 +11,12 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qframework.graph.attention_projections import Projections, operands_of, projections_of
 from qframework.graph.bounded_activations import RELU6_FUNCTIONS, RELU6_TOP, is_relu6
+from qframework.graph.channel_grouping import group
+from qframework.graph.channel_numbers import ChannelNumbers
 from qframework.graph.channel_operations import (
     ADDITIONS,
     AVERAGES,
@@ -40,7 +41,6 @@ from qframework.graph.channel_regions import (
     SECOND,
     Held,
     Region,
-    Use,
 )
 from qframework.graph.layer_view import CONVOLUTIONS, LINEAR, TRANSPOSED
 from qframework.graph.parameters_in_use import readers_in_code, why_fixed
@@ -68,10 +68,8 @@ class Channels:
         attention: bool = True,
     ) -> None:
         self.restarts, self.largest = restarts, largest or {}
-        self._most: dict[int, float] = {}
         self.traced, self.moves = traced, moves
-        self._parent: list[int] = []
-        self._blocked: dict[int, str] = {}
+        self.numbers = ChannelNumbers()
         self.held: dict[fx.Node, Held | None] = {}
         self._sources: dict[nn.Module, tuple[str, list[int], list[fx.Node]]] = {}
         self._sinks: dict[nn.Module, tuple[str, list[int], list[fx.Node]]] = {}
@@ -79,28 +77,6 @@ class Channels:
         self._in_code = readers_in_code(traced)
         for node in traced.graph.nodes:
             self.held[node] = self._visit(node)
-
-    # ------------------------------------------------------------ numbers
-
-    def _new(self, count: int) -> list[int]:
-        first = len(self._parent)
-        self._parent.extend(range(first, first + count))
-        return list(range(first, first + count))
-
-    def root(self, i: int) -> int:
-        """The number that stands for a channel and all that are the same."""
-        while self._parent[i] != i:
-            self._parent[i] = self._parent[self._parent[i]]
-            i = self._parent[i]
-        return i
-
-    def _join(self, a: list[int], b: list[int]) -> None:
-        for i, j in zip(a, b, strict=True):
-            self._parent[self.root(j)] = self.root(i)
-
-    def _block(self, held: Held | None, reason: str) -> None:
-        for i in held.ids if held is not None else ():
-            self._blocked.setdefault(i, reason)
 
     # ------------------------------------------------------------ nodes
 
@@ -119,6 +95,10 @@ class Channels:
     def _given(self, node: fx.Node, index: int = 0) -> Held | None:
         arg = node.args[index] if len(node.args) > index else None
         return self.held.get(arg) if isinstance(arg, fx.Node) else None
+
+    def _block(self, held: Held | None, reason: str) -> None:
+        if held is not None:
+            self.numbers.block(held.ids, reason)
 
     def _block_all(self, node: fx.Node, reason: str) -> None:
         for given in node.all_input_nodes:
@@ -178,7 +158,7 @@ class Channels:
             self._block(self.held[n], f"{node.target} reads it otherwise")
         if held is not None and fits is None:
             self._block(held, f"{node.target} reads it along another axis")
-        ids = fits if fits is not None else self._new(inputs)
+        ids = fits if fits is not None else self.numbers.new(inputs)
         if fits is None:
             self._block(Held(ids, LAST), f"what {node.target} reads comes from no layer")
         self._read(node, module, ids)
@@ -210,7 +190,7 @@ class Channels:
         if fits is not None and held is not None and held.axis == LAST:
             return fits
         self._block(held, f"{name} reads it along another axis")
-        ids = self._new(layer.in_features)
+        ids = self.numbers.new(layer.in_features)
         self._block(Held(ids, LAST), f"what {name} reads comes from no layer")
         return ids
 
@@ -236,14 +216,14 @@ class Channels:
         if module not in self._sinks:
             self._sinks[module] = (name or str(node.target), ids, [node])
         else:
-            self._join(self._sinks[module][1], ids)
+            self.numbers.join(self._sinks[module][1], ids)
             self._sinks[module][2].append(node)
 
     def _write(
         self, node: fx.Node, module: nn.Module, count: int, name: str | None = None
     ) -> list[int]:
         if module not in self._sources:
-            self._sources[module] = (name or str(node.target), self._new(count), [node])
+            self._sources[module] = (name or str(node.target), self.numbers.new(count), [node])
         else:
             self._sources[module][2].append(node)
         return self._sources[module][1]
@@ -325,9 +305,9 @@ class Channels:
         tops = second if held.axis == SECOND else last
         for i, top in zip(held.ids, tops.tolist(), strict=True):
             if top >= RELU6_TOP:
-                self._blocked.setdefault(i, f"{node.name} reaches its bound of 6")
+                self.numbers.block([i], f"{node.name} reaches its bound of 6")
             else:
-                self._most[i] = min(self._most.get(i, float("inf")), RELU6_TOP / max(top, 1e-12))
+                self.numbers.bound(i, RELU6_TOP / max(top, 1e-12))
         return held
 
     def _sum(self, node: fx.Node) -> Held | None:
@@ -337,7 +317,7 @@ class Channels:
         if not plain or a is None or b is None or a.axis != b.axis or len(a.ids) != len(b.ids):
             self._block_all(node, f"{node.name} adds something else to it")
             return None
-        self._join(a.ids, b.ids)
+        self.numbers.join(a.ids, b.ids)
         return a
 
     def _concatenation(self, node: fx.Node) -> Held | None:
@@ -366,59 +346,6 @@ class Channels:
         self._block(held, f"{node.name} mixes its axes")
         return None
 
-    # ------------------------------------------------------------ regions
-
     def regions(self) -> list[Region]:
         """Groups of sources and sinks that share channels, in the order of their first sources."""
-        blocked: dict[int, str] = {}
-        for i, why in self._blocked.items():
-            blocked.setdefault(self.root(i), why)
-        parent: dict[Any, Any] = {}
-
-        def top(x: Any) -> Any:
-            while parent.setdefault(x, x) != x:
-                x = parent[x]
-            return x
-
-        sides = [("source", m, u) for m, u in self._sources.items()]
-        sides += [("sink", m, u) for m, u in self._sinks.items()]
-        roots = {(kind, m): [self.root(i) for i in u[1]] for kind, m, u in sides}
-        for kind, m, _ in sides:
-            for r in dict.fromkeys(roots[kind, m]):
-                parent[top(r)] = top((kind, m))
-        grouped: dict[Any, list[Any]] = {}
-        for kind, m, u in sides:
-            grouped.setdefault(top((kind, m)), []).append((kind, m, u))
-        made = [self._region(parts, roots, blocked) for parts in grouped.values()]
-        return [r for r in made if r.sources and r.sinks]
-
-    def _region(self, parts: list[Any], roots: Any, blocked: dict[int, str]) -> Region:
-        number: dict[int, int] = {}
-        for kind, m, _ in parts:
-            for r in roots[kind, m]:
-                number.setdefault(r, len(number))
-        uses: dict[str, list[Use]] = {"source": [], "sink": []}
-        for kind, m, (name, _, nodes) in parts:
-            ids = torch.tensor([number[r] for r in roots[kind, m]])
-            uses[kind].append(Use(name, m, ids, nodes))
-        free = torch.tensor([r not in blocked for r in number])
-        reasons = list(dict.fromkeys(blocked[r] for r in number if r in blocked))
-        written = torch.zeros(len(number), dtype=torch.bool)
-        for use in uses["source"]:
-            written[use.ids] = True
-        read = torch.zeros(len(number), dtype=torch.bool)
-        for use in uses["sink"]:
-            read[use.ids] = True
-        tensors = [
-            n
-            for n, h in self.held.items()
-            if h is not None and h.ids and self.root(h.ids[0]) in number
-        ]
-        most = torch.full((len(number),), float("inf"))
-        for i, factor in self._most.items():
-            place = number.get(self.root(i))
-            if place is not None:
-                most[place] = min(float(most[place]), factor)
-        return Region(
-            uses["source"], uses["sink"], len(number), free & written & read, reasons, tensors, most
-        )
+        return group(self.numbers, self._sources, self._sinks, self.held)

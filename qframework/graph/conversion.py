@@ -31,6 +31,8 @@ class Conversion:
         copies: its weights are arranged otherwise, so that they are copied, not shared.
         by_default: replaced without being asked for.
         prefixes: in front of the keywords for a role, where several parts have them.
+        operands: in front of the names of operands of attention's products, which ``act_quant`` and its keywords are for; None
+            where there are none.
     """
 
     target: str
@@ -39,6 +41,7 @@ class Conversion:
     copies: bool = False
     by_default: bool = True
     prefixes: tuple[str, ...] = ("",)
+    operands: str | None = None
 
     @property
     def layer(self) -> type[nn.Module]:
@@ -82,9 +85,14 @@ CONVERSIONS: dict[type[nn.Module], Conversion] = {
         _BIAS_KV,
         copies=True,
         prefixes=("in_proj_", "out_proj_"),
+        operands="",
     ),
     nn.TransformerEncoderLayer: Conversion(
-        "QuantTransformerEncoderLayer", ("weight", "bias", "input"), _ENCODER, copies=True
+        "QuantTransformerEncoderLayer",
+        ("weight", "bias", "input"),
+        _ENCODER,
+        copies=True,
+        operands="self_attn_",
     ),
     nn.ReLU: Conversion("QuantReLU", _ACT),
     nn.ReLU6: Conversion("QuantReLU6", _ACT),

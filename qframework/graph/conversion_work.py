@@ -17,6 +17,7 @@ from qframework.graph.conversion import (
     NoQuantizedForm,
     arguments_of,
 )
+from qframework.graph.conversion_keywords import role_of
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.conversion_rule import Rule
 from qframework.graph.forms import Forms, is_computed
@@ -24,18 +25,17 @@ from qframework.graph.input_sources import InputSource, input_sources
 from qframework.graph.layer_wrappers import ChannelFactor
 from qframework.graph.module_shells import shell
 from qframework.graph.own_forward import with_own_forward
+from qframework.graph.rules_in_model import RulesInModel
 from qframework.graph.same_computation import SameComputation
 from qframework.graph.taken_over import fold, hold, take_over
 from qframework.graph.torch_transformers import changed_parts
 from qframework.graph.tracing import Traced
 from qframework.graph.weight_forms import compute_weight, read_quantized
-from qframework.graph.weight_readers import weight_readers
+from qframework.graph.weight_readers import readers_in_source, weight_readers
 from qframework.graph.widths import bits_of_proxy
-from qframework.inject import UnknownNameError
 from qframework.layers.base import QuantLayer
 
 _OF_PARTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-_ROLES = frozenset({"weight", "bias", "input", "output", "act"})
 
 
 class Work:
@@ -58,13 +58,8 @@ class Work:
         inplace: bool,
         forms: Forms,
     ) -> None:
-        self.rules, self.common, self.model, self.inplace = rules, common, model, inplace
-        self.forms = forms
-        self.names: dict[nn.Module, list[str]] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
-            self.names.setdefault(module, []).append(name)
-        self.counts = [sum(bool(self._fits(r, m)) for m in self.names) for r in rules]
-        self.used: set[tuple[int, str]] = set()
+        self.rules, self.inplace = RulesInModel(rules, common, model), inplace
+        self.names, self.forms = self.rules.names, forms
         self.done: dict[nn.Module, nn.Module] = {}
         self.planned: list[tuple[nn.Module, str, nn.Module]] = []
         self.report = QuantizationReport()
@@ -73,7 +68,7 @@ class Work:
         self.foldable = foldable(model, forms.traced, forms.base_of) if fold else Foldable()
         self.folds: dict[nn.Module, nn.Module] = {}
         for layer, norm in self.foldable.pairs.items():
-            if self._kept(norm):
+            if self.rules.is_kept(norm):
                 self.foldable.reasons[norm] = "as a rule says"
             elif not self._is_replaced(layer):
                 self.foldable.reasons[norm] = "the layer in front stays float"
@@ -82,67 +77,36 @@ class Work:
         self.norms = {n: x for x, n in self.folds.items()}
         self.sources = input_sources(forms.graphs(), forms.last_step)
         self.readers = weight_readers(model)
+        # whose parameters have other names in the quantized layer
+        self.read_attention = {
+            m for m in readers_in_source(model) if isinstance(m, nn.MultiheadAttention)
+        }
         if isinstance(forms.traced, Traced):  # knows better than the source which calls are made
             called = (forms.traced.called(n) for n in forms.traced.graph.nodes)
             self.readers.called = {m for m in called if m is not None}
         self.without_scale: list[str] = []
 
-    # ------------------------------------------------------------ rules
-
-    def _fits(self, rule: Rule, module: nn.Module) -> str | None:
-        """``"itself"`` or ``"within"`` where a rule names a module or something that holds it."""
-        found = None
-        for name in self.names[module]:
-            if rule.fits(name, module):
-                return "itself"
-            while name:
-                name = name.rpartition(".")[0]
-                if rule.fits(name, self.model.get_submodule(name)):
-                    found = "within"
-        return found
-
-    def _rules_of(self, module: nn.Module) -> list[int]:
-        return [i for i, r in enumerate(self.rules) if self._fits(r, module)]
-
-    def _kept(self, module: nn.Module) -> bool:
-        fitting = self._rules_of(module)
-        return bool(fitting) and self.rules[fitting[-1]].keep_float
-
-    def is_kept(self, module: nn.Module) -> bool:
-        """Whether a rule says that a module stays float."""
-        return self._kept(module)
-
-    def act_keywords(self, module: nn.Module) -> dict[str, Any]:
-        """Keywords for results of activations, those for the model and those of rules that fit a module."""
-        said = {n: v for n, v in self.common.items() if _role(n) == "act"}
-        for i in self._rules_of(module):
-            for name, given in self.rules[i].keywords.items():
-                if _role(name) == "act":
-                    said[name] = given
-                    self.used.add((i, name))
-        return said
-
-    def _target(self, module: nn.Module) -> type[nn.Module] | None:
-        own = [r for r in self.rules if self._fits(r, module) == "itself"]
-        return next((r.to for r in reversed(own) if r.to is not None), None)
-
     def _is_replaced(self, module: nn.Module) -> bool:
         """Whether a module gets a quantized layer."""
-        if self._kept(module) or isinstance(module, QuantLayer) or is_computed(module):
+        if self.rules.is_kept(module) or isinstance(module, QuantLayer) or is_computed(module):
             return False
         if self._in_parts(module):
-            return self._target(module) is not None
+            return self.rules.target(module) is not None
         conversion = self.forms.conversion(module)
-        named = any(self._fits(r, module) == "itself" for r in self.rules)
-        return self._target(module) is not None or (
+        named = self.rules.names_itself(module)
+        return self.rules.target(module) is not None or (
             conversion is not None and (conversion.by_default or named)
         )
 
     def _in_parts(self, module: nn.Module) -> list[str]:
-        """Parts of a layer of several for which its quantized form has no place, such as those whose weight is computed."""
+        """Parts of a layer of several for which its quantized form has no place: that are computed, or that code reads."""
         if isinstance(module, QuantLayer) or not isinstance(module, _OF_PARTS):
             return []
-        computed = [n for n, m in module.named_modules() if n and is_computed(m)]
+        computed = [
+            n or "in_proj"
+            for n, m in module.named_modules()
+            if (n and is_computed(m)) or m in self.read_attention
+        ]
         attention = isinstance(module, nn.MultiheadAttention)
         return computed if attention else list(dict.fromkeys([*changed_parts(module), *computed]))
 
@@ -168,13 +132,7 @@ class Work:
                 "the weight to integers, each with one scale for a channel's products, or give a bias quantizer with a "
                 "scale of its own, such as Int8BiasPerTensorFloatInternalScaling, or bias_quant=None"
             )
-        for i, rule in enumerate(self.rules):
-            for name in rule.keywords:
-                if self.counts[i] and (i, name) not in self.used and not rule.keep_float:
-                    raise UnknownNameError(
-                        f"quantize_model: {name} of {rule!r} has no effect; no module that the rule fits is replaced by "
-                        "a layer with such a tensor"
-                    )
+        self.rules.check()
 
     def finish(self) -> None:
         """The last step, when nothing can fail any more: in place the model changes; lists point to the new modules."""
@@ -207,7 +165,7 @@ class Work:
             except NoQuantizedForm as reason:
                 self.report.add(name, module, None, str(reason))
                 return self._descended(module, report=False)
-        if self._kept(module):
+        if self.rules.is_kept(module):
             self.report.add(name, module, None, "as a rule says", kept=True)
         else:
             self._tell(name, module)
@@ -237,7 +195,8 @@ class Work:
             why = "its weight is computed at each call (pruning, weight_norm); make it a parameter first"
             self.report.add(name, module, None, why)
         elif self._in_parts(module):
-            what, parts = "are computed or were replaced", ", ".join(self._in_parts(module))
+            what = "are computed, were replaced or are read by code"
+            parts = ", ".join(self._in_parts(module))
             if isinstance(module, nn.MultiheadAttention):
                 self.report.add(name, module, None, f"its parts {parts} {what}")
             else:
@@ -283,21 +242,21 @@ class Work:
     # ------------------------------------------------------------ layers
 
     def _replaced(self, name: str, module: nn.Module, conversion: Conversion | None) -> nn.Module:
-        layer: Any = self._target(module) or (conversion and conversion.layer)
+        layer: Any = self.rules.target(module) or (conversion and conversion.layer)
         form = self.forms.of(module)
         base = form.base if isinstance(form, SameComputation) else None
-        own = self._target(module) is None and self.forms.own_forward(module) is not None
+        own = self.rules.target(module) is None and self.forms.own_forward(module) is not None
         if own:
             return self._with_own_forward(name, module, conversion)
         arguments = arguments_of(module, layer, conversion.special if conversion else {}, base)
-        given, reasons = self._keywords(module, conversion), list[str]()
+        given, reasons = self.rules.keywords(module, conversion), list[str]()
         reader = self.readers.read.get(module)
         if reader is not None and module not in self.readers.called:
             given |= {n: None for n in ("input_quant", "output_quant") if n in given}
             given = {
                 n: v
                 for n, v in given.items()
-                if n.endswith("_quant") or _role(n) in ("weight", "bias")
+                if n.endswith("_quant") or role_of(n) in ("weight", "bias")
             }
         made = self._built(name, layer, arguments, given)
         if conversion is not None and "input" in conversion.roles and "act" not in conversion.roles:
@@ -315,7 +274,7 @@ class Work:
         if (
             isinstance(form, SameComputation)
             and form.weight is not None
-            and self._target(module) is None
+            and self.rules.target(module) is None
         ):
             for key in form.reads:
                 if key not in made._parameters:
@@ -343,13 +302,13 @@ class Work:
         self, name: str, module: nn.Module, conversion: Conversion | None
     ) -> nn.Module:
         """A class derived from a torch layer's, with its own forward and a quantized weight."""
-        given = self._keywords(module, conversion)
+        given = self.rules.keywords(module, conversion)
         default = inspect.signature(conversion.layer.__init__).parameters["weight_quant"].default  # type: ignore[union-attr]
         given.setdefault("weight_quant", default)
         reason = f"keeps the forward of {type(module).__name__}, which reads a quantized weight"
         if given.get("bias_quant") is not None:
             reason += "; its bias stays float"
-        given = {n: v for n, v in given.items() if _role(n) != "bias"}
+        given = {n: v for n, v in given.items() if role_of(n) != "bias"}
 
         def build(**keywords: Any) -> nn.Module:
             return with_own_forward(module, keywords)
@@ -380,14 +339,14 @@ class Work:
         """Keywords for a layer whose input is on a grid already, or never negative, and why they differ from those given."""
         proxy: Any = made._modules.get("input_quant")
         source = self.sources.get(module, InputSource(None, False))
-        ruled = {n for i in self._rules_of(module) for n in self.rules[i].keywords}
+        ruled = self.rules.named_keywords(module)
         if proxy is None or not proxy.is_quant_enabled or "input_quant" in ruled:
             return given, ""
         before = self._quantized_activation(source.activation)
         bias: Any = made._modules.get("bias_quant")
         needs_scale = bias is not None and bias.requires_input_scale
         if before is not None and bits_of_proxy(before) <= bits_of_proxy(proxy) and not needs_scale:
-            less = {n: v for n, v in given.items() if _role(n) != "input"}
+            less = {n: v for n, v in given.items() if role_of(n) != "input"}
             return less | {"input_quant": None}, "its input is quantized by the activation in front"
         symmetric = proxy.is_signed and proxy.is_symmetric and "signed" in proxy.quantizer
         if source.unsigned and symmetric and "input_signed" not in given:
@@ -417,26 +376,3 @@ class Work:
                 what = f"{keyword}={getattr(asked, '__name__', asked)}"
                 self.without_scale.append(f"{name or 'the model'} ({what}: {why})")
         return {n: why for n, why in missing.items() if asked_for(n, given) is None}
-
-    def _keywords(self, module: nn.Module, conversion: Conversion | None) -> dict[str, Any]:
-        """Arguments for quantizers: those for the model, then those of rules."""
-        roles = None if conversion is None else set(conversion.roles)
-        said: dict[str, Any] = {}
-        for i in self._rules_of(module):
-            for name, given in self.rules[i].keywords.items():
-                absent = roles is not None and _role(name) in _ROLES - roles
-                if not (absent and self.counts[i] > 1):
-                    said[name] = given
-                    self.used.add((i, name))
-        if conversion is None or roles is None:
-            return said
-        # The input of an activation function is the output of a layer: a quantizer for inputs isn't meant for it.
-        meant = roles - ({"input"} if "act" in roles else set())
-        off = {_role(n) for n, q in said.items() if n.endswith("_quant") and q is None}
-        common = {n: v for n, v in self.common.items() if _role(n) in meant - off}
-        return {p + n: v for p in conversion.prefixes for n, v in common.items()} | said
-
-
-def _role(name: str) -> str:
-    """The tensor that a keyword is for."""
-    return name.split("_", 1)[0]

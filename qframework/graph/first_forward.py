@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from qframework.graph.conversion_report import QuantizationReport
 from qframework.graph.function_calls import FunctionCalls, Recorder, innermost_module
 from qframework.graph.function_kinds import FUNCTIONS, PRODUCTS, QUANTIZED
+from qframework.graph.reading_code import memory_of
 from qframework.graph.tracing import call_site
 from qframework.layers.wbiol import QuantWeightLayer
 
@@ -48,7 +49,7 @@ class FirstForward:
             ):
                 parameter = layer._parameters.get("weight")
                 if parameter is not None and layer.weight_quant.tensor_quant is not None:
-                    weights.setdefault(_address(parameter), name)
+                    weights.setdefault(memory_of(parameter), name)
         weights.pop(0, None)
         found = FunctionCalls()
         names = {m: m for m in self.unknown}
@@ -107,17 +108,9 @@ class _Weights(TorchFunctionMode):
         kwargs = kwargs or {}
         if FUNCTIONS.get(func) in PRODUCTS:
             for given in [*args, *kwargs.values()]:
-                name = self.weights.get(_address(given)) if isinstance(given, Tensor) else None
+                name = self.weights.get(memory_of(given)) if isinstance(given, Tensor) else None
                 if name is not None:
                     reader = innermost_module()
                     if not isinstance(reader, QuantWeightLayer):
                         self.passed.setdefault(name, f"{type(reader).__name__}, {call_site()}")
         return func(*args, **kwargs)
-
-
-def _address(x: Tensor) -> int:
-    """Where a tensor's memory is; 0 for one that has none."""
-    try:
-        return 0 if x.is_meta else x.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # of a class without memory of its own
-        return 0

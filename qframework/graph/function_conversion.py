@@ -13,12 +13,13 @@ from qframework.graph.function_calls import FunctionCall, FunctionCalls
 from qframework.graph.function_kinds import INPUT_ALONE, QUANTIZED
 from qframework.graph.function_layers import QuantConcatenation, QuantSum, with_functions
 from qframework.graph.tracing import Site
+from qframework.layers.attention_keywords import OPERANDS, may_be_unsigned
 from qframework.quantizers import Int8ActPerTensorFloat
 
 #: For each quantized layer the tensors that ``act_quant`` and its keywords are for.
 _OPERANDS: dict[str, tuple[str, ...]] = {
     "QuantMatMul": ("input_", "other_"),
-    "QuantScaledDotProductAttention": ("q_scaled_", "k_transposed_", "v_", "attn_output_weights_"),
+    "QuantScaledDotProductAttention": OPERANDS,
 }
 _OWN: dict[str, Any] = {"QuantSum": QuantSum, "QuantConcatenation": QuantConcatenation}
 _WEIGHTS = "attn_output_weights_"
@@ -89,13 +90,13 @@ class Functions:
             return "its code is made of a graph; quantize the module that was traced"
         if not self.wanted:
             return "functions=True quantizes it"
-        if self.work.is_kept(module):
+        if self.work.rules.is_kept(module):
             return "as a rule says"
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             return "its module iterates over its children, and can't hold a layer for it"
         if call.kind == "add" and not call.residual:
             return "no sum of two tensors of one shape"
-        said = self.work.act_keywords(module)
+        said = self.work.rules.act_keywords(module)
         if "act_quant" in said and said["act_quant"] is None:
             return "act_quant=None"
         return ""
@@ -122,11 +123,11 @@ class Functions:
 
     def _keywords(self, module: nn.Module, layer: str, call: FunctionCall) -> dict[str, Any]:
         """Those for results of activations, for the operands of a function."""
-        said = self.work.act_keywords(module)
+        said = self.work.rules.act_keywords(module)
         quantizer = said.get("act_quant", Int8ActPerTensorFloat)
         if layer not in _OPERANDS:
             unsigned = layer in _OWN and bool(call.unsigned) and all(call.unsigned)
-            if unsigned and _may_be_unsigned(quantizer):
+            if unsigned and may_be_unsigned(quantizer):
                 said["act_signed"] = False
             return said
         given: dict[str, Any] = {}
@@ -138,11 +139,6 @@ class Functions:
             if prefix == _WEIGHTS and "act_quant" not in said:
                 continue  # has an unsigned default of its own
             given[f"{prefix}quant"] = quantizer
-            if (signs.get(prefix, False) or prefix == _WEIGHTS) and _may_be_unsigned(quantizer):
+            if (signs.get(prefix, False) or prefix == _WEIGHTS) and may_be_unsigned(quantizer):
                 given[f"{prefix}signed"] = False
         return given
-
-
-def _may_be_unsigned(quantizer: Any) -> bool:
-    """Whether a quantizer has a sign that it can do without."""
-    return "signed" in quantizer and bool(quantizer.signed)

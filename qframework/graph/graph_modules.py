@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from qframework.graph.graph_pass import NoGraphError, is_leaf
+from qframework.graph.graph_leaves import is_leaf
+from qframework.graph.graph_pass import NoGraphError
 
 
 class _Tracer(fx.Tracer):

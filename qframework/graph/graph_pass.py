@@ -8,13 +8,11 @@ from typing import Any
 from torch import nn
 
 from qframework.core.snapshot import unchanged_on_error
-from qframework.graph.attention_projections import AttentionInputChanged, why_one_whole
-from qframework.graph.function_layers import QuantizedFunctions
-from qframework.graph.layer_wrappers import InputChanged, OutputChanged
+from qframework.graph.attention_projections import why_one_whole
 from qframework.graph.parameters_in_use import readers_in_code, why_fixed
-from qframework.graph.torch_transformers import PLAIN, call_changed_parts
-from qframework.graph.tracing import Traced, trace
-from qframework.layers.base import QuantLayer
+from qframework.graph.single_layers import BESIDE, note_single_layer, traced_whole
+from qframework.graph.torch_transformers import call_changed_parts
+from qframework.graph.tracing import Traced
 
 
 class NoGraphError(TypeError, RuntimeError):
@@ -26,7 +24,7 @@ class PassReport:
     """What a pass did.
 
     Attributes:
-        changed: from names of layers to what was done with them.
+        changed: from names of layers to what was done with them; the model itself has the empty name.
         skipped: from names of layers or regions to the reason.
         way: how the graph was found: ``"traced"``, or ``"recorded"`` on a sample input.
     """
@@ -36,8 +34,8 @@ class PassReport:
     way: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{n}: {what}" for n, what in self.changed.items()]
-        lines += [f"{n}: skipped, {why}" for n, why in self.skipped.items()]
+        lines = [f"{n or '(the model)'}: {what}" for n, what in self.changed.items()]
+        lines += [f"{n or '(the model)'}: skipped, {why}" for n, why in self.skipped.items()]
         return "\n".join([f"graph {self.way}", *lines])
 
 
@@ -74,6 +72,7 @@ class GraphPass:
         with unchanged_on_error(model):
             self.change(model, traced)
             call_changed_parts(model)
+        note_single_layer(self.report, model, BESIDE)
         return model
 
     def graph_of(self, model: nn.Module, *example_input: Any) -> Traced:
@@ -105,39 +104,28 @@ def note_wholes(report: PassReport, traced: Traced) -> None:
                 report.skipped[str(node.target)] = f"{why}; it is taken as one whole"
 
 
-_LEAVES = (
-    QuantLayer,
-    QuantizedFunctions,
-    InputChanged,
-    OutputChanged,
-    AttentionInputChanged,
-    nn.MultiheadAttention,
-)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether a module stands in a graph as one node, beside those of torch."""
-    return isinstance(module, _LEAVES) or ("forward" in vars(module))
-
-
-def graph_of(model: nn.Module, who: str, example_input: tuple[Any, ...] = ()) -> tuple[Traced, str]:
+def graph_of(
+    model: nn.Module, who: str, example_input: tuple[Any, ...] = (), way: str | None = None
+) -> tuple[Traced, str]:
     """A model's graph and how it was found.
 
     Args:
         model: any module.
         who: for the message.
         example_input: arguments of the model, run in evaluation mode where it can't be traced.
+        way: how these are given, for the message; None for those of a pass.
 
     Raises:
         NoGraphError: it can't be traced, and there is no sample input.
     """
-    traced = trace(model, leaves=is_leaf, plain=PLAIN)
+    traced = traced_whole(model)
     if not isinstance(traced, str):
         return traced, "traced"
     if not example_input:
+        way = way or f"{who}(...).apply(model, example_input)"
         raise NoGraphError(
             f"{who}: {type(model).__name__} can't be traced by torch.fx ({traced}); give arguments of the model as "
-            f"well, {who}(...).apply(model, example_input), so that its graph is recorded while it runs"
+            f"well, {way}, so that its graph is recorded while it runs"
         )
     from qframework.graph.recording import record
 

@@ -19,6 +19,7 @@ from qframework.graph.layer_inputs import Reached, watching
 from qframework.graph.layer_store import LayerStore
 from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.graph.quantizers_off import quantizers_off, with_weights
+from qframework.graph.single_layers import is_single_layer, told
 from qframework.graph.solvers import NotSolvable
 from qframework.graph.tied_weights import tied_layers
 from qframework.graph.weight_grid import NoGrid, grid_of
@@ -138,6 +139,9 @@ class LayerByLayer:
                 self.failed[self._names.pop(module)] = (
                     f"its weight is {', '.join(tied[module])} too"
                 )
+        if is_single_layer(self.result) and not self.prefix:  # not one block of several
+            if not self._names and not self.failed:
+                self.failed[""] = told(self.result, self.takes)
         self._remaining = list(self._names)
         grouped = {n: i for i, names in enumerate(self.parallel) for n in names}
         self._group_of = {m: grouped.get(n, n) for m, n in self._names.items()}
@@ -155,10 +159,16 @@ class LayerByLayer:
         self.weight_orig.clear()
         if kind is None and self.failed:
             found = [(f"{self.prefix}{n}".strip("."), why) for n, why in self.failed.items()]
-            text = "; ".join(f"{n}: {why}" for n, why in found)
+            text = "; ".join(f"{n or 'the model'}: {why}" for n, why in found)
             warnings.warn(
                 f"{type(self).__name__} left layers as they were: {text}", UserWarning, stacklevel=2
             )
+
+    @property
+    def takes(self) -> str:
+        """What layers a model has to have, for messages."""
+        which = " with a quantized weight" if self.needs_quantized else ""
+        return f"it has no linear layer or convolution{which}"
 
     def _takes(self, module: nn.Module) -> bool:
         if self.needs_quantized:

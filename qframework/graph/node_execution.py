@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qframework.graph.batches import Batches
-from qframework.graph.graph_pass import is_leaf
+from qframework.graph.graph_leaves import is_leaf
 from qframework.graph.layer_inputs import Call, Reached, watching
 from qframework.graph.quantizers_off import quantizers_off, with_weights
 from qframework.graph.tracing import Traced, trace

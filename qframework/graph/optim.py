@@ -12,6 +12,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 __all__ = ["CaileySGD", "SignSGD"]
 
 
+def _loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What a closure computes anew, with gradients."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
 def _check(group: dict[str, Any], who: str) -> None:
     for name in ("lr", "momentum", "weight_decay"):
         if not group[name] >= 0:
@@ -107,10 +115,7 @@ class SignSGD(Optimizer):
         Returns:
             What ``closure`` returns, else None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             with torch.set_grad_enabled(group["differentiable"]):
                 self._step_group(group)
@@ -204,10 +209,7 @@ class CaileySGD(Optimizer):
         Returns:
             What ``closure`` returns, else None.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

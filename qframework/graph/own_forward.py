@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from qframework.graph.function_kinds import FUNCTIONS
 from qframework.graph.module_shells import shell
+from qframework.graph.weight_forms import WeightIsQuantized
 from qframework.layers.wbiol import QuantWeightBiasInputOutputLayer
 from qframework.quant_tensor import dequantize
 
@@ -19,19 +20,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BASES: tuple[type[nn.Module], ...] = (nn.Embedding, nn.Linear, *_CONVOLUTIONS)
 
 
-class OwnForward(QuantWeightBiasInputOutputLayer):
+class OwnForward(WeightIsQuantized, QuantWeightBiasInputOutputLayer):
     """Mixin in front of a class derived from a torch layer: its forward reads a quantized weight."""
-
-    if not TYPE_CHECKING:  # an attribute of the base is a property here
-
-        @property
-        def weight(self) -> Any:
-            """The values of the quantized weight."""
-            return dequantize(self.quant_weight())
-
-    def tracked_parameter(self, name: str) -> Any:
-        """What its quantizers are about: the float parameters."""
-        return self._parameters.get(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Quantize the first argument, apply the forward of the class, quantize the result."""

@@ -127,10 +127,10 @@ def ptq(
 
 def _check_changed(record: StepRecord, built_in: bool) -> None:
     """Warn about a step that did nothing."""
-    # a built-in recipe also serves models without norms to fold
-    absent = built_in and not record.skipped and record.step in _FOLDING
+    # a built-in recipe also serves models without norms to fold, and single layers
+    absent = built_in and set(record.skipped) <= {""} and record.step in _FOLDING
     if not record.changed and not absent:
-        text = "; ".join(f"{n}: {why}" for n, why in record.skipped.items())
+        text = "; ".join(f"{n or 'the model'}: {why}" for n, why in record.skipped.items())
         warnings.warn(
             f"ptq: {record.step} changed nothing{': ' + text if text else ''}",
             UserWarning,

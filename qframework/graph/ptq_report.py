@@ -85,7 +85,7 @@ class PTQReport(BaseModel):
         headings = ["layer", "type", "bits", "SQNR nearest", "now", "range", "clipped", "seconds"]
         rows = [
             [
-                x.name,
+                x.name or "(the model)",
                 x.type,
                 f"{x.weight_bits:g}" + ("" if x.input_bits is None else f" x {x.input_bits:g}"),
                 _decibels(x.sqnr_nearest),
@@ -111,7 +111,7 @@ class PTQReport(BaseModel):
             if step.skipped:
                 what += f", {len(step.skipped)} skipped"
             lines.append(f"{step.step}: {what}, {step.seconds:.2f} s")
-            lines += [f"  {n}: {why}" for n, why in step.skipped.items()]
+            lines += [f"  {n or '(the model)'}: {why}" for n, why in step.skipped.items()]
         lines += [f"float: {n}: {why}" for n, why in self.float_layers.items()]
         lines.append(f"output: {_decibels(self.sqnr) or '?'} dB, {self.seconds:.2f} s")
         return "\n".join(lines)
@@ -142,7 +142,7 @@ class PTQReport(BaseModel):
         """
         if axes is None:
             axes = new_axes(len(self.layers))
-        names = [x.name for x in self.layers]
+        names = [x.name or "(the model)" for x in self.layers]
         places = range(len(names))
         for shift, key, label in ((-0.2, "sqnr_nearest", "nearest"), (0.2, "sqnr", "now")):
             heights = [getattr(x, key) or 0.0 for x in self.layers]

@@ -229,6 +229,7 @@ def _magr(step: Any, work: Work, record: StepRecord) -> None:
 
 def _low_rank(step: Any, work: Work, record: StepRecord) -> None:
     made = LayerwiseLowRankCorrection(work.model)
+    record.skipped = made.skipped
     work.model, errors = made.apply(step.rank, step.iters, work.recipe.torch_dtype)
     record.changed = {
         n: f"relative error of the weight {float(e):.3g}"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from qframework.graph.graph_pass import is_leaf
+from qframework.graph.graph_leaves import is_leaf
 from qframework.graph.torch_transformers import PLAIN, without_fast_path
-from qframework.graph.tracing import Traced
+from qframework.graph.tracing import Traced, parameters_read
 
 _OPERATORS = {
     "__add__": operator.add,
@@ -75,9 +75,12 @@ class _Recorder(TorchFunctionMode):
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         tensors = isinstance(output, (Tensor, tuple, list)) and not isinstance(output, torch.Size)
-        if self.depth == 0 and name != "__get__" and tensors:
+        if self.depth == 0 and tensors:
             given, named = tuple(map(self._given, args)), self._given(dict(kwargs))
-            if name in _OPERATORS:
+            if name == "__get__":  # of x.T, x.data, ...
+                attribute = getattr(func.__self__, "__name__", "")
+                node = self.graph.call_function(getattr, (given[0], attribute))
+            elif name in _OPERATORS:
                 node = self.graph.call_function(_OPERATORS[name], given, named)
             elif getattr(Tensor, name, None) is func:
                 node = self.graph.call_method(name, given, named)
@@ -132,4 +135,5 @@ def record(model: nn.Module, example_input: tuple[Any, ...]) -> Traced:
     if not isinstance(values, (Tensor, tuple, list)):
         values = [v for v in values if isinstance(v, Tensor)]
     recorder.graph.output(recorder._given(values))
-    return Traced(recorder.graph, recorder.modules, {})
+    read = parameters_read(recorder.graph, model)
+    return Traced(recorder.graph, recorder.modules, {}, read)

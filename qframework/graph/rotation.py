@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qframework.graph.channel_factors import follow_weights
+from qframework.graph.channel_factors import follow_weights, weight_of
 from qframework.graph.hadamard import get_hadK, matmul_hadU
 from qframework.graph.layer_view import LayerView
 from qframework.quant_tensor import dequantize
@@ -96,7 +96,7 @@ class RotatedInput(nn.Module):
         self.register_buffer("base", base, persistent=False)
         owner, name = _where(held)
         with torch.no_grad():
-            weight = getattr(owner, name)
+            weight: Any = owner._parameters[name]
             wide = torch.nn.functional.pad(weight.detach(), (0, self.added))
             turned = self.turned(wide.to(torch.float64)).to(weight.dtype)
             setattr(owner, name, nn.Parameter(turned, requires_grad=weight.requires_grad))
@@ -168,20 +168,22 @@ class TurnedInput(nn.Module):
 @torch.no_grad()
 def turn_columns(layer: Any, turn: TurnedInput) -> None:
     """Let a layer read what a module turns, and give what it did without."""
-    layer.weight.copy_(turn.to(layer.weight.device)(layer.weight.to(torch.float64)))
+    weight = weight_of(layer)
+    weight.copy_(turn.to(weight.device)(weight.to(torch.float64)))
     follow_weights(layer)
 
 
 @torch.no_grad()
 def rotate_rows(layer: Any, matrix: Tensor) -> None:
     """Turn what a layer writes: ``y Q``."""
-    wide = matrix.to(layer.weight.device, torch.float64)
+    weight = weight_of(layer)
+    wide = matrix.to(weight.device, torch.float64)
     if isinstance(layer, nn.Embedding):
-        layer.weight.copy_(layer.weight.to(torch.float64) @ wide)
+        weight.copy_(weight.to(torch.float64) @ wide)
         return
     view = LayerView(layer)
-    weights = view.to_matrix(layer.weight).to(torch.float64) @ wide
-    layer.weight.copy_(view.from_matrix(weights))
+    weights = view.to_matrix(weight).to(torch.float64) @ wide
+    weight.copy_(view.from_matrix(weights))
     if layer.bias is not None:
         layer.bias.copy_(layer.bias.to(torch.float64) @ wide)
     follow_weights(layer)
@@ -190,10 +192,11 @@ def rotate_rows(layer: Any, matrix: Tensor) -> None:
 @torch.no_grad()
 def rotate_columns(layer: Any, matrix: Tensor) -> None:
     """Let a layer read ``x Q`` and give what it did for ``x``."""
-    wide = matrix.to(layer.weight.device, torch.float64)
+    weight = weight_of(layer)
+    wide = matrix.to(weight.device, torch.float64)
     view = LayerView(layer)
-    weights = wide.t() @ view.to_matrix(layer.weight).to(torch.float64)
-    layer.weight.copy_(view.from_matrix(weights))
+    weights = wide.t() @ view.to_matrix(weight).to(torch.float64)
+    weight.copy_(view.from_matrix(weights))
     follow_weights(layer)
 
 

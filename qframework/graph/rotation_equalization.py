@@ -19,6 +19,7 @@ from qframework.graph.attention_projections import (
 )
 from qframework.graph.channel_regions import ROTATION, Region, Use
 from qframework.graph.channels import Channels
+from qframework.graph.evaluating import evaluating
 from qframework.graph.graph_pass import GraphPass, PassReport
 from qframework.graph.hadamard import (
     NoHadamardError,
@@ -28,7 +29,8 @@ from qframework.graph.hadamard import (
 )
 from qframework.graph.layer_view import LINEAR
 from qframework.graph.layer_wrappers import replace_module
-from qframework.graph.parameters_in_use import part, readers_in_code
+from qframework.graph.parameters_in_use import READ, part, readers_in_code, why_otherwise
+from qframework.graph.reading_code import noting_reads, read_by_code
 from qframework.graph.rotation import (
     RotatedColumns,
     RotatedInput,
@@ -39,6 +41,7 @@ from qframework.graph.rotation import (
     rotate_rows,
     turn_columns,
 )
+from qframework.graph.single_layers import IN_FRONT, note_single_layer, told
 from qframework.graph.torch_transformers import call_changed_parts
 from qframework.graph.tracing import Traced
 from qframework.layers.linear import TransposedLinear
@@ -118,7 +121,10 @@ class GraphRotationEqualization(GraphPass):
             called = {traced.called(n): None for n in traced.graph.nodes}
             in_code = readers_in_code(traced)
             for layer in called:
-                if layer in in_code:
+                if layer in in_code or (layer is not None and why_otherwise(layer) is not None):
+                    continue
+                if layer is model and isinstance(layer, (nn.Linear, nn.MultiheadAttention)):
+                    self.report.skipped[""] = told(model, IN_FRONT)
                     continue
                 if isinstance(layer, nn.MultiheadAttention) and layer not in turned:
                     if names_of[layer] not in self.blacklist:
@@ -196,17 +202,22 @@ def rotate_input(
     report: PassReport,
     block_size: int | None,
     steps: int = 0,
-) -> None:
-    """Turn the input of a layer when it is called, if there is a matrix of its size."""
+) -> nn.Module:
+    """Turn the input of a layer when it is called, if there is a matrix of its size.
+
+    Returns:
+        What stands for the layer then.
+    """
     size = find_closest_hadamard_number(layer.in_features, steps) if steps else None
     try:
         made = RotatedInput(layer, block_size, size)
     except ValueError as error:
         report.skipped[name] = str(error)
-        return
+        return layer
     made.train(layer.training)
     replace_module(model, layer, made)
     report.changed[name] = "input turned when it is called"
+    return made
 
 
 def rotate_attention_input(
@@ -264,8 +275,21 @@ class LayerwiseActivationRotation:
         self.report = PassReport()
 
     def apply(self, model: nn.Module, *example_input: Any) -> nn.Module:
-        """Turn the inputs of a model's layers, in place; the model itself where that is a single layer's wrapper."""
+        """Turn the inputs of a model's layers, in place.
+
+        Args:
+            model: any module.
+            *example_input: arguments of the model, run to see which layers' parameters code reads past them, where
+                neither a trace nor the source tells.
+
+        Returns:
+            The same module; where it is a single layer, what stands for it.
+        """
         self.report = PassReport(way="not needed")
+        in_code = read_by_code(model)
+        if example_input:
+            with torch.no_grad(), evaluating(model), noting_reads(model, in_code):
+                model(*example_input)
         layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
         attentions = [(n, m) for n, m in model.named_modules() if type(m) is nn.MultiheadAttention]
         # attention of torch reads the weights of its parts and never calls them
@@ -275,25 +299,32 @@ class LayerwiseActivationRotation:
             if isinstance(m, nn.MultiheadAttention)
             for part in m.modules()
         }
+        result = model
         with unchanged_on_error(model):
             for name, layer in layers:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
+                    continue
+                why = READ if layer in in_code else why_otherwise(layer)
+                if why is not None:
+                    self.report.skipped[name] = why
                     continue
                 if layer in read:
                     why = "nn.MultiheadAttention reads its weight itself, past what could turn the input"
                     self.report.skipped[name] = why
                     continue
                 steps = self.expansion_step if name in self.layers_to_expand else 0
-                if layer is model:
-                    return RotatedInput(layer, self.block_size)
-                rotate_input(model, layer, name, self.report, self.block_size, steps)
-            result = model
+                made = rotate_input(model, layer, name, self.report, self.block_size, steps)
+                result = made if layer is model else result
             for name, attention in attentions:
                 if name in self.blacklist:
                     self.report.skipped[name] = "as blacklist_layer says"
                     continue
+                if attention in in_code:
+                    self.report.skipped[name] = READ
+                    continue
                 made = rotate_attention_input(model, attention, name, self.report, self.block_size)
                 result = made if attention is model else result
             call_changed_parts(result)
+        note_single_layer(self.report, model, "it has no linear layer and no attention")
         return result

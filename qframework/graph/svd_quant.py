@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from qframework.core.snapshot import unchanged_on_error
 from qframework.graph.layer_wrappers import replace_module
+from qframework.graph.parameters_in_use import why_fixed
+from qframework.graph.reading_code import read_by_code
+from qframework.graph.single_layers import is_single_layer, told
 from qframework.graph.weight_writing import own_parameter
 from qframework.layers.linear import QuantLinear
 from qframework.quant_tensor import dequantize
@@ -66,6 +69,7 @@ class LayerwiseLowRankCorrection:
 
     Attributes:
         names: of the layers that get one.
+        skipped: from names of layers to why they get none.
     """
 
     def __init__(self, model: nn.Module, blacklist_layers: Sequence[str] | None = None) -> None:
@@ -83,7 +87,13 @@ class LayerwiseLowRankCorrection:
             and m.weight_quant.is_quant_enabled
             and n not in (blacklist_layers or ())
         }
+        in_code = read_by_code(model)
+        why = {n: why_fixed(m, in_code) for n, m in self.layers.items()}
+        self.skipped = {n: reason for n, reason in why.items() if reason is not None}
+        self.layers = {n: m for n, m in self.layers.items() if n not in self.skipped}
         self.names = list(self.layers)
+        if is_single_layer(model) and not self.names and not self.skipped:
+            self.skipped[""] = told(model, "it has no quantized linear layer")
 
     @torch.no_grad()
     def apply(

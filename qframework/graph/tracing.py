@@ -26,11 +26,13 @@ class Traced:
         graph: the trace.
         modules: for the name of a module in the graph, the module of the model.
         sites: for a node, where the code is that made it.
+        read: parameters that code reads past the modules that are called.
     """
 
     graph: fx.Graph
     modules: dict[str, nn.Module]
     sites: dict[fx.Node, Site]
+    read: frozenset[nn.Parameter]
 
     def called(self, node: Any) -> nn.Module | None:
         """The module that a node calls; None for other nodes."""
@@ -149,6 +151,14 @@ def trace(
         graph = tracer.trace(shells, dict.fromkeys(absent) or None)
         names = {str(n.target) for n in graph.nodes if n.op == "call_module"}
         modules = {n: original[shells.get_submodule(n)] for n in names}
+        read = parameters_read(graph, shells)
     except Exception as error:  # whatever user code raises when it is traced
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return Traced(graph, modules, tracer.sites)
+    return Traced(graph, modules, tracer.sites, read)
+
+
+def parameters_read(graph: fx.Graph, model: nn.Module) -> frozenset[nn.Parameter]:
+    """The parameters of a model that its graph reads itself."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    names = [str(n.target) for n in graph.nodes if n.op == "get_attr"]
+    return frozenset(held[n] for n in names if n in held)

@@ -18,8 +18,8 @@ from qframework.layers.wbiol import QuantWeightLayer
 from qframework.quant_tensor import dequantize
 
 
-class ReadQuantized(QuantWeightLayer):
-    """Mixin: ``layer.weight`` is the quantized weight, for code that reads it past the layer; the parameter is the float one."""
+class WeightIsQuantized(QuantWeightLayer):
+    """Mixin: ``layer.weight`` is the quantized weight; the parameter is the float one."""
 
     if not TYPE_CHECKING:  # an attribute of the base is a property here
 
@@ -29,8 +29,12 @@ class ReadQuantized(QuantWeightLayer):
             return dequantize(self.quant_weight())
 
     def tracked_parameter(self, name: str) -> Any:
-        """What its quantizers are about: the float weight."""
+        """What its quantizers are about: the float parameters."""
         return self._parameters.get(name)
+
+
+class ReadQuantized(WeightIsQuantized):
+    """Mixin: ``layer.weight`` is the quantized weight, for code that reads it past the layer."""
 
 
 class ComputedWeight(QuantWeightLayer):

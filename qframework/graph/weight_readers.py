@@ -1,4 +1,4 @@
-"""Which layers have their weight read by other modules' code, past their own forward."""
+"""Which layers have parameters that other modules' code reads, past their own forward, by what the source says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -38,6 +38,30 @@ _ASKED = frozenset(
         "stride",
     ]
 )
+#: Names of what layers compute with.
+_PARAMETERS = frozenset(
+    f"{start}{end}"
+    for start in ("", "in_proj_", "q_proj_", "k_proj_", "v_proj_")
+    for end in ("weight", "bias")
+)
+
+
+class _Use(NamedTuple):
+    """A place in code that calls a module or reads a parameter of one.
+
+    Attributes:
+        read: the parameter's name; empty for a call.
+        asked: something is asked of it that isn't its numbers.
+        line: of the place.
+        chain: the names behind ``self`` that lead to the module.
+        file: of the place.
+    """
+
+    read: str
+    asked: bool
+    line: int
+    chain: tuple[str, ...]
+    file: str
 
 
 @dataclass
@@ -53,27 +77,44 @@ class Readers:
     called: set[nn.Module] = field(default_factory=set)
 
 
+def has_own_code(module: nn.Module) -> bool:
+    """Whether a module's class is neither one of torch's layers nor one of ours."""
+    return not type(module).__module__.startswith(("torch.nn.", "qframework."))
+
+
 def weight_readers(model: nn.Module) -> Readers:
     """Look through the methods that each module's forward reaches, for ``self.layer.weight`` and ``self.layer(...)``."""
     found = Readers()
-    sources: dict[type, list[tuple[str, int, tuple[str, ...], str]]] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Sequential) and not has_own_code(module):
+            found.called.update(module)
+    for reader, child, use in _uses_of(model):
+        if not use.read:
+            found.called.add(child)
+        elif use.read == "weight" and not use.asked:
+            if isinstance(child._parameters.get("weight"), nn.Parameter):
+                found.read.setdefault(child, f"{type(reader).__name__}, {use.file}:{use.line}")
+    return found
+
+
+def readers_in_source(model: nn.Module) -> set[nn.Module]:
+    """Modules of which another module's code names a parameter, be it for its dtype."""
+    return {child for _, child, use in _uses_of(model) if use.read}
+
+
+def _uses_of(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, _Use]]:
+    """For each use in the code of a user's class, the module whose code it is and the other module that is used."""
+    sources: dict[type, list[_Use]] = {}
     for module in model.modules():
         kind = type(module)
-        if kind.__module__.startswith(("torch.nn.", "qframework.")):
-            if isinstance(module, nn.Sequential):
-                found.called.update(module)
+        if not has_own_code(module):
             continue
         if kind not in sources:
             sources[kind] = list(_uses(kind))
-        for use, line, chain, file in sources[kind]:
-            child = _resolved(module, chain)
-            if not isinstance(child, nn.Module) or child is module:
-                continue
-            if use == "call":
-                found.called.add(child)
-            elif isinstance(child._parameters.get("weight"), nn.Parameter):
-                found.read.setdefault(child, f"{kind.__name__}, {file}:{line}")
-    return found
+        for use in sources[kind]:
+            child = _resolved(module, use.chain)
+            if isinstance(child, nn.Module) and child is not module:
+                yield module, child, use
 
 
 def _resolved(module: Any, chain: tuple[str, ...]) -> Any:
@@ -82,8 +123,8 @@ def _resolved(module: Any, chain: tuple[str, ...]) -> Any:
     return module
 
 
-def _uses(kind: type) -> Iterator[tuple[str, int, tuple[str, ...], str]]:
-    """``("read" or "call", line, names behind self, file)`` in all that a forward reaches."""
+def _uses(kind: type) -> Iterator[_Use]:
+    """The uses in all that a forward reaches."""
     waiting, done = ["forward"], set[str]()
     while waiting:
         name = waiting.pop()
@@ -111,11 +152,12 @@ def _uses(kind: type) -> Iterator[tuple[str, int, tuple[str, ...], str]]:
                 if chain and len(chain) == 1:
                     waiting.append(chain[0])
                 if chain:
-                    yield "call", start + node.lineno - 1, chain, file
-            elif isinstance(node, ast.Attribute) and node.attr == "weight" and node not in asked:
+                    yield _Use("", False, start + node.lineno - 1, chain, file)
+            elif isinstance(node, ast.Attribute) and node.attr in _PARAMETERS:
                 chain = _chain(node.value, own)
                 if chain and isinstance(node.ctx, ast.Load):
-                    yield "read", start + node.lineno - 1, chain, file
+                    line = start + node.lineno - 1
+                    yield _Use(node.attr, node in asked, line, chain, file)
 
 
 def _chain(node: ast.AST, own: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
 from qframework.inject.errors import did_you_mean
 from qframework.inspect.batches import runs
-from qframework.inspect.places import WHOLE, LayerNameError
+from qframework.inspect.places import WHOLE, named
 from qframework.inspect.statistics import decibels
 from qframework.proxy import QuantProxy
 from qframework.quant_tensor import dequantize
@@ -64,10 +64,7 @@ class Comparison(Tabled):
         Raises:
             KeyError: there is none; the message names the nearest.
         """
-        found = {x.layer: x for x in self.layers}
-        if layer not in found:
-            raise LayerNameError(f"no layer {layer!r} was compared{did_you_mean(layer, found)}")
-        return found[layer]
+        return named({x.layer: x for x in self.layers}, layer, "no layer {name} was compared")
 
     def table(self) -> Table:
         """One row for each layer, the last one that of the output."""

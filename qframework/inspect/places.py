@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -19,6 +20,25 @@ class LayerNameError(KeyError, ValueError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+Found = TypeVar("Found")
+
+
+def named(found: Mapping[str, Found], name: str, missing: str) -> Found:
+    """What a name stands for.
+
+    Args:
+        found: by name.
+        name: that is asked for.
+        missing: what is said where there is no such name, with ``{name}`` in it.
+
+    Raises:
+        LayerNameError: there is none; the message names the nearest.
+    """
+    if name not in found:
+        raise LayerNameError(f"{missing.format(name=repr(name))}{did_you_mean(name, found)}")
+    return found[name]
 
 
 @dataclass(frozen=True)

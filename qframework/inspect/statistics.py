@@ -15,7 +15,7 @@ from qframework.inspect.batches import Loss, runs
 from qframework.inspect.float_inputs import FloatInputs
 from qframework.inspect.grid import Grid, grid_of
 from qframework.inspect.histogram import GrowingHistogram, Histogram
-from qframework.inspect.places import Place, places
+from qframework.inspect.places import Place, named, places
 from qframework.quant_tensor import QuantTensor
 
 
@@ -113,13 +113,7 @@ class ModelStatistics(Tabled):
         Raises:
             KeyError: there is none; the message names the nearest.
         """
-        from qframework.inject.errors import did_you_mean
-        from qframework.inspect.places import LayerNameError
-
-        names = {t.name: t for t in self.tensors}
-        if name not in names:
-            raise LayerNameError(f"no quantized tensor {name!r}{did_you_mean(name, names)}")
-        return names[name]
+        return named({t.name: t for t in self.tensors}, name, "no quantized tensor {name}")
 
     def table(self) -> Table:
         """One row for each tensor."""

@@ -37,9 +37,18 @@ def may_fuse(*_: object) -> bool:
     )
 
 
+def is_exporting() -> bool:
+    """Whether ``torch.export`` is at work."""
+    return torch.compiler._is_exporting_flag
+
+
+# Asked while a graph is traced. The compiler of torch 2.11 takes torch.compiler.is_exporting() for True, whether it exports or not.
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def may_fuse_in_graph(*_: object) -> bool:
     """Whether a graph that ``torch.compile`` traces may hold fused forms; exports hold definitions alone."""
-    return is_compiling() and not torch.compiler.is_exporting() and settings.kernels != "reference"
+    return is_compiling() and not is_exporting() and settings.kernels != "reference"
 
 
 def transforms_active(*tensors: Tensor | None) -> bool:
@@ -208,11 +217,13 @@ def apply(function: type[Function], *args: Any) -> Any:
 # ------------------------------------------------------------ gradients that may be overwritten
 
 
-def _holders(grad: Tensor) -> tuple[int, int, int]:
-    """How many hold a gradient, in Python and in C++, and its memory."""
+def _holders(grad: Tensor) -> tuple[int, ...]:
+    """How many hold a gradient, in Python and in C++, its memory, and what it is a view of."""
     storage = grad.untyped_storage()
     memory: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
-    return sys.getrefcount(grad), grad._use_count(), memory  # type: ignore[attr-defined]
+    held = (sys.getrefcount(grad), grad._use_count(), memory)  # type: ignore[attr-defined]
+    base: Any = grad._base
+    return held if base is None else (*held, sys.getrefcount(base), base._use_count())
 
 
 class _Probe(Fused):
@@ -233,13 +244,14 @@ def _note_holders(grad: Tensor, found: list[Any]) -> None:
 
 
 @cache
-def _alone() -> tuple[int, int, int]:
-    """The holders of a gradient that nobody but the engine has."""
-    found: list[tuple[int, int, int]] = []
+def _alone() -> tuple[tuple[int, ...], ...]:
+    """The holders of a gradient that nobody but the engine has, and of one that is a view of such a one."""
+    found: list[tuple[int, ...]] = []
     with torch.enable_grad(), torch.inference_mode(False):
         x = torch.zeros(2, requires_grad=True, device="cpu")
         _Probe.apply(x, found).mul(2.0).sum().backward()  # type: ignore[no-untyped-call]
-    return found[0]
+        _Probe.apply(x, found).view(1, 2).mul(2.0).sum().backward()  # type: ignore[no-untyped-call]
+    return tuple(found)
 
 
 def may_overwrite(grad: Tensor, like: Tensor) -> bool:
@@ -252,5 +264,5 @@ def may_overwrite(grad: Tensor, like: Tensor) -> bool:
         and grad.stride() == like.stride()
         and not is_compiling()
         and not torch.is_grad_enabled()
-        and _holders(grad) == _alone()
+        and _holders(grad) in _alone()
     )

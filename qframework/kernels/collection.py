@@ -23,7 +23,7 @@ from qframework.core.collector import (
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.stats import at_least_zero, at_most_zero
 from qframework.functional import add_kernel, high_rank, low_rank, upcast
-from qframework.kernels.autograd import Context, in_graph
+from qframework.kernels.autograd import Context, in_graph, is_exporting
 from qframework.kernels.graphs import places_in
 from qframework.kernels.plan import Reader
 from qframework.kernels.statistics import (
@@ -222,7 +222,7 @@ def percentile_if(
 def _follow_in_graph(number: FollowsParameters) -> None:
     """The number is compared and started anew in the graph, but for those that are searched for, and in exports."""
     value = number.value
-    if not number.follows or number.is_costly or torch.compiler.is_exporting():
+    if not number.follows or number.is_costly or is_exporting():
         return
     if not isinstance(value, torch.nn.Parameter) or not value.requires_grad:
         return

@@ -181,11 +181,19 @@ def test_activations_collect_what_was_searched(name) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["ShiftedUint8ActPerTensorFloatMSE", "ShiftedUint8ActPerTensorFloatHQO"]
+    ("name", "backend", "options"),
+    [
+        ("ShiftedUint8ActPerTensorFloatHQO", "inductor", {}),
+        ("ShiftedUint8ActPerTensorFloatMSE", "aot_eager", {"mse_iters": 4}),
+        # a minute: all steps stand in the graph, one after the other
+        pytest.param(
+            "ShiftedUint8ActPerTensorFloatMSE", "inductor", {}, marks=pytest.mark.exhaustive
+        ),
+    ],
 )
-def test_a_compiled_search_is_the_eager_one(name) -> None:
-    eager = QuantIdentity(getattr(q, name), bit_width=4, collect_stats_steps=2)
-    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True)
+def test_a_compiled_search_is_the_eager_one(name, backend, options) -> None:
+    eager = QuantIdentity(getattr(q, name), bit_width=4, collect_stats_steps=2, **options)
+    compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend=backend)
     for seed in range(4):
         x = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
         torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-4)

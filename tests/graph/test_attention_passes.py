@@ -373,7 +373,7 @@ def test_in_front_of_the_whole_model_nothing_is_put(layer) -> None:
         with activation_equalization_mode(layer, 0.5) as mode:
             layer(*args)
         torch.testing.assert_close(layer(*args), before)
-    assert any("whole model" in why for why in mode.report.skipped.values())
+    assert any("single layer" in why for why in mode.report.skipped.values())
 
 
 def test_a_quantized_part_of_a_float_encoder_layer_is_called() -> None:

@@ -94,3 +94,23 @@ def test_a_forward_that_fails_leaves_nothing_behind() -> None:
         model(torch.randn(2, 5))
     assert torch.overrides._get_current_function_mode_stack() == []
     assert model(torch.randn(2, 4)).shape == (2, 4)
+
+
+class ReadsAttention(nn.Module):
+    """Reads a parameter that quantized attention has under another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.after = nn.MultiheadAttention(4, 2), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.after(self.attention(x, x, x)[0]) * self.attention.in_proj_weight.std()
+
+
+def test_attention_whose_parameters_code_reads_stays_float() -> None:
+    with pytest.warns(UserWarning, match="attention: its parts in_proj .* read by code"):
+        model, _ = quantize_model(ReadsAttention().eval())
+    assert type(model.attention) is nn.MultiheadAttention
+    assert type(model.after).__name__ == "QuantLinear"
+    with torch.no_grad():
+        model(torch.randn(3, 2, 4))

@@ -81,9 +81,23 @@ LAYERS = {
 }  # fmt: skip
 
 
+#: Of definitions, which a compiler sees as it does any of torch's functions, two each time; the others are exhaustive.
+BY_DEFINITION = ("a percentile, large", "an interval and its lower end")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(
+    ("kind", "kernels"),
+    [
+        *[(kind, "auto") for kind in LAYERS],
+        *[
+            pytest.param(
+                kind, "reference", marks=() if kind in BY_DEFINITION else pytest.mark.exhaustive
+            )
+            for kind in LAYERS
+        ],
+    ],
+)
 def test_a_graph_collects_and_learns_as_eager_mode_does(kind, kernels) -> None:
     torch.compiler.reset()
     eager = LAYERS[kind]()

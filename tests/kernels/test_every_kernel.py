@@ -2,9 +2,11 @@
 
 import importlib
 import inspect
+import itertools
 import math
 import pkgutil
 from collections.abc import Iterator
+from functools import partial
 
 import integer_cases
 import other_cases
@@ -83,16 +85,17 @@ def test_every_kernel_of_eager_mode_takes_a_case() -> None:
 # ------------------------------------------------------------ values
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
 @cases(CASES)
-def test_values_are_those_of_the_definition_bit_for_bit(case, dtype) -> None:
-    expected = case.define(case.tensors(dtype))
-    assert serving(case, dtype) is not None
-    for given in (case.leaves(dtype), case.tensors(dtype)):
-        for kernel in case.serving(given):
-            results = case.run(kernel, given)
-            assert [r.dtype for r in results] == [e.dtype for e in expected]
-            assert all(torch.equal(r, e) for r, e in zip(results, expected, strict=True))
+def test_values_are_those_of_the_definition_bit_for_bit(case) -> None:
+    for dtype in TOLERANCES:
+        expected = case.define(case.tensors(dtype))
+        assert serving(case, dtype) is not None
+        for given in (case.leaves(dtype), case.tensors(dtype)):
+            for kernel in case.serving(given):
+                results = case.run(kernel, given)
+                assert [r.dtype for r in results] == [e.dtype for e in expected], kernel.name
+                for result, e in zip(results, expected, strict=True):
+                    assert torch.equal(result, e), f"{kernel.name}, {dtype}"
 
 
 @cases(CASES)
@@ -104,32 +107,30 @@ def test_without_a_gradient_values_are_the_same(case) -> None:
             assert torch.equal(result, expected) and not result.requires_grad
 
 
-def special_numbers() -> Iterator[object]:
-    """Cases with a number that one of their values is replaced by."""
-    for case in CASES:
-        for number in (math.nan, math.inf, -math.inf, -0.0, 1e-40, 3e38, -3e38):
-            if case.values:
-                yield pytest.param(case, number, id=f"{case.name}: {number}")
-
-
-@pytest.mark.parametrize(("case", "special"), list(special_numbers()))
-def test_special_numbers_become_what_they_do_by_the_definition(case, special) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
+@cases([case for case in CASES if case.values])
+def test_special_numbers_become_what_they_do_by_the_definition(case) -> None:
+    specials = (math.nan, math.inf, -math.inf, -0.0, 1e-40, 3e38, -3e38)
+    for dtype, special in itertools.product((torch.float32, torch.bfloat16), specials):
         leaves = case.leaves(dtype)
         leaves[0].data.view(-1)[min(11, leaves[0].numel() - 1)] = special
         expected = case.define(leaves)
         for kernel in case.serving(leaves):
             for result, e in zip(case.run(kernel, leaves), expected, strict=True):
-                torch.testing.assert_close(result, e, rtol=0, atol=0, equal_nan=True)
+                told = partial("{}, {}, {}: {}".format, kernel.name, dtype, special)
+                torch.testing.assert_close(result, e, rtol=0, atol=0, equal_nan=True, msg=told)
 
 
 # ------------------------------------------------------------ first derivatives
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
 @cases(CASES)
-def test_gradients_are_those_of_the_definition(case, dtype) -> None:
+def test_gradients_are_those_of_the_definition(case) -> None:
     """Of all results at once, and of each alone."""
+    for dtype in TOLERANCES:
+        compare_gradients(case, dtype)
+
+
+def compare_gradients(case: Case, dtype: torch.dtype) -> None:
     wide = [t.detach().double().requires_grad_() for t in case.tensors(dtype)]
     expected = case.define(wide)[: case.differentiated]
     given = [u.to(r.dtype) for u, r in zip(upstream(expected), expected, strict=True)]

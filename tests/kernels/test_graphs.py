@@ -1,5 +1,6 @@
 """What graphs of torch.compile compute is what eager mode computes: values bit for bit, gradients within 1e-6."""
 
+import itertools
 import re
 
 import pytest
@@ -63,9 +64,32 @@ def compare(traced, composed, *tensors: torch.Tensor) -> str:
     return "".join(code)
 
 
-@pytest.mark.parametrize("shape", [(4, 16, 9, 11), (6, 33, 40), (64, 50)])
-@pytest.mark.parametrize("bounds", [(0.0, 15.0), (-7.0, 7.0)])
-@pytest.mark.parametrize("relu", [False, True])
+def combined(*axes: list, each_time: set[tuple]) -> list:
+    """All combinations; those that aren't compiled each time are exhaustive."""
+    return [
+        pytest.param(*case, marks=() if case in each_time else pytest.mark.exhaustive)
+        for case in itertools.product(*axes)
+    ]
+
+
+IMAGES, SEQUENCES, ROWS = (4, 16, 9, 11), (6, 33, 40), (64, 50)
+UNSIGNED, SIGNED = (0.0, 15.0), (-7.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "bounds", "relu"),
+    combined(
+        [IMAGES, SEQUENCES, ROWS],
+        [UNSIGNED, SIGNED],
+        [False, True],
+        each_time={
+            (IMAGES, UNSIGNED, True),
+            (IMAGES, SIGNED, False),
+            (SEQUENCES, SIGNED, True),
+            (ROWS, UNSIGNED, False),
+        },
+    ),
+)
 def test_a_range(shape, bounds, relu) -> None:
     rule, grid = ScaleRule("learned", 15.0, minimum=0.01), IntegerGrid(*bounds)
 
@@ -99,9 +123,20 @@ def test_bounds_that_are_learned() -> None:
     compare(quantize, quantize, values(4, 3, 8, 8), *numbers)
 
 
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("shape", [(8, 6, 3, 3), (24, 32)])
-@pytest.mark.parametrize("domain", ["fp", "power_of_two"])
+@pytest.mark.parametrize(
+    ("per_channel", "shape", "domain"),
+    combined(
+        [False, True],
+        [(8, 6, 3, 3), (24, 32)],
+        ["fp", "power_of_two"],
+        each_time={
+            (False, (24, 32), "fp"),
+            (True, (8, 6, 3, 3), "fp"),
+            (False, (8, 6, 3, 3), "power_of_two"),
+            (True, (24, 32), "power_of_two"),
+        },
+    ),
+)
 def test_a_weight(per_channel, shape, domain) -> None:
     x = values(*shape)
     x.view(-1)[[5, 77]] = x.abs().max() + 1  # shared by two, in one channel or in two

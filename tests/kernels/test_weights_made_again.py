@@ -300,3 +300,29 @@ def test_what_a_user_writes_to_quantized_values_counts_in_gradients(writer) -> N
     kept, made = results(layer, x, "never"), results(layer, x, "auto")
     for a, b in zip(kept, made, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+GROUPED = [q.MXFloat8e4m3Weight, q.Fp8e4m3OCPWeightPerTensorFloat, q.Int8WeightPerGroupFloat]
+
+
+@pytest.mark.parametrize("quantizer", GROUPED)
+@pytest.mark.parametrize(
+    "keeps", [lambda g: g, lambda g: g.detach(), lambda g: g.view(-1), lambda g: g[3:]]
+)
+def test_a_gradient_of_groups_that_a_hook_keeps_is_not_overwritten(quantizer, keeps) -> None:
+    layer = QuantLinear(64, 24, bias=False, weight_quant=quantizer)
+    seen: list[torch.Tensor] = []
+    y = layer.quant_weight().value
+    y.register_hook(lambda g: seen.extend((keeps(g), keeps(g).clone())))
+    linear(torch.randn(5, 64), y).square().sum().backward()
+    assert torch.equal(*seen)
+
+
+@pytest.mark.parametrize("quantizer", GROUPED)
+def test_a_gradient_that_nobody_keeps_becomes_that_of_the_weight(quantizer) -> None:
+    layer = QuantLinear(64, 24, bias=False, weight_quant=quantizer)
+    places: list[int] = []
+    y = layer.quant_weight().value
+    y.register_hook(lambda g: places.append(g.data_ptr()))
+    linear(torch.randn(5, 64), y).square().sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.data_ptr() == places[0]

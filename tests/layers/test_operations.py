@@ -158,3 +158,14 @@ def test_upsampling_keeps_a_scale_for_each_channel_and_saturates(mode) -> None:
 def test_a_list_is_joined_and_one_tensor_refused() -> None:
     with pytest.raises(TypeError, match=r"list of tensors.*one Tensor of shape \(2, 3\)"):
         QuantCat()(torch.ones(2, 3))
+
+
+def test_interpolated_values_stay_within_the_range_in_short_dtypes() -> None:
+    scale = torch.tensor(0.0218505859375)
+    codes = torch.tensor([[127.0, 126.0, 127.0], [127.0, 127.0, 125.0], [126.0, 127.0, 127.0]])
+    value = (codes * scale).to(torch.bfloat16).reshape(1, 1, 3, 3).requires_grad_()
+    x = IntQuantTensor(value, scale, torch.tensor(0.0), torch.tensor(8.0), signed=True)
+    y = QuantUpsamplingBilinear2d(scale_factor=2)(x)
+    assert y.is_valid and int(y.int().max()) == 127
+    y.value.sum().backward()
+    assert bool((value.grad > 0).all())

@@ -1,6 +1,7 @@
 """Recurrent layers: torch's results without quantizers, torch's weights, one quantizer for each gate."""
 
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -329,10 +330,19 @@ def test_a_bias_on_the_input_scale_needs_a_quantized_input() -> None:
     assert QuantRNN(4, 3, quantize_output_only=True, bias_quant=None)(torch.randn(3, 2, 4))
 
 
+#: Each phase once; the others take minutes. An LSTM is compiled in the tests of sequences.
+QUICKLY_COMPILED = {("RNN", "collecting"), ("RNN", "learning"), ("GRU", "evaluating")}
+PHASES = ("collecting", "learning", "evaluating")
+
+
 @pytest.mark.slow
-@pytest.mark.table(3)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("phase", ["collecting", "learning", "evaluating"])
+@pytest.mark.parametrize(
+    ("kind", "phase"),
+    [
+        pytest.param(*case, marks=() if case in QUICKLY_COMPILED else pytest.mark.exhaustive)
+        for case in itertools.product(KINDS, PHASES)
+    ],
+)
 def test_a_sequence_compiles_as_one_graph_with_its_gradients(kind, phase) -> None:
     torch.manual_seed(0)
     layer = KINDS[kind][0](4, 3)
@@ -366,7 +376,7 @@ def test_an_activation_quantizer_may_be_any() -> None:
 def test_dropout_stands_between_layers_in_training(layer) -> None:
     torch.manual_seed(0)
     net = layer(4, 6, 2, dropout=0.5, io_collect_stats_steps=1)
-    x = torch.randn(50, 8, 4)
+    x = torch.randn(8, 50, 4)
     for _ in range(3):
         net(x)  # while statistics are collected, each step has a scale of its own
     seen = []

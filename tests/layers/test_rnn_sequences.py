@@ -294,12 +294,21 @@ def test_every_change_is_seen_by_the_next_call(kind, quantized, training) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.table(3)
 @pytest.mark.parametrize(
     "options",
-    [{"forget_acc_bit_width": 4, "output_sigmoid_bit_width": 3}, {"cell_state_quant": None}, {"output_sigmoid_quant": None}],
+    [
+        {"forget_acc_bit_width": 4, "output_sigmoid_bit_width": 3, "cell_state_quant": None},
+        *[
+            pytest.param(options, marks=pytest.mark.exhaustive)
+            for options in (
+                {"forget_acc_bit_width": 4, "output_sigmoid_bit_width": 3},
+                {"cell_state_quant": None},
+                {"output_sigmoid_quant": None},
+            )
+        ],
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_compilers_get_the_same_of_other_widths_and_of_absent_quantizers(options) -> None:
     layer = calibrated("LSTM", options)
     other = copy.deepcopy(layer)

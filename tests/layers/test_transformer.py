@@ -1,5 +1,7 @@
 """Encoder layers against torch's."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -296,14 +298,26 @@ def test_it_compiles_and_exports_whole() -> None:
     model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
     x = sequence({"batch_first": True})
     model(x)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     close = {"rtol": 1e-3, "atol": 1e-3}
+    other = copy.deepcopy(model)
+    found = torch.compile(other, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, model(x), **close)
+    found.sum().backward()
+    assert other.layers[0].linear1.weight.grad is not None
     model.eval()
-    torch.testing.assert_close(compiled(x), model(x), **close)
     program = torch.export.export(model, (x,), {"src_key_padding_mask": PADDING})
     expected = model(x, src_key_padding_mask=PADDING)
     got = program.module()(x, src_key_padding_mask=PADDING)
     torch.testing.assert_close(got, expected, **close)
-    model.train()
-    compiled(x).sum().backward()
-    assert model.layers[0].linear1.weight.grad is not None
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_it_compiles_in_evaluation() -> None:
+    torch.manual_seed(0)
+    layer = QuantTransformerEncoderLayer(SIZE, 2, 16, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    x = sequence({"batch_first": True})
+    model(x), model.eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-3)

@@ -11,9 +11,11 @@ TABLE = table()
 MOVED = [e for s in TABLE.sections for e in s.entries.values() if e.kind == "moved"]
 
 
-@pytest.mark.parametrize("entry", MOVED, ids=lambda e: e.source)
-def test_what_takes_the_place_of_a_name_can_be_imported(entry) -> None:
-    assert hasattr(importlib.import_module(entry.target_module), entry.target_name)
+def test_what_takes_the_place_of_a_name_can_be_imported() -> None:
+    assert len(MOVED) > 400
+    for entry in MOVED:
+        module = importlib.import_module(entry.target_module)
+        assert hasattr(module, entry.target_name), (entry.source, entry.target)
 
 
 def test_what_takes_the_place_of_a_module_can_be_imported() -> None:

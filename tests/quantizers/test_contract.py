@@ -36,6 +36,13 @@ SLOW = {
     "NF4WeightPerGroupFloat",
     "APoT4ActPerTensorFloat",
 }
+#: Compiled in tests/kernels/test_graphs_of_formats.py each time, with gradients.
+COMPILED_ELSEWHERE = {
+    "Fp8e4m3OCPWeightPerChannelFloat",
+    "MXFloat8e4m3Act",
+    "NVFloat4Weight",
+    "NF4WeightPerGroupFloat",
+}
 
 
 def predefined() -> list[str]:
@@ -59,19 +66,23 @@ def contract(name: str) -> type[QuantizerContract]:
     made = type(f"Test{name}", (QuantizerContract,), body)
     if name not in SLOW:
         made.test_exports = made.test_compiled_is_eager = None
+    elif name in COMPILED_ELSEWHERE:
+        made.test_compiled_is_eager = marked(made.test_compiled_is_eager, pytest.mark.exhaustive)
     if (
         made.test_traces_as_one_graph is not None
     ):  # some each time: it takes as long as all others together
-        made.test_traces_as_one_graph = some_of(made.test_traces_as_one_graph)
+        made.test_traces_as_one_graph = marked(made.test_traces_as_one_graph, pytest.mark.table(8))
     return made
 
 
-def some_of(test: FunctionType) -> FunctionType:
+def marked(test: FunctionType, mark: pytest.MarkDecorator) -> FunctionType:
     """The same test with a mark of its own."""
     own = FunctionType(
         test.__code__, test.__globals__, test.__name__, test.__defaults__, test.__closure__
     )
-    return pytest.mark.table(5)(functools.update_wrapper(own, test))
+    functools.update_wrapper(own, test)
+    own.pytestmark = list(getattr(test, "pytestmark", ()))
+    return mark(own)
 
 
 globals().update({f"Test{name}": contract(name) for name in predefined()})

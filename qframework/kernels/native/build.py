@@ -42,7 +42,7 @@ class Call(Structure):
         *((name, c_double) for name in ("low", "high", "smallest", "threshold")),
         *((name, c_double) for name in ("least_normal", "overflow")),
         *((name, c_int32) for name in ("mantissa_bits", "clamp_gradient", "relu", "threads")),
-        *((name, c_int32) for name in ("domain", "exponent_rounding")),
+        *((name, c_int32) for name in ("domain", "exponent_rounding", "rounding")),
     ]
 
 
@@ -116,14 +116,14 @@ def _loaded(path: Path) -> ctypes.CDLL:
     run, quantize, spread = (
         getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
     )
-    run.argtypes, run.restype = [c_int, c_int, c_int, POINTER(Call)], None
+    run.argtypes, run.restype = [c_int, c_int, POINTER(Call)], None
     names = ("row_tops", "absmax_share", "codebook", "codebook_gradients", "signs")
     for name in (*names, "signs_gradients", "row_end_share"):
         short = getattr(loaded, f"qframework_{name}")
         short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages
     large.argtypes, large.restype = [c_void_p, c_int64], None
-    quantize.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
+    quantize.argtypes = [c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
     quantize.restype = None
     spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]
     spread.restype = None

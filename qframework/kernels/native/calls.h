@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "grids.h"
@@ -24,6 +25,7 @@ struct Call {
   double least_normal, overflow;  // of minifloats; an overflow of 0 says that they saturate
   int32_t mantissa_bits, clamp_gradient, relu, threads;  // a clamp_gradient of 2 says that integers are clipped first
   int32_t domain, exponent_rounding;  // of scales: any number, or powers of two, of which the exponent is rounded
+  int32_t rounding;
 };
 
 template <class C>
@@ -40,6 +42,9 @@ Grid<C> grid_of(const Call& call) {
   grid.normal = magnitude_bits(C(call.least_normal));
   grid.shift = Bits<C>(call.mantissa_bits) << kFraction<C>;
   grid.clips_first = call.clamp_gradient == 2;
+  constexpr Bits<C> sign = std::numeric_limits<Bits<C>>::min();
+  grid.turns = call.rounding == kCeil ? sign : 0;
+  grid.turns_negative = call.rounding == kTruncate ? sign : 0;
   return grid;
 }
 
@@ -64,14 +69,16 @@ void for_pieces(int64_t n, int64_t inner, int threads, F work) {
   }
 }
 
-// Rows that have a scale each, while they are in the cache.
-template <class F>
+// Rows that have a scale each, while they are in the cache; `work` is given the number of a row, where it starts, and its length.
+template <bool often = true, class F>
 void for_rows(const Call& call, F work) {
-  const int64_t rows = call.n / call.inner, some = std::max<int64_t>(1, kPiece / call.inner);
-  const int64_t pieces = (rows + some - 1) / some;
+  of_length<often>(call.inner, [&](auto length) {
+    const int64_t rows = call.n / length, some = std::max<int64_t>(1, kPiece / length);
+    const int64_t pieces = (rows + some - 1) / some;
 #pragma omp parallel for schedule(static) num_threads(call.threads) if (call.n >= kParallel && call.threads > 1)
-  for (int64_t piece = 0; piece < pieces; piece++)
-    for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * call.inner);
+    for (int64_t piece = 0; piece < pieces; piece++)
+      for (int64_t row = piece * some; row < std::min(rows, (piece + 1) * some); row++) work(row, row * length, length);
+  });
 }
 
 // The sums over the elements of each channel, and what comes in through the scale.

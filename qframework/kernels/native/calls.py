@@ -33,9 +33,10 @@ Grid = IntegerGrid | MinifloatGrid
 
 
 def numbers_of(grid: Grid) -> dict[str, float]:
-    """The fields of a call that say what is rounded to."""
+    """The fields of a call that say what is rounded to, and how."""
+    rounding = ROUNDINGS[rounding_of(grid)]
     if isinstance(grid, IntegerGrid):
-        return {"low": grid.minimum, "high": grid.maximum}  # type: ignore[dict-item]
+        return {"low": grid.minimum, "high": grid.maximum, "rounding": rounding}  # type: ignore[dict-item]
     mantissa, bias, largest, signed, overflow = grid.format
     return {
         "low": -largest if signed else 0.0,
@@ -43,6 +44,7 @@ def numbers_of(grid: Grid) -> dict[str, float]:
         "least_normal": 2.0 ** (1 - bias),
         "overflow": overflow,
         "mantissa_bits": mantissa,
+        "rounding": rounding,
     }
 
 
@@ -63,8 +65,7 @@ def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
 
 def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
     call = _call(layout, x, **numbers_of(grid), **operands)
-    rounding = ROUNDINGS[rounding_of(grid)]
-    library().qframework_run(function, DTYPES[x.dtype][0], rounding, ctypes.byref(call))
+    library().qframework_run(function, DTYPES[x.dtype][0], ctypes.byref(call))
 
 
 def empty_like(x: Tensor) -> Tensor:

@@ -60,15 +60,15 @@ Sums codebook_gradient_piece(const T* g, const T* x, T* grad_x, int64_t n, C sca
 #pragma omp simd
     for (int64_t i = 0; i < length; i++) v[i] = wide(x[start + i]) / scale;
     nearest(v, entry, length, book);
-    C of_scale = 0;
-#pragma omp simd reduction(+ : of_scale)
+    Terms<C> of_scale;
+#pragma omp simd
     for (int64_t i = 0; i < length; i++) {
       const C upstream = wide(g[start + i]);
       const C moved = only_if((v[i] >= low) & (v[i] <= high), upstream);
-      of_scale += upstream * entry[i] - moved * v[i];
+      of_scale.of[i] = upstream * entry[i] - moved * v[i];
       put(grad_x[start + i], moved);
     }
-    return Sums{of_scale, 0, 0};
+    return Sums{of_scale.sum(length), 0, 0};
   });
 }
 

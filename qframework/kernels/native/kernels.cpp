@@ -94,8 +94,8 @@ void quantize(const Call& call) {
   if (call.stored) make_scale<Wide<T>>(call, call.stored);
   const auto grid = grid_of<Wide<T>>(call);
   if (call.inner <= kPiece)
-    return for_rows(call, [&](int64_t row, int64_t at) {
-      quantize_piece<R>(x + at, y + at, call.inner, grid_of(call, grid, row), call.relu);
+    return for_rows<kOften<R, T>>(call, [&](int64_t row, int64_t at, auto length) {
+      quantize_piece<R>(x + at, y + at, length, grid_of(call, grid, row), call.relu);
     });
   for_pieces(call.n, call.inner, call.threads, [&](int64_t, int64_t row, int64_t at, int64_t n) {
     quantize_piece<R>(x + at, y + at, n, grid_of(call, grid, row), call.relu);
@@ -120,13 +120,13 @@ std::vector<Sums> summed(const Call& call) {
 }
 
 // The gradients of the values of a row, and the sums over it.
-template <int R, class T>
-Sums row_sums(const Call& call, const Grid<Wide<T>>& any, int64_t row, int64_t at) {
+template <int R, class T, class L>
+INLINE Sums row_sums(const Call& call, const Grid<Wide<T>>& any, int64_t row, int64_t at, L length) {
   using C = Wide<T>;
   const T *g = static_cast<const T*>(call.g) + at, *x = static_cast<const T*>(call.x) + at;
   T* out = call.out ? static_cast<T*>(call.out) + at : nullptr;
   const Grid<C> grid = grid_of(call, any, row);
-  Sums sums = gradient_piece<R>(g, x, out, call.inner, grid, call.clamp_gradient, call.relu, C(-1));
+  Sums sums = gradient_piece<R>(g, x, out, length, grid, call.clamp_gradient, call.relu, C(-1));
   if (call.grad_of_scale) sums.scale += static_cast<const C*>(call.grad_of_scale)[row];
   return sums;
 }
@@ -147,7 +147,9 @@ void gradients(const Call& call) {
   using C = Wide<T>;
   if (call.channels * call.inner == call.n && call.inner <= kPiece) {
     const auto grid = grid_of<C>(call);
-    for_rows(call, [&](int64_t row, int64_t at) { put_gradients<C>(call, row, row_sums<R, T>(call, grid, row, at)); });
+    for_rows<kOften<R, T>>(call, [&](int64_t row, int64_t at, auto length) {
+      put_gradients<C>(call, row, row_sums<R, T>(call, grid, row, at, length));
+    });
     return;
   }
   const std::vector<Sums> totals = by_channel<C>(call, summed<R, T>(call));
@@ -156,9 +158,9 @@ void gradients(const Call& call) {
 
 // Where the element of a magnitude is whose index is the first: a row of `inner` elements in channels-last format has `taps` groups of
 // them, whose indices are `taps` apart.
-template <class T>
-int64_t first_in_row(const Call& call, const T* x, Bits<Wide<T>> magnitude) {
-  if (call.taps == 1) return first_of(x, call.inner, magnitude);
+template <class T, class L>
+inline int64_t first_in_row(const Call& call, const T* x, L length, Bits<Wide<T>> magnitude) {
+  if (call.taps == 1) return first_of(x, length, magnitude);
   const int64_t groups = call.inner / call.taps;
   int64_t place = 0, first = call.inner;
   for (int64_t i = 0; i < call.inner; i++) {
@@ -207,9 +209,9 @@ void row_absmax(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
   const auto grid = grid_of<C>(call);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    static_cast<C*>(call.scale)[row] = scale_of(call, as<C>(absmax_bits(x + at, call.inner)));
-    quantize_piece<R>(x + at, static_cast<T*>(call.out) + at, call.inner, grid_of(call, grid, row), false);
+  for_rows<kOften<R, T>>(call, [&](int64_t row, int64_t at, auto length) {
+    static_cast<C*>(call.scale)[row] = scale_of(call, as<C>(absmax_bits(x + at, length)));
+    quantize_piece<R>(x + at, static_cast<T*>(call.out) + at, length, grid_of(call, grid, row), false);
   });
 }
 
@@ -220,10 +222,10 @@ void row_absmax_gradients(const Call& call) {
   const T* x = static_cast<const T*>(call.x);
   T* out = static_cast<T*>(call.out);
   const auto grid = grid_of<C>(call);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    const Bits<C> top = absmax_bits(x + at, call.inner);
-    const int64_t place = at + first_in_row(call, x + at, top);
-    const double whole = row_sums<R, T>(call, grid, row, at).scale;
+  for_rows<kOften<R, T>>(call, [&](int64_t row, int64_t at, auto length) {
+    const Bits<C> top = absmax_bits(x + at, length);
+    const int64_t place = at + first_in_row(call, x + at, length, top);
+    const double whole = row_sums<R, T>(call, grid, row, at, length).scale;
     const C scale = static_cast<const C*>(call.scale)[row], share = C(whole * scale_slope<C>(call, as<C>(top), scale));
     if (top > 0) put(out[place], wide(out[place]) + share * sign(wide(x[place])));
   });
@@ -236,11 +238,11 @@ void row_absmax_sums(const Call& call) {
   using C = Wide<T>;
   const T *g = static_cast<const T*>(call.g), *x = static_cast<const T*>(call.x);
   const auto grid = grid_of<C>(call);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    call.where[row] = first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+  for_rows<kOften<R, T>>(call, [&](int64_t row, int64_t at, auto length) {
+    call.where[row] = first_of(x + at, length, absmax_bits(x + at, length));
     const Grid<C> of_row = grid_of(call, grid, row);
     T* y = call.out ? static_cast<T*>(call.out) + at : nullptr;
-    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, call.inner, of_row, C(-1), y);
+    const Sums sums = passing_piece<R, T>(g + at, x + at, nullptr, length, of_row, C(-1), y);
     static_cast<C*>(call.grad_scale)[row] = C(sums.scale);
   });
 }
@@ -262,13 +264,11 @@ void run(int function, const Call& call) {
 }
 
 template <class T>
-void run_rounded(int function, int rounding, const Call& call) {
-  switch (rounding) {
+void run_rounded(int function, const Call& call) {
+  switch (call.rounding) {
     case kRound: return run<kRound, T>(function, call);
-    case kCeil: return run<kCeil, T>(function, call);
-    case kFloor: return run<kFloor, T>(function, call);
-    case kTruncate: return run<kTruncate, T>(function, call);
-    default: return run<kMinifloat, T>(function, call);
+    case kMinifloat: return run<kMinifloat, T>(function, call);
+    default: return run<kFloor, T>(function, call);
   }
 }
 
@@ -294,8 +294,8 @@ void spread_any(const void* g, const void* x, void* out, int64_t n, const void* 
 
 extern "C" {
 
-void qframework_run(int function, int dtype, int rounding, const Call* call) {
-  of_dtype(dtype, [&](auto t) { run_rounded<decltype(t)>(function, rounding, *call); });
+void qframework_run(int function, int dtype, const Call* call) {
+  of_dtype(dtype, [&](auto t) { run_rounded<decltype(t)>(function, *call); });
 }
 
 // Let memory that is about to be written for the first time come in large pages: to bring it in small ones takes longer than to write it.
@@ -346,8 +346,7 @@ void qframework_row_end_share(int dtype, const Call* call) {
 }
 
 // As kQuantize, for values and a result that `call` doesn't name.
-void qframework_quantize(int dtype, int rounding, const Call* call, const void* x, void* out, int64_t n, int relu,
-                         int threads) {
+void qframework_quantize(int dtype, const Call* call, const void* x, void* out, int64_t n, int relu, int threads) {
   Call of_these = *call;
   of_these.x = x;
   of_these.out = out;
@@ -355,7 +354,7 @@ void qframework_quantize(int dtype, int rounding, const Call* call, const void* 
   of_these.channels = 1;
   of_these.relu = relu;
   of_these.threads = threads;
-  qframework_run(kQuantize, dtype, rounding, &of_these);
+  qframework_run(kQuantize, dtype, &of_these);
 }
 
 void qframework_spread(int dtype, const void* g, const void* x, void* out, int64_t n, const void* values,

@@ -11,8 +11,8 @@ template <class T>
 void row_tops(const Call& call) {
   using C = Wide<T>;
   const T* x = static_cast<const T*>(call.x);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, call.inner));
+  for_rows(call, [&](int64_t row, int64_t at, auto length) {
+    static_cast<C*>(call.top)[row] = as<C>(absmax_bits(x + at, length));
   });
 }
 
@@ -41,23 +41,30 @@ void absmax_share(const Call& call) {
   }
 }
 
+// What one element of each row gets; the others get 0. `give` writes it, given where the row begins, its index and length.
+template <class T, class Give>
+void one_of_each_row(const Call& call, Give give) {
+  T* out = static_cast<T*>(call.out);
+  for_rows(call, [&](int64_t row, int64_t at, auto length) {
+    std::memset(out + at, 0, length * sizeof(T));
+    give(static_cast<const T*>(call.x) + at, out + at, row, length);
+  });
+}
+
 // The gradient of the largest magnitude of each row, which its first element of that magnitude gets.
 template <class T>
 void row_absmax_share(const Call& call) {
   using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
-    const int64_t place = at + first_of(x + at, call.inner, absmax_bits(x + at, call.inner));
+  one_of_each_row<T>(call, [&](const T* x, T* out, int64_t row, auto length) {
+    const int64_t place = first_of(x, length, absmax_bits(x, length));
     const C v = wide(x[place]);
     put(out[place], static_cast<const C*>(call.grad_of_scale)[row] * (v == v ? sign(v) : v));
   });
 }
 
 // The place of the first element of a value, which is there. Bits are compared, which makes vectors; both zeros have those of one.
-template <class T>
-inline int64_t place_of(const T* x, int64_t n, Wide<T> value) {
+template <class T, class L>
+inline int64_t place_of(const T* x, L n, Wide<T> value) {
   using C = Wide<T>;
   if (value != value) return first_where(x, n, [](C v) { return magnitude_bits(v) > kInfinity<C>; });
   const Bits<C> bits = as<Bits<C>>(value + C(0));
@@ -67,13 +74,9 @@ inline int64_t place_of(const T* x, int64_t n, Wide<T> value) {
 // The gradient of an end of each row, `top`, which its first element of that value gets.
 template <class T>
 void row_end_share(const Call& call) {
-  using C = Wide<T>;
-  const T* x = static_cast<const T*>(call.x);
-  T* out = static_cast<T*>(call.out);
-  for_rows(call, [&](int64_t row, int64_t at) {
-    std::memset(out + at, 0, call.inner * sizeof(T));
-    const C end = wide(static_cast<const T*>(call.top)[row]);
-    out[at + place_of(x + at, call.inner, end)] = static_cast<const T*>(call.grad_of_scale)[row];
+  one_of_each_row<T>(call, [&](const T* x, T* out, int64_t row, auto length) {
+    const Wide<T> end = wide(static_cast<const T*>(call.top)[row]);
+    out[place_of(x, length, end)] = static_cast<const T*>(call.grad_of_scale)[row];
   });
 }
 

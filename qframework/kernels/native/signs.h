@@ -35,16 +35,16 @@ void signs_gradients(const Call& call) {
       const T* g = static_cast<const T*>(call.g) + at + start;
       const T* x = static_cast<const T*>(call.x) + at + start;
       T* out = static_cast<T*>(call.out) + at + start;
-      C of_scale = 0;
-#pragma omp simd reduction(+ : of_scale)
+      Terms<C> of_scale;
+#pragma omp simd
       for (int64_t i = 0; i < length; i++) {
         const C v = wide(x[i]), upstream = wide(g[i]), moved = upstream * scale;
         const bool inside = !((v > end) | (v < -end));
         const C signed_one = v >= 0 ? C(1) : C(-1);
-        of_scale += (v == v ? signed_one : v) * (upstream + only_if(!inside, moved));
+        of_scale.of[i] = (v == v ? signed_one : v) * (upstream + only_if(!inside, moved));
         put(out[i], only_if(inside, moved));
       }
-      return Sums{of_scale, 0, 0};
+      return Sums{of_scale.sum(length), 0, 0};
     });
   });
   const std::vector<Sums> totals = by_channel<C>(call, sums);

@@ -13,7 +13,6 @@ from qframework.kernels.native.build import Call, library
 from qframework.kernels.native.calls import Grid, at, numbers_of
 from qframework.kernels.native.tensors import (
     DTYPES,
-    ROUNDINGS,
     address_to_read,
     is_dense,
     rounding_of,
@@ -41,7 +40,7 @@ class StaticQuantizer:
         self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
         self._call = Call(scale=at(self._numbers[0]), zero=at(self._numbers[1]), **numbers_of(grid))
         self._dtype = dtype
-        self._how = (DTYPES[dtype][0], ROUNDINGS[rounding_of(grid)], ctypes.byref(self._call))
+        self._how = (DTYPES[dtype][0], ctypes.byref(self._call))
         self._run = library().qframework_quantize
 
     @classmethod
