@@ -20,6 +20,7 @@ _is_grad_enabled = torch.is_grad_enabled
 _functorch: Any = torch._C._functorch
 _tracing_state = torch._C._get_tracing_state
 _lazy_clone = torch._lazy_clone
+_compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback
 
 
 def may_fuse(*_: object) -> bool:
@@ -243,9 +244,26 @@ def _note_holders(grad: Tensor, found: list[Any]) -> None:
     found.append(_holders(grad))
 
 
+def _held_by_calls() -> int:
+    """How many hold an argument two calls deep: more where a compiler, or a debugger, has put itself in front of Python's calls."""
+    return _pass_on(object())
+
+
+def _pass_on(x: object) -> int:
+    return _count(x)
+
+
+def _count(x: object) -> int:
+    return sys.getrefcount(x)
+
+
 @cache
-def _alone() -> tuple[tuple[int, ...], ...]:
-    """The holders of a gradient that nobody but the engine has, and of one that is a view of such a one."""
+def _alone(held_by_calls: int) -> tuple[tuple[int, ...], ...]:
+    """The holders of a gradient that nobody but the engine has, and of one that is a view of such a one.
+
+    Args:
+        held_by_calls: see :func:`_held_by_calls`.
+    """
     found: list[tuple[int, ...]] = []
     with torch.enable_grad(), torch.inference_mode(False):
         x = torch.zeros(2, requires_grad=True, device="cpu")
@@ -264,5 +282,6 @@ def may_overwrite(grad: Tensor, like: Tensor) -> bool:
         and grad.stride() == like.stride()
         and not is_compiling()
         and not torch.is_grad_enabled()
-        and _holders(grad) in _alone()
+        and _compiler() is None
+        and _holders(grad) in _alone(_held_by_calls())
     )

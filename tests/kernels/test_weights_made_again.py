@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import qframework
 from qframework import quantizers as q
 from qframework.functional import IntegerGrid, ScaleRule, linear, quantize_by_absmax
-from qframework.kernels import products
+from qframework.kernels import autograd, products
 from qframework.kernels.native import tensors
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear
 
@@ -326,3 +326,24 @@ def test_a_gradient_that_nobody_keeps_becomes_that_of_the_weight(quantizer) -> N
     y.register_hook(lambda g: places.append(g.data_ptr()))
     linear(torch.randn(5, 64), y).square().sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.data_ptr() == places[0]
+
+
+@pytest.mark.parametrize("learnt", ["before", "after"])
+def test_holders_are_told_apart_where_a_compiler_stands_in_front_of_calls(learnt) -> None:
+    autograd._alone.cache_clear()
+    if learnt == "before":
+        test_a_gradient_that_nobody_keeps_becomes_that_of_the_weight(q.MXFloat8e4m3Weight)
+    with pytest.raises(Exception, match="item"):  # from here on calls hold their arguments twice
+        torch.compile(lambda x: x.item(), backend="eager", fullgraph=True)(torch.ones(()))
+    test_a_gradient_that_nobody_keeps_becomes_that_of_the_weight(q.MXFloat8e4m3Weight)
+    for copies in range(4):
+        layer = QuantLinear(64, 24, bias=False, weight_quant=q.MXFloat8e4m3Weight)
+        y, seen, as_it_was = layer.quant_weight().value, list[torch.Tensor](), list[torch.Tensor]()
+
+        def hook(g: torch.Tensor, n: int = copies, seen: list[torch.Tensor] = seen) -> None:
+            seen.extend([g] * n)
+
+        y.register_hook(lambda g, kept=as_it_was: kept.append(g.clone()))
+        y.register_hook(hook)
+        linear(torch.randn(5, 64), y).square().sum().backward()
+        assert all(torch.equal(g, as_it_was[0]) for g in seen)
