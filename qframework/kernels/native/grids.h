@@ -66,7 +66,7 @@ inline C bounded(C q, const Grid<C>& grid) {  // NaN stays NaN
 }
 
 // Work on n elements; n is a constant for short rows, as groups are, so that they take no more than their vectors, and what all rows
-// have in common stays where it is. Groups that are rounded otherwise than to the nearest aren't worth the time to compile that.
+// have in common stays where it is.
 template <bool often, class F>
 inline void of_length(int64_t n, F work) {
   if constexpr (often) {
@@ -76,6 +76,7 @@ inline void of_length(int64_t n, F work) {
   work(n);
 }
 
+// Whether rows are short often enough to be worth the time to compile that.
 template <int R, class T>
 constexpr bool kOften = R != kFloor && !std::is_same_v<T, double>;
 

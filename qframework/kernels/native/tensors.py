@@ -174,7 +174,7 @@ def dense(x: Tensor) -> Tensor:
 
 
 def laid_out_as(grad: Tensor, like: Tensor) -> Tensor:
-    """A gradient whose elements lie in memory as those of :func:`dense` do: C++ functions go through both side by side."""
+    """A gradient whose elements lie in memory as those of ``dense(like)`` do, since C++ functions go through both side by side."""
     if grad.dtype is not like.dtype or not like.is_cpu or _is_compiling():
         return grad
     like = _as_if_dense(like)
