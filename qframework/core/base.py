@@ -304,6 +304,14 @@ def number_of(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
     return parameter
 
 
+def held_number(parameter: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """As :func:`number_of`, but the parameter itself where it is one of :func:`parameter_of`, which may have a dimension more."""
+    if type(parameter) is nn.Parameter and parameter.dim() == (len(shape) or 1):
+        if parameter.dtype in (torch.float32, torch.float64):
+            return parameter
+    return number_of(parameter, shape)
+
+
 def local_part(tensor: Any) -> Tensor | None:
     """The elements of a tensor that this process holds; None where there are none to look at."""
     if not isinstance(tensor, Tensor) or tensor.is_meta:

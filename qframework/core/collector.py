@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, NotStated, Stated, number_of, parameter_of
+from qframework.core.base import CoreModule, NotStated, Stated, held_number, number_of, parameter_of
 from qframework.core.notice import LeftOut, add_left_out
 from qframework.core.stats import SEEING_ALL
 from qframework.functional import (
@@ -136,6 +136,10 @@ class CollectThenLearn(LeftOut, CoreModule):
     def stored(self) -> Tensor:
         """What is stored, in the shape of the statistic."""
         return number_of(self.value, self.shape)
+
+    def held(self) -> Tensor:
+        """:meth:`stored`, see :func:`~qframework.core.base.held_number`."""
+        return held_number(self.value, self.shape)
 
     def to_evaluate(self) -> Tensor:
         """What evaluation goes by: what is stored, or what the statistics say, see the class."""

@@ -50,7 +50,7 @@ from qframework.functional.rules import (
     ScaleRule,
     StatisticRule,
 )
-from qframework.functional.scales import learned_scale, over, statistic_scale
+from qframework.functional.scales import in_shape, learned_scale, over, statistic_scale
 from qframework.functional.signs import quantize_to_signs
 from qframework.functional.statistics import (
     abs_max,
@@ -115,6 +115,7 @@ __all__ = [
     "gru_sequence",
     "high_rank",
     "in_order",
+    "in_shape",
     "is_half",
     "is_recomputing",
     "join_groups",

@@ -12,7 +12,7 @@ from qframework.functional.minifloat import MinifloatGrid, minifloat_quantize
 from qframework.functional.precision import upcast
 from qframework.functional.registry import defined
 from qframework.functional.rules import IntegerGrid, ScaleRule
-from qframework.functional.scales import learned_scale, over, statistic_scale
+from qframework.functional.scales import in_shape, learned_scale, over, statistic_scale
 from qframework.functional.statistics import all_finite, kth_smallest
 from qframework.functional.straight_through import (
     apply_step,
@@ -76,7 +76,8 @@ def quantize_by_learned_scale(
 
     Args:
         x: floating-point tensor.
-        stored: the learned number in the domain of the scale, of the shape of the scale, which broadcasts to ``x``.
+        stored: the learned number in the domain of the scale, of the shape of the scale, which broadcasts to ``x``; of one element
+            where the scale has no dimensions.
         grid: the integers.
         rule: the scale, of source ``'learned'``.
         relu: quantize ``relu(x)``.
@@ -84,7 +85,7 @@ def quantize_by_learned_scale(
     Returns:
         Dequantized values with the shape and dtype of ``x``, and the scale.
     """
-    scale = learned_scale(stored, rule)
+    scale = learned_scale(in_shape(stored, rule), rule)
     return fake_quantize(x, scale, None, grid, relu), scale
 
 

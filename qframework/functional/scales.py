@@ -35,6 +35,11 @@ def _bounded(magnitude: Tensor, rule: ScaleRule) -> Tensor:
     return scalar_clamp_min_ste(magnitude, rule.minimum) if rule.minimum else magnitude
 
 
+def in_shape(stored: Tensor, rule: ScaleRule) -> Tensor:
+    """A learned number in the shape of its scale: parameters have a dimension, also where the scale has none."""
+    return stored.reshape(()) if stored.dim() == 1 and rule.shape == () else stored
+
+
 def learned_scale(stored: Tensor, rule: ScaleRule) -> Tensor:
     """The scale of a learned number.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from qframework.kernels.autograd import Context, Fused, apply, may_fuse, may_ove
 from qframework.kernels.integer import sum_to
 from qframework.kernels.minifloat import minifloat_gradients
 from qframework.kernels.recomputation import note_origin
-from qframework.kernels.rounding import quantize, round_minifloats
+from qframework.kernels.rounding import quantize_as
 from qframework.kernels.scales import statistic_scale_slope, statistic_scale_values
 from qframework.kernels.statistics import abs_max_values
 
@@ -30,8 +31,9 @@ Grid = IntegerGrid | MinifloatGrid
 
 
 def _native_layout(
-    x: Tensor, grid: Grid, rule: ScaleRule, *numbers: Tensor, **gradients: Any
+    x: Tensor, scheme: native.Scheme, *numbers: Tensor, **gradients: Any
 ) -> native.Layout | None:
+    rule: Any = scheme.rule
     if rule.channel_axis not in (None, 0):
         return None
     if rule.reduced_axis is None:
@@ -40,7 +42,7 @@ def _native_layout(
         shape = native.row_shape(x)
     else:
         return None
-    return native.serves(x, shape, native.rounding_of(grid), *numbers, **gradients)
+    return native.serves(x, shape, native.rounding_of(scheme.grid), *numbers, **gradients)
 
 
 def _is_whole(rule: ScaleRule) -> bool:
@@ -48,32 +50,27 @@ def _is_whole(rule: ScaleRule) -> bool:
     return rule.channel_axis is None and rule.reduced_axis is None
 
 
-def _rounded(x: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    if isinstance(grid, MinifloatGrid):
-        return round_minifloats(x, scale, grid)
-    return quantize(x, scale, None, grid)
-
-
-def absmax_values(x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor | None]:
+def absmax_values(x: Tensor, scheme: native.Scheme) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values and scale, and the largest magnitude where there is one."""
-    whole, layout = _is_whole(rule), _native_layout(x, grid, rule)
+    rule: Any = scheme.rule
+    whole, layout = _is_whole(rule), _native_layout(x, scheme)
     top: Tensor | None
     if layout is not None and rule.domain == "fp":
         if whole:
-            return native.absmax(layout, x, grid, rule)
+            return native.absmax(layout, x, rule.shape, scheme)
         shape = rule.shape if rule.reduced_axis is None else native.row_shape(x)
-        return *native.row_absmax(layout, x, shape, grid, rule), None
+        return *native.row_absmax(layout, x, shape, scheme), None
     if whole:
         top = abs_max_values(x).to(compute_dtype(x.dtype))
         scale = statistic_scale_values(top, rule).reshape(rule.shape)
-        return _rounded(x, scale, grid), scale, top
+        return quantize_as(scheme, x, scale, None), scale, top
     if layout is not None:
         shape = rule.shape if rule.reduced_axis is None else native.row_shape(x)
         top = native.row_tops(layout, x, shape)
     else:
         top = _tops(x, rule)[0]
     scale = statistic_scale_values(top, rule)
-    return _rounded(x, scale, grid), scale, None
+    return quantize_as(scheme, x, scale, None), scale, None
 
 
 def _tops(x: Tensor, rule: ScaleRule) -> tuple[Tensor, Tensor]:
@@ -88,17 +85,17 @@ def _tops(x: Tensor, rule: ScaleRule) -> tuple[Tensor, Tensor]:
 class _QuantizeByAbsmax(Fused):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, grid: Grid, rule: ScaleRule
+        ctx: Context, x: Tensor, scheme: native.Scheme
     ) -> tuple[Tensor, Tensor]:
-        y, scale, top = absmax_values(x, grid, rule)
+        y, scale, top = absmax_values(x, scheme)
         ctx.save_for_backward(x, scale, top)
-        ctx.how = (grid, rule)
+        ctx.how = scheme
         ctx.set_materialize_grads(False)
         return y, scale
 
     @staticmethod
     def define(ctx: Context, x: Tensor) -> Any:  # type: ignore[override]
-        return quantize_by_absmax.definition(x, *ctx.how)
+        return quantize_by_absmax.definition(x, ctx.how.grid, ctx.how.rule)
 
     @staticmethod
     def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
@@ -107,12 +104,11 @@ class _QuantizeByAbsmax(Fused):
         if grad is not None and grad_scale is None:
             found = sums_of(grad)
             if found is not None:
-                return _with_shares(grad, x, *found, ctx.how[1], overwrite), None, None
+                return _with_shares(grad, x, *found, ctx.how.rule, overwrite), None
         if grad is None:
             grad, overwrite = torch.zeros_like(x), True
         grad = native.laid_out_as(grad, x)
-        grid, rule = ctx.how
-        return absmax_gradient(grad, grad_scale, x, scale, top, grid, rule, overwrite), None, None
+        return absmax_gradient(grad, grad_scale, x, scale, top, ctx.how, overwrite), None
 
 
 def absmax_gradient(
@@ -121,15 +117,15 @@ def absmax_gradient(
     x: Tensor,
     scale: Tensor,
     top: Tensor | None,
-    grid: Grid,
-    rule: ScaleRule,
+    scheme: native.Scheme,
     overwrite: bool,
 ) -> Tensor:
     """The gradient of ``x`` for those of its quantized values and of the scale."""
-    layout = _native_layout(x, grid, rule, scale, g=g, incoming=(grad_scale,))
+    layout = _native_layout(x, scheme, scale, g=g, incoming=(grad_scale,))
     if layout is not None:
-        return native.absmax_gradients(layout, g, x, scale, top, grad_scale, grid, rule, overwrite)
-    grad_x, whole = parts_of_gradient(g, x, scale, grid)
+        return native.absmax_gradients(layout, g, x, scale, top, grad_scale, scheme, overwrite)
+    rule: Any = scheme.rule
+    grad_x, whole = parts_of_gradient(g, x, scale, scheme.grid)
     whole = whole if grad_scale is None else whole + grad_scale
     if top is None:
         top, where = _tops(x, rule)
@@ -183,13 +179,13 @@ def takes_sums(node: Any, x: Tensor, scale: Tensor | None) -> bool:
     """
     if getattr(node, "_forward_cls", None) is not _QuantizeByAbsmax or scale is None:
         return False
-    grid, rule = node.how
+    scheme = node.how
     return (
-        isinstance(grid, IntegerGrid)
-        and not grid.clamp_gradient
-        and rule.channel_axis == 0
+        isinstance(scheme.grid, IntegerGrid)
+        and not scheme.grid.clamp_gradient
+        and scheme.rule.channel_axis == 0
         and x.is_contiguous()
-        and _native_layout(x, grid, rule, scale) is not None
+        and _native_layout(x, scheme, scale) is not None
     )
 
 
@@ -237,9 +233,19 @@ def spread_rows(g: Tensor, shares: Tensor, where: Tensor, channel_axis: int | No
     return rows.scatter_add(1, where, values).view(shape).transpose(0, channel_axis)
 
 
+def by_absmax(grid: Grid, rule: ScaleRule) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """:func:`~qframework.functional.quantize_by_absmax` for many values, where fused functions may run."""
+    scheme = native.Scheme(grid, rule)
+
+    def run(w: Tensor) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return absmax_values(w, scheme)[:2]
+        y, scale = apply(_QuantizeByAbsmax, w, scheme)
+        return note_origin(y, w, scale, None, scheme), scale
+
+    return run
+
+
 @add_kernel(quantize_by_absmax, "fused", may_fuse)
 def _fused(w: Tensor, grid: Grid, rule: ScaleRule) -> Any:
-    if not torch.is_grad_enabled():
-        return absmax_values(w, grid, rule)[:2]
-    y, scale = apply(_QuantizeByAbsmax, w, grid, rule)
-    return note_origin(y, w, scale, None, grid), scale
+    return by_absmax(grid, rule)(w)

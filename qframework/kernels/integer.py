@@ -93,7 +93,7 @@ def quantize_gradients(
         return grad, None, _no_gradient(zero_point, need_zero)
     layout = integer_layout(x, scale, zero_point, grid, grad)
     if layout is not None:
-        return native.gradients(layout, grad, x, scale, zero_point, grid, relu)
+        return native.gradients(layout, grad, x, scale, zero_point, native.Scheme(grid, relu=relu))
     compute = compute_dtype(x.dtype)
     operands = (grad.to(compute), x.to(compute), scale, zero_point)
     needed: Any = (grid, relu, need_scale, need_zero and grid.clamp_gradient)
@@ -275,4 +275,4 @@ def _fused(
         how: Any = (grid.rounding, grid.clamp_gradient, grid.clips_first)
         return apply(_LearnedBounds, x, scale, zero_point, *bounds, *how)  # type: ignore[no-any-return]
     y = apply(_FakeQuantize, x, scale, zero_point, grid, relu)
-    return note_origin(y, x, scale, zero_point, grid, relu)
+    return note_origin(y, x, scale, zero_point, native.Scheme(grid, relu=relu))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from qframework.functional import (
     IntegerGrid,
     ScaleRule,
     add_kernel,
+    in_shape,
     quantize_by_learned_scale,
 )
 from qframework.kernels import native
@@ -21,15 +23,15 @@ from qframework.kernels.rounding import quantize
 from qframework.kernels.scales import learned_scale_gradient, learned_scale_values
 
 
-def _values(
-    x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
-) -> tuple[Tensor, Tensor]:
+def _values(x: Tensor, stored: Tensor, scheme: native.Scheme) -> tuple[Tensor, Tensor]:
+    grid: Any = scheme.grid
+    rule: Any = scheme.rule
     if rule.domain == "fp":
         layout = native.serves(x, stored.shape, grid.rounding, stored)
         if layout is not None:
-            return native.quantize_by_learned_scale(layout, x, stored, grid, rule, relu)
-    scale = learned_scale_values(stored, rule)
-    return quantize(x, scale, None, grid, relu), scale
+            return native.quantize_by_learned_scale(layout, x, stored, scheme)
+    scale = learned_scale_values(in_shape(stored, rule), rule)
+    return quantize(x, scale, None, grid, scheme.relu), scale
 
 
 class _QuantizeByLearnedScale(Fused):
@@ -37,23 +39,25 @@ class _QuantizeByLearnedScale(Fused):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Context, x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
+        ctx: Context, x: Tensor, stored: Tensor, scheme: native.Scheme
     ) -> tuple[Tensor, Tensor]:
-        y, scale = _values(x, stored, grid, rule, relu)
+        y, scale = _values(x, stored, scheme)
         ctx.save_for_backward(x, stored, scale)
-        ctx.how = (grid, rule, relu)
+        ctx.how = scheme
         ctx.set_materialize_grads(False)
         return y, scale
 
     @staticmethod
     def define(ctx: Context, x: Tensor, stored: Tensor) -> Any:  # type: ignore[override]
-        return quantize_by_learned_scale.definition(x, stored, *ctx.how)
+        scheme: native.Scheme = ctx.how
+        how: Any = (scheme.grid, scheme.rule, scheme.relu)
+        return quantize_by_learned_scale.definition(x, stored, *how)
 
     @staticmethod
     def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
         x, stored, scale = ctx.saved_tensors
-        grid, rule, relu = ctx.how
-        need_stored = ctx.needs_input_grad[1]
+        scheme, need_stored = ctx.how, ctx.needs_input_grad[1]
+        grid, rule = scheme.grid, scheme.rule
         grad_x = None
         if grad is not None:
             grad = native.laid_out_as(grad, x)
@@ -63,24 +67,39 @@ class _QuantizeByLearnedScale(Fused):
                     x, stored.shape, grid.rounding, stored, g=grad, incoming=incoming
                 )
                 if layout is not None:
-                    more = (stored, rule.threshold, grad_scale)
-                    found = native.gradients(layout, grad, x, scale, None, grid, relu, *more)
-                    return *found[:2], None, None, None
+                    more = (stored, grad_scale)
+                    found = native.gradients(layout, grad, x, scale, None, scheme, *more)
+                    return *found[:2], None
             needed = {"need_scale": need_stored, "need_zero": False}
-            grad_x, of_values, _ = quantize_gradients(grad, x, scale, None, grid, relu, **needed)
+            how = (grid, scheme.relu)
+            grad_x, of_values, _ = quantize_gradients(grad, x, scale, None, *how, **needed)
             if of_values is not None:
                 grad_scale = of_values if grad_scale is None else grad_scale + of_values
         grad_stored = None
         if need_stored and grad_scale is not None:
-            grad_stored = learned_scale_gradient(grad_scale, stored, rule)
-        return grad_x, grad_stored, None, None, None
+            grad_stored = learned_scale_gradient(grad_scale, in_shape(stored, rule), rule)
+            grad_stored = grad_stored.reshape(stored.shape)
+        return grad_x, grad_stored, None
+
+
+def by_learned_scale(
+    grid: IntegerGrid, rule: ScaleRule, relu: bool
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """:func:`~qframework.functional.quantize_by_learned_scale` for many values and numbers, where fused functions may run."""
+    fuses = relu and can_fuse_relu(None, grid)
+    scheme = native.Scheme(grid, rule, fuses)
+
+    def run(x: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
+        if relu and not fuses:
+            x = torch.relu(x)
+        if not torch.is_grad_enabled():
+            return _values(x, stored, scheme)
+        y, scale = apply(_QuantizeByLearnedScale, x, stored, scheme)
+        return note_origin(y, x, scale, None, scheme), scale
+
+    return run
 
 
 @add_kernel(quantize_by_learned_scale, "fused", may_fuse)
 def _fused(x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Any:
-    if relu and not can_fuse_relu(None, grid):
-        x, relu = torch.relu(x), False
-    if not torch.is_grad_enabled():
-        return _values(x, stored, grid, rule, relu)
-    y, scale = apply(_QuantizeByLearnedScale, x, stored, grid, rule, relu)
-    return note_origin(y, x, scale, None, grid, relu), scale
+    return by_learned_scale(grid, rule, relu)(x, stored)

@@ -39,7 +39,8 @@ def minifloat_gradients(
     fmt, rounding, clamp_gradient = grid
     layout = minifloat_layout(x, scale, grid, grad)
     if layout is not None:
-        return native.gradients(layout, grad, x, scale, None, grid, False, overwrite=overwrite)[:2]
+        scheme = native.Scheme(grid)
+        return native.gradients(layout, grad, x, scale, None, scheme, overwrite=overwrite)[:2]
     g = grad.to(compute_dtype(x.dtype))
     v = x.to(g.dtype)
     v = v if scale is None else v / scale
@@ -83,4 +84,4 @@ def _fused(
     x: Tensor, scale: Tensor | None, format: MinifloatFormat, rounding: str, clamp_gradient: bool
 ) -> Tensor:
     grid = MinifloatGrid(format, rounding, clamp_gradient)
-    return note_origin(apply(_Minifloat, x, scale, grid), x, scale, None, grid)
+    return note_origin(apply(_Minifloat, x, scale, grid), x, scale, None, native.Scheme(grid))

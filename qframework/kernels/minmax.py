@@ -77,7 +77,7 @@ class _QuantizeByMinmax(Fused):
         incoming = (grad_scale, grad_shift)
         layout = native.serves(x, scale.shape, grid.rounding, scale, shift, g=g, incoming=incoming)
         if layout is not None:
-            whole: Any = native.gradients(layout, g, x, scale, shift, grid, False)[1]
+            whole: Any = native.gradients(layout, g, x, scale, shift, native.Scheme(grid))[1]
         else:
             exact = x.to(scale.dtype) / scale
             error = ROUNDINGS[grid.rounding](exact + shift).clamp_(grid.minimum, grid.maximum)
@@ -131,4 +131,4 @@ def _fused(w: Tensor, grid: IntegerGrid, rule: ScaleRule) -> Any:
     if not torch.is_grad_enabled():
         return _values(w, grid, rule)[:3]
     y, scale, zero_point = apply(_QuantizeByMinmax, w, grid, rule)
-    return note_origin(y, w, scale, zero_point, grid), scale, zero_point
+    return note_origin(y, w, scale, zero_point, native.Scheme(grid)), scale, zero_point

@@ -156,7 +156,7 @@ def _absmax(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, scale, and the largest magnitude where there is one, else nothing."""
     rule = _rule(numbers, domain, exponents, shape, by_channel, reduced_axis)
-    y, scale, top = absmax_values(x, _grid(grid, rounding), rule)
+    y, scale, top = absmax_values(x, native.Scheme(_grid(grid, rounding), rule))
     return _laid_out(y, x), scale.contiguous(), scale.new_empty(0) if top is None else top
 
 
@@ -206,8 +206,8 @@ def _absmax_gradient(
 ) -> None:
     """From the gradient of the values that :func:`_absmax` gives to that of what it was given, in place."""
     rule = _rule(numbers, domain, exponents, shape, by_channel, reduced_axis)
-    largest, how = None if top.dim() else top.to(scale.dtype), _grid(grid, rounding)
-    made = _gradient(_as_laid_out(g, x), grad_scale, x, scale, largest, how, rule, True)
+    largest, scheme = None if top.dim() else top.to(scale.dtype), native.Scheme(_grid(grid, rounding), rule)
+    made = _gradient(_as_laid_out(g, x), grad_scale, x, scale, largest, scheme, True)
     if made is not g:
         g.copy_(made)
 

@@ -16,6 +16,7 @@ from qframework.functional import (
     over,
     quantize_by_percentile,
 )
+from qframework.kernels import native
 from qframework.kernels.autograd import Context, Fused, apply, may_fuse
 from qframework.kernels.integer import can_fuse_relu, quantize_gradients
 from qframework.kernels.recomputation import note_origin
@@ -74,4 +75,4 @@ def _serves(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool
 @add_kernel(quantize_by_percentile, "fused", _serves)
 def _fused(x: Tensor, rank: int, grid: IntegerGrid, rule: ScaleRule, relu: bool) -> Any:
     y, *rest = apply(_QuantizeByPercentile, x, rank, grid, rule, relu)
-    return note_origin(y, x, rest[0], None, grid, relu), *rest
+    return note_origin(y, x, rest[0], None, native.Scheme(grid, relu=relu)), *rest

@@ -157,10 +157,3 @@ class Plan:
             if native.serves(x.detach(), (), "round") is not None:
                 return f"C++ function: {self.name}"
         return f"fused: {self.name}"
-
-
-def quickest(function: Any) -> Any:
-    """What a function runs where fused functions may: :meth:`Plan.run` has asked."""
-    if is_compiling():
-        return function
-    return next(kernel.run for kernel in function.kernels if kernel.name == "fused")

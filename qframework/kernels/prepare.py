@@ -32,11 +32,14 @@ from qframework.functional import (
     quantize_by_minmax,
     quantize_by_percentile,
 )
+from qframework.kernels.absmax import by_absmax
 from qframework.kernels.autograd import is_compiling
-from qframework.kernels.plan import Form, Plan, Reader, known_rounding, quickest
+from qframework.kernels.learned import by_learned_scale
+from qframework.kernels.plan import Form, Plan, Reader, known_rounding
 from qframework.kernels.prepare_minifloats import plan_minifloats
 from qframework.kernels.prepare_signs import plan_signs
-from qframework.kernels.trust import Guards, distrust, is_plain
+from qframework.kernels.trust import Guards, distrust, giver_of, is_plain
+from qframework.quant_tensor.record import Later
 
 
 def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
@@ -199,10 +202,13 @@ def _by_learned_scale(
     ranks: Callable[[int], int] | None,
 ) -> Form:
     scaling: Any = quantizer.scaling_impl
-    width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
+    beside = _beside(quantizer.msb_clamp_bit_width_impl, bits)
+    held = _held(scaling)
     collects = hasattr(scaling, "is_collecting")
     by_parts = _by_parts(quantizer, grid, False, True)
-    quantize = quickest(quantize_by_learned_scale)
+    quantize = by_learned_scale(grid, rule, relu)
+    if is_compiling():
+        quantize = partial(quantize_by_learned_scale, grid=grid, rule=rule, relu=relu)
 
     def run(x: Tensor) -> Any:
         if collects and scaling.training and may_collect(scaling):
@@ -214,14 +220,22 @@ def _by_learned_scale(
             y, scale, found, finite = quantize_by_percentile(x, rank, grid, rule, relu)
             if not is_recomputing():
                 scaling.record(found.detach(), finite)
-            return y, scale, _zero(scale), width()
-        stored = scaling.to_evaluate() if collects else scaling.stored()
+            return y, scale, *beside(y, scale)
+        follows = collects and scaling.used_when_copied is not None
+        stored = scaling.to_evaluate() if follows else held()
         if not is_plain(stored):
             return by_parts(x, relu)
-        y, scale = quantize(x, stored, grid, rule, relu)
-        return y, scale, _zero(scale), width()
+        y, scale = quantize(x, stored)
+        return y, scale, *beside(y, scale)
 
     return run
+
+
+def _held(scaling: Any) -> Callable[[], Tensor]:
+    """The function that gives a learned number, as it is kept where the class that says what is stored says that too."""
+    kind = type(scaling)
+    same = giver_of(kind, "held") is giver_of(kind, "stored") and not is_compiling()
+    return scaling.held if same else scaling.stored  # type: ignore[no-any-return]
 
 
 def may_collect(scaling: Any) -> bool:
@@ -232,26 +246,28 @@ def may_collect(scaling: Any) -> bool:
 
 
 def _by_absmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
-    width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
-    quantize = quickest(quantize_by_absmax)
+    beside = _beside(quantizer.msb_clamp_bit_width_impl, bits, rule.groups is None)
+    quantize = by_absmax(grid, rule)
+    if is_compiling():
+        quantize = partial(quantize_by_absmax, grid=grid, rule=rule)
+
     view: Any = quantizer.int_quant.input_view_impl
     by_parts = _by_parts(quantizer, grid, False, True)
 
     def run(x: Tensor) -> Any:
         if x.numel() == 0 or x.dim() == 0:  # there may be no rows
             return by_parts(x)
-        y, scale = quantize(view(x), grid, rule)
-        return y, scale, _zero(scale), width()
+        y, scale = quantize(view(x))
+        return y, scale, *beside(y, scale)
 
     return run
 
 
 def _by_minmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule: ScaleRule) -> Form:
     width = _constant(quantizer.msb_clamp_bit_width_impl, bits)
-    quantize = quickest(quantize_by_minmax)
 
     def run(x: Tensor) -> Any:
-        return *quantize(x, grid, rule), width()
+        return *quantize_by_minmax(x, grid, rule), width()
 
     return run
 
@@ -263,6 +279,29 @@ def _constant(width: Any, bits: int) -> Callable[[], Tensor]:
 
 def _zero(scale: Tensor) -> Tensor:
     return scale.new_zeros(())
+
+
+#: From values and their scale to what a quantizer returns beside.
+Beside = Callable[[Tensor, Tensor], tuple[Any, ...]]
+
+
+def _beside(width: Any, bits: int, may_wait: bool = True) -> Beside:
+    """Zero point 0 and a constant bit width; where they may wait, made when they are looked at: small tensors take as long as large ones."""
+    number = _constant(width, bits)
+
+    def now(y: Tensor, scale: Tensor) -> tuple[Any, ...]:
+        return _zero(scale), number()
+
+    def later(y: Tensor, scale: Tensor) -> tuple[Any, ...]:
+        if y.dtype is not torch.float32:  # integers of half precision are found by all numbers
+            return _zero(scale), number()
+        return (Later(partial(_constants, scale, width.place, float(bits))),)
+
+    return later if may_wait and isinstance(width, Constant) and not is_compiling() else now
+
+
+def _constants(scale: Tensor, place: Tensor, bits: float) -> dict[str, Tensor]:
+    return {"zero_point": _zero(scale), "bit_width": place.new_full((), bits)}
 
 
 #: The dtypes of bit widths.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,9 @@ from qframework.functional import (
     minifloat_quantize,
     quantize_by_absmax,
 )
-from qframework.kernels.plan import Form, Plan, Reader, known_rounding, quickest
+from qframework.kernels.absmax import by_absmax
+from qframework.kernels.autograd import is_compiling
+from qframework.kernels.plan import Form, Plan, Reader, known_rounding
 from qframework.kernels.trust import is_plain
 
 
@@ -60,11 +63,13 @@ def _by_scale(quantizer: FloatQuant, grid: MinifloatGrid) -> Form:
 
 
 def _minifloats_by_absmax(quantizer: FloatQuant, grid: MinifloatGrid, rule: ScaleRule) -> Form:
-    quantize, by_scale = quickest(quantize_by_absmax), _by_scale(quantizer, grid)
+    quantize, by_scale = by_absmax(grid, rule), _by_scale(quantizer, grid)
+    if is_compiling():
+        quantize = partial(quantize_by_absmax, grid=grid, rule=rule)
 
     def run(x: Tensor) -> Any:
         if x.numel() == 0 or x.dim() == 0:
             return by_scale(x)
-        return quantizer.described(*quantize(quantizer.input_view_impl(x), grid, rule))
+        return quantizer.described(*quantize(quantizer.input_view_impl(x)))
 
     return run

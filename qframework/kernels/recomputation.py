@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from qframework.configuration import settings
-from qframework.functional import IntegerGrid, MinifloatGrid
 from qframework.kernels import native
 from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
-from qframework.kernels.rounding import quantize, round_minifloats
+from qframework.kernels.rounding import quantize_as
 from qframework.quant_tensor import QuantTensor
 
 
@@ -31,8 +30,7 @@ class Origin(NamedTuple):
         x: the values; those of groups are split.
         scale: see :func:`~qframework.functional.fake_quantize`; None for 1.
         zero_point: see :func:`~qframework.functional.fake_quantize`.
-        grid: the integers, or the minifloats.
-        relu: whether ``relu(x)`` was quantized.
+        scheme: how.
         node: of the graph, that made the quantized values.
         shape: of the quantized values.
         made: the quantized values, which it doesn't keep alive.
@@ -42,8 +40,7 @@ class Origin(NamedTuple):
     x: Tensor
     scale: Tensor | None
     zero_point: Tensor | None
-    grid: IntegerGrid | MinifloatGrid
-    relu: bool
+    scheme: native.Scheme
     node: Any
     shape: torch.Size
     made: ReferenceType[Tensor]
@@ -60,10 +57,7 @@ class Origin(NamedTuple):
 
     def quantized(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
         """Values on the same grid, by numbers of their own."""
-        if isinstance(self.grid, MinifloatGrid):
-            return round_minifloats(x, scale, self.grid)
-        assert scale is not None
-        return quantize(x, scale, zero_point, self.grid, self.relu)
+        return quantize_as(self.scheme, x, scale, zero_point)
 
     def differentiable(self) -> Tensor:
         """The quantized values again, by the definition, as part of the graph that they were part of."""
@@ -116,7 +110,7 @@ class Part(NamedTuple):
             y: room for the quantized values, which are written in the same pass; None for no values.
         """
         layout = (self.x.shape[0], self.x[0].numel())
-        return native.row_absmax_sums(layout, g, self.x, self.scale, self.whole.grid, y)  # type: ignore[arg-type]
+        return native.row_absmax_sums(layout, g, self.x, self.scale, self.whole.scheme, y)  # type: ignore[arg-type]
 
 
 def _some(t: Tensor | None, x: Tensor, place: slice) -> Tensor | None:
@@ -129,7 +123,7 @@ class _Note(NamedTuple):
     """What quantized values know of their origin, which they don't keep alive: the graph does, as long as it is needed.
 
     Attributes:
-        x, scale, zero_point, grid, relu, node, shape: of the origin.
+        x, scale, zero_point, scheme, node, shape: of the origin.
         version: of the quantized values when they were made.
         storage: where they were.
     """
@@ -137,8 +131,7 @@ class _Note(NamedTuple):
     x: ReferenceType[Tensor]
     scale: Tensor | None
     zero_point: Tensor | None
-    grid: IntegerGrid | MinifloatGrid
-    relu: bool
+    scheme: native.Scheme
     node: Any
     shape: torch.Size
     version: int
@@ -167,7 +160,7 @@ def origin_of(y: Tensor) -> Origin | None:
     ):
         return None
     x = found.x()
-    return None if x is None else Origin(x, *found[1:7], ref(y), bool(y._backward_hooks))
+    return None if x is None else Origin(x, *found[1:6], ref(y), bool(y._backward_hooks))
 
 
 def forget_origin(quantized: object) -> None:
@@ -201,13 +194,12 @@ def note_origin(
     x: Tensor,
     scale: Tensor | None,
     zero_point: Tensor | None,
-    grid: IntegerGrid | MinifloatGrid,
-    relu: bool = False,
+    scheme: native.Scheme,
 ) -> Tensor:
     """Let ``y`` know what it can be made of again, where that is quick."""
     wanted = settings.recompute
     quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
     if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
-        made_of = (scale, zero_point, grid, relu, y.grad_fn, y.shape)
+        made_of = (scale, zero_point, scheme, y.grad_fn, y.shape)
         y.origin = _Note(ref(x), *made_of, y._version, _place(y))  # type: ignore[attr-defined]
     return y

@@ -25,13 +25,33 @@ from qframework.kernels import native
 # ------------------------------------------------------------ integers
 
 
-def quantize(
-    x: Tensor, scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid, relu: bool = False
+def quantize_as(
+    scheme: native.Scheme, x: Tensor, scale: Tensor | None, zero_point: Tensor | None
 ) -> Tensor:
-    """The values of :func:`~qframework.functional.fake_quantize`; ``relu`` where :func:`can_fuse_relu` allows it."""
+    """The values of a scheme for a scale that is known; None for 1."""
+    grid = scheme.grid
+    if isinstance(grid, MinifloatGrid):
+        return round_minifloats(x, scale, grid, scheme)
+    assert scale is not None
+    return quantize(x, scale, zero_point, grid, scheme.relu, scheme)
+
+
+def quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    grid: IntegerGrid,
+    relu: bool = False,
+    scheme: native.Scheme | None = None,
+) -> Tensor:
+    """The values of :func:`~qframework.functional.fake_quantize`; ``relu`` where :func:`can_fuse_relu` allows it.
+
+    ``scheme`` is that of the grid and ``relu``, where there is one already.
+    """
     layout = integer_layout(x, scale, zero_point, grid)
     if layout is not None:
-        return native.quantize(layout, x, scale, zero_point, grid, relu)
+        scheme = native.Scheme(grid, relu=relu) if scheme is None else scheme
+        return native.quantize(layout, x, scale, zero_point, scheme)
     q = x.to(compute_dtype(x.dtype)) / scale
     if zero_point is not None:
         q += zero_point
@@ -116,11 +136,13 @@ def outside(q: Tensor, fmt: MinifloatFormat, clamp_gradient: bool) -> Tensor:
     return above | (q < (-fmt.largest if fmt.signed else 0.0))
 
 
-def round_minifloats(x: Tensor, scale: Tensor | None, grid: MinifloatGrid) -> Tensor:
-    """The values of :func:`~qframework.functional.minifloat_quantize`."""
+def round_minifloats(
+    x: Tensor, scale: Tensor | None, grid: MinifloatGrid, scheme: native.Scheme | None = None
+) -> Tensor:
+    """The values of :func:`~qframework.functional.minifloat_quantize`; ``scheme`` is that of the grid, where there is one already."""
     layout = minifloat_layout(x, scale, grid)
     if layout is not None:
-        return native.quantize(layout, x, scale, None, grid, False)
+        return native.quantize(layout, x, scale, None, native.Scheme(grid) if scheme is None else scheme)
     v = x.to(compute_dtype(x.dtype))
     v = v if scale is None else v / scale
     q = bounded(placed(v, grid.format, grid.rounding).q, grid.format)

@@ -7,10 +7,10 @@ it without a rule of its own, of which a method was assigned, or whose calls hoo
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Set, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from operator import getitem, is_
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,7 @@ from torch.utils._device import DeviceContext
 from qframework.core.base import CompactModule, CoreModule, Stateless
 from qframework.core.following import FollowsParameters
 from qframework.core.tracked import TrackedParameters
+from qframework.kernels.native.watched import can_watch, watch
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -278,6 +279,7 @@ class Guards:
         self.lengths: tuple[int, ...] = ()
         self.changeable: list[tuple[Iterable[Any], list[Any]]] = []
         self._expected: list[Any] = []
+        self._asks: Callable[[], bool] | Literal[False] | None = None
         self._seen: set[int] = set()
         self._read: set[int] = set()
         for entry in _TORCH:
@@ -351,17 +353,31 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether nothing has changed."""
-        namespaces, names, modules = self.modules
+        if self._asks is None and can_watch():
+            self._asks = self._watched()
         try:
-            return (
-                tuple(map(len, self.containers)) == self.lengths
-                and tuple(map(getitem, self.namespaces, self.names)) == self.values
-                and all(map(is_, map(getitem, namespaces, names), modules))
-                and list(map(type, self.parts)) == self.types
-                and (not self.changeable or all(map(_is_unchanged, self.changeable)))
+            return (bool(self._asks and self._asks()) or self._are_equal()) and (
+                not self.changeable or all(map(_is_unchanged, self.changeable))
             )
         except Exception:  # something was removed, or can't be compared with what was there
             return False
+
+    def _watched(self) -> Callable[[], bool] | Literal[False]:
+        """What is asked first, in C++; False where all has to be compared by Python."""
+        namespaces, names, modules = self.modules
+        entries = [*zip(self.namespaces, self.names, self.values, strict=True)]
+        entries += zip(namespaces, names, modules, strict=True)
+        lengths = zip(self.containers, self.lengths, strict=True)
+        return watch(entries, lengths, zip(self.parts, self.types, strict=True)) or False
+
+    def _are_equal(self) -> bool:
+        namespaces, names, modules = self.modules
+        return (
+            tuple(map(len, self.containers)) == self.lengths
+            and tuple(map(getitem, self.namespaces, self.names)) == self.values
+            and all(map(is_, map(getitem, namespaces, names), modules))
+            and list(map(type, self.parts)) == self.types
+        )
 
 
 def _is_unchanged(pair: tuple[Any, list[Any]]) -> bool:

@@ -151,19 +151,9 @@ class ParameterQuantProxyFromInjector(QuantProxy):
         """The quantized tensor for what the quantizer gave for a parameter."""
         if self._is_own:
             output = self._integers(output, parameter)
-        value, scale, zero_point, bit_width = output[:4]
-        made = IntQuantTensor.unchecked(
-            value,
-            scale,
-            zero_point,
-            bit_width,
-            bool(self.is_signed),
-            self.training,
-            source,
-            self.is_symmetric,
-            self.has_zero,
-        )
-        if value.dtype is torch.float32:  # as nearly always
+        how = (bool(self.is_signed), self.training, source, self.is_symmetric, self.has_zero)
+        made = IntQuantTensor.of_output(output, *how)
+        if output[0].dtype is torch.float32:  # as nearly always
             return made
         return know_codes(made, self.tensor_quant, parameter, output)
 

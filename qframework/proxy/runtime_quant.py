@@ -128,19 +128,9 @@ class ActQuantProxyFromInjector(QuantProxy):
         """The quantized tensor for what the quantizer gave for ``x``."""
         if self._is_own:
             output = self._integers(output, x)
-        value, scale, zero_point, bit_width = output
-        made = IntQuantTensor.unchecked(
-            value,
-            scale,
-            zero_point,
-            bit_width,
-            bool(self.is_signed),
-            self.training,
-            self.source,
-            self.is_symmetric,
-            self.has_zero,
-        )
-        if value.dtype is torch.float32:  # as nearly always
+        how = (bool(self.is_signed), self.training, self.source, self.is_symmetric, self.has_zero)
+        made = IntQuantTensor.of_output(output, *how)
+        if output[0].dtype is torch.float32:  # as nearly always
             return made
         return know_codes(made, self.tensor_quant, x, output, activation=self._activation())
 

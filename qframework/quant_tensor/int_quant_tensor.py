@@ -80,6 +80,24 @@ class IntQuantTensor(Record):
         fill(self, (*tensors, signed, training, source, symmetric, has_zero))
         return self
 
+    @classmethod
+    def of_output(cls, output: tuple[Any, ...], *how: Any) -> IntQuantTensor:
+        """Make one, without any check, of what a quantizer returned.
+
+        Args:
+            output: value, scale, zero point and bit width; or value, scale, and what gives the other two when they are looked at.
+            *how: the other fields, in their order.
+        """
+        self = object.__new__(cls)
+        if len(output) == 3 and not torch.compiler.is_compiling():
+            value, scale, later = output
+            self.__dict__.update(
+                zip(("value", "scale", "_later", *cls.static_names), (value, scale, later, *how), strict=True)
+            )
+            return self
+        fill(self, (*output[:4], *how))
+        return self
+
     # ------------------------------------------------------------ the record
 
     def set(self, **changes: object) -> IntQuantTensor:

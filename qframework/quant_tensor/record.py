@@ -136,7 +136,7 @@ class Record(QuantTensor):
         held = self.__dict__
         for n, t in wait.fields().items():
             held.setdefault(n, t)
-        del held["_later"]
+        held.pop("_later", None)
         return getattr(self, name)
 
     def set(self: Self, **changes: object) -> Self:

@@ -146,7 +146,8 @@ def test_scales_along_any_axis(axis, zero, rounding, clamp_gradient) -> None:
 def test_any_numbers_and_scales(numbers, scale, zero, bounds, relu) -> None:
     x, s = torch.tensor(numbers), torch.tensor(scale)
     z = None if zero is None else torch.tensor(zero)
-    y = native.quantize((1, x.numel()), x, s, z, IntegerGrid(*bounds), relu)
+    scheme = native.Scheme(IntegerGrid(*bounds), relu=relu)
+    y = native.quantize((1, x.numel()), x, s, z, scheme)
     shift = 0.0 if zero is None else zero
     v = torch.relu(x) if relu else x
     expected = (torch.clamp(torch.round(v / s + shift), *bounds) - shift) * s

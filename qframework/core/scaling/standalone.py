@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qframework.core.base import CoreModule, Stated, number_of, parameter_of
+from qframework.core.base import CoreModule, Stated, held_number, number_of, parameter_of
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.functional import ScaleRule, compute_dtype
 
@@ -124,6 +124,10 @@ class ParameterScaling(CoreModule):
     def stored(self) -> Tensor:
         """The learned number in its domain."""
         return number_of(self.value, self.shape)
+
+    def held(self) -> Tensor:
+        """:meth:`stored`, see :func:`~qframework.core.base.held_number`."""
+        return held_number(self.value, self.shape)
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale for a 0-dim threshold (1 when None); ``x`` is not looked at."""

@@ -22,18 +22,13 @@ from qframework.kernels.native.calls import (
     signs_gradients,
     spread,
 )
+from qframework.kernels.native.scheme import Scheme, rounding_of
 from qframework.kernels.native.static import StaticQuantizer
-from qframework.kernels.native.tensors import (
-    Layout,
-    available,
-    laid_out_as,
-    rounding_of,
-    row_shape,
-    serves,
-)
+from qframework.kernels.native.tensors import Layout, available, laid_out_as, row_shape, serves
 
 __all__ = [
     "Layout",
+    "Scheme",
     "StaticQuantizer",
     "absmax",
     "absmax_gradients",

@@ -113,18 +113,15 @@ def library() -> ctypes.CDLL:
 
 def _loaded(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
-    run, quantize, spread = (
-        getattr(loaded, f"qframework_{name}") for name in ("run", "quantize", "spread")
-    )
-    run.argtypes, run.restype = [c_int, c_int, POINTER(Call)], None
+    run, spread = loaded.qframework_run, loaded.qframework_spread
+    run.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 11, *[c_int64] * 4, c_int]
+    run.restype = None
     names = ("row_tops", "absmax_share", "codebook", "codebook_gradients", "signs")
     for name in (*names, "signs_gradients", "row_end_share"):
         short = getattr(loaded, f"qframework_{name}")
         short.argtypes, short.restype = [c_int, POINTER(Call)], None
     large = loaded.qframework_in_large_pages
     large.argtypes, large.restype = [c_void_p, c_int64], None
-    quantize.argtypes = [c_int, POINTER(Call), *[c_void_p] * 2, c_int64, c_int, c_int]
-    quantize.restype = None
     spread.argtypes = [c_int, *[c_void_p] * 3, c_int64, *[c_void_p] * 2, c_int, c_int]
     spread.restype = None
     return loaded

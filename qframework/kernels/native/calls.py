@@ -9,16 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qframework.functional import IntegerGrid, MinifloatGrid, ScaleRule
+from qframework.functional import IntegerGrid
 from qframework.kernels.native.build import Call, library
+from qframework.kernels.native.scheme import Scheme
 from qframework.kernels.native.tensors import (
     DTYPES,
-    ROUNDINGS,
     Layout,
     address_to_read,
     dense,
     is_channels_last,
-    rounding_of,
 )
 
 _threads = torch.get_num_threads
@@ -27,25 +26,6 @@ _MANY = 1 << 22
 
 _QUANTIZE, _GRADIENTS, _ABSMAX, _ABSMAX_GRADIENTS, _ROW_ABSMAX, _ROW_ABSMAX_GRADIENTS = range(6)
 _ROW_ABSMAX_SUMS = 6
-_DOMAINS = {"fp": 0, "log_fp": 1, "power_of_two": 2}
-#: What a C++ function rounds to.
-Grid = IntegerGrid | MinifloatGrid
-
-
-def numbers_of(grid: Grid) -> dict[str, float]:
-    """The fields of a call that say what is rounded to, and how."""
-    rounding = ROUNDINGS[rounding_of(grid)]
-    if isinstance(grid, IntegerGrid):
-        return {"low": grid.minimum, "high": grid.maximum, "rounding": rounding}  # type: ignore[dict-item]
-    mantissa, bias, largest, signed, overflow = grid.format
-    return {
-        "low": -largest if signed else 0.0,
-        "high": largest,
-        "least_normal": 2.0 ** (1 - bias),
-        "overflow": overflow,
-        "mantissa_bits": mantissa,
-        "rounding": rounding,
-    }
 
 
 def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
@@ -63,9 +43,30 @@ def _call(layout: Layout, x: Tensor, **operands: Any) -> Call:
     return call
 
 
-def _run(function: int, layout: Layout, x: Tensor, grid: Grid, **operands: Any) -> None:
-    call = _call(layout, x, **numbers_of(grid), **operands)
-    library().qframework_run(function, DTYPES[x.dtype][0], ctypes.byref(call))
+def _run(
+    function: int,
+    layout: Layout,
+    x: Tensor,
+    scheme: Scheme,
+    *,
+    out: int | None = None,
+    g: int | None = None,
+    scale: int | None = None,
+    zero: int | None = None,
+    stored: int | None = None,
+    grad_of_scale: int | None = None,
+    grad_scale: int | None = None,
+    grad_zero: int | None = None,
+    top: int | None = None,
+    where: int | None = None,
+    taps: int = 1,
+) -> None:
+    """Run a function on a tensor, as it lies in memory."""
+    x = dense(x)
+    written = (grad_scale, grad_zero, top, where)
+    place = (x.numel(), *layout, taps, _threads())
+    read = (address_to_read(x), g, out, scale, zero, stored, grad_of_scale)
+    library().qframework_run(function, DTYPES[x.dtype][0], scheme.told(), *read, *written, *place)
 
 
 def empty_like(x: Tensor) -> Tensor:
@@ -93,37 +94,23 @@ def at(t: Tensor | None) -> int | None:
 
 
 def quantize(
-    layout: Layout,
-    x: Tensor,
-    scale: Tensor | None,
-    zero_point: Tensor | None,
-    grid: Grid,
-    relu: bool,
+    layout: Layout, x: Tensor, scale: Tensor | None, zero_point: Tensor | None, scheme: Scheme
 ) -> Tensor:
-    """``(clamp(round(x / scale + zero_point)) - zero_point) * scale``, of ``relu(x)`` where ``relu``; or the nearest minifloats."""
+    """``(clamp(round(x / scale + zero_point)) - zero_point) * scale``, of ``relu(x)`` where there is one; or the nearest minifloats."""
     y = empty_like(x)
-    operands = {"out": y.data_ptr(), "scale": at(scale), "zero": at(zero_point)}
-    _run(_QUANTIZE, layout, x, grid, **operands, relu=relu)
+    _run(_QUANTIZE, layout, x, scheme, out=y.data_ptr(), scale=at(scale), zero=at(zero_point))
     return y
 
 
 def quantize_by_learned_scale(
-    layout: Layout, x: Tensor, stored: Tensor, grid: IntegerGrid, rule: ScaleRule, relu: bool
+    layout: Layout, x: Tensor, stored: Tensor, scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
     """:func:`quantize` by ``scale = max(|stored|, minimum) / threshold``, and that scale."""
-    y, scale = empty_like(x), empty_like(stored)
-    _run(
-        _QUANTIZE,
-        layout,
-        x,
-        grid,
-        out=y.data_ptr(),
-        scale=scale.data_ptr(),
-        stored=stored.data_ptr(),
-        threshold=rule.threshold,
-        smallest=rule.minimum or 0.0,
-        relu=relu,
-    )
+    y, rule = empty_like(x), scheme.rule
+    has_none = stored.dim() == 1 and rule is not None and rule.shape == ()
+    scale = stored.new_empty(()) if has_none else torch.empty_like(stored)
+    numbers = {"scale": scale.data_ptr(), "stored": address_to_read(stored)}
+    _run(_QUANTIZE, layout, x, scheme, out=y.data_ptr(), **numbers)
     return y, scale
 
 
@@ -133,78 +120,62 @@ def gradients(
     x: Tensor,
     scale: Tensor | None,
     zero_point: Tensor | None,
-    grid: Grid,
-    relu: bool,
+    scheme: Scheme,
     stored: Tensor | None = None,
-    threshold: float = 1.0,
     grad_of_scale: Tensor | None = None,
     overwrite: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of values, scale and zero point for ``g``, that of the result of :func:`quantize`.
 
-    With ``stored`` and ``threshold`` that of what is stored instead of the scale's, for which ``grad_of_scale`` may come in
-    from elsewhere. With ``overwrite`` that of values is written where ``g`` is.
+    With ``stored`` that of what is stored instead of the scale's, for which ``grad_of_scale`` may come in from elsewhere. With
+    ``overwrite`` that of values is written where ``g`` is.
     """
-    passes = isinstance(grid, IntegerGrid) and not grid.clamp_gradient
+    passes = isinstance(scheme.grid, IntegerGrid) and not scheme.grid.clamp_gradient
     grad_x = g if passes or overwrite else empty_like(x)
-    grad_scale = None if scale is None else empty_like(scale)
+    of_scale = scale if stored is None else stored
+    grad_scale = None if of_scale is None else torch.empty_like(of_scale)
     if scale is not None:
         grad_of_scale = _laid_out(grad_of_scale, scale)
-    grad_zero = None if zero_point is None else empty_like(zero_point)
+    grad_zero = None if zero_point is None else torch.empty_like(zero_point)
     _run(
         _GRADIENTS,
         layout,
         x,
-        grid,
+        scheme,
         g=address_to_read(g),
         out=None if passes else grad_x.data_ptr(),
         scale=at(scale),
         zero=at(zero_point),
-        stored=at(stored),
-        threshold=threshold,
+        stored=None if stored is None else address_to_read(stored),
         grad_of_scale=at(grad_of_scale),
         grad_scale=at(grad_scale),
         grad_zero=at(grad_zero),
-        clamp_gradient=_clamp_gradient(grid),
-        relu=relu,
     )
     return grad_x, grad_scale, grad_zero
 
 
-def _clamp_gradient(grid: Grid) -> int:
-    return 2 if isinstance(grid, IntegerGrid) and grid.clips_first else int(grid.clamp_gradient)
-
-
-def _scale_numbers(rule: ScaleRule) -> dict[str, float]:
-    return {
-        "threshold": rule.threshold,
-        "smallest": rule.minimum or 0.0,
-        "domain": _DOMAINS[rule.domain],
-        "exponent_rounding": ROUNDINGS[rule.rounding],
-    }
-
-
-def absmax(layout: Layout, x: Tensor, grid: Grid, rule: ScaleRule) -> tuple[Tensor, Tensor, Tensor]:
+def absmax(
+    layout: Layout, x: Tensor, shape: tuple[int, ...], scheme: Scheme
+) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize by ``scale = max(largest magnitude, minimum) / threshold``, one for the tensor.
 
     Returns:
         Values, scale and magnitude.
     """
     small = DTYPES[x.dtype][1]
-    y, scale = empty_like(x), torch.empty(rule.shape, dtype=small, device=x.device)
+    y, scale = empty_like(x), torch.empty(shape, dtype=small, device=x.device)
     top = torch.empty((), dtype=small, device=x.device)
     operands = {"out": y.data_ptr(), "scale": scale.data_ptr(), "top": top.data_ptr()}
-    _run(_ABSMAX, layout, x, grid, **operands, **_scale_numbers(rule))
+    _run(_ABSMAX, layout, x, scheme, **operands)
     return y, scale, top
 
 
 def row_absmax(
-    layout: Layout, x: Tensor, shape: tuple[int, ...], grid: Grid, rule: ScaleRule
+    layout: Layout, x: Tensor, shape: tuple[int, ...], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
     """:func:`absmax` for rows with a scale each, of a shape; values and scales."""
     y, scale = empty_like(x), torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
-    operands = {"out": y.data_ptr(), "scale": scale.data_ptr()}
-    _run(_ROW_ABSMAX, layout, x, grid, **operands, **_scale_numbers(rule))
+    _run(_ROW_ABSMAX, layout, x, scheme, out=y.data_ptr(), scale=scale.data_ptr())
     return y, scale
 
 
@@ -306,8 +277,7 @@ def absmax_gradients(
     scale: Tensor,
     top: Tensor | None,
     grad_of_scale: Tensor | None,
-    grid: Grid,
-    rule: ScaleRule,
+    scheme: Scheme,
     overwrite: bool,
 ) -> Tensor:
     """The gradient of ``x`` for that of :func:`absmax`, or of :func:`row_absmax`.
@@ -319,8 +289,7 @@ def absmax_gradients(
         scale: that was made of it.
         top: the largest magnitude of the tensor; None for scales of rows.
         grad_of_scale: what comes in through the scale, None for nothing.
-        grid: the integers, or the minifloats.
-        rule: of the scale, of any domain.
+        scheme: with the rule of the scale, of any domain.
         overwrite: write where ``g`` is.
     """
     x = dense(x)
@@ -329,21 +298,19 @@ def absmax_gradients(
         _ROW_ABSMAX_GRADIENTS if top is None else _ABSMAX_GRADIENTS,
         layout,
         x,
-        grid,
+        scheme,
         g=address_to_read(g),
         out=grad_x.data_ptr(),
         scale=scale.data_ptr(),
         grad_of_scale=at(grad_of_scale),
         top=at(top),
         taps=_taps(x),
-        clamp_gradient=grid.clamp_gradient,
-        **_scale_numbers(rule),
     )
     return grad_x
 
 
 def row_absmax_sums(
-    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, grid: IntegerGrid, y: Tensor | None = None
+    layout: Layout, g: Tensor, x: Tensor, scale: Tensor, scheme: Scheme, y: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """What comes in through the scale of each row, and the index of the element that gets it, as :func:`absmax_gradients` has it.
 
@@ -354,7 +321,7 @@ def row_absmax_sums(
     where = torch.empty(layout[0], dtype=torch.int64, device=x.device)
     operands = {"g": address_to_read(g), "scale": address_to_read(scale)}
     made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr(), "out": at(y)}
-    _run(_ROW_ABSMAX_SUMS, layout, x, grid, **operands, **made)
+    _run(_ROW_ABSMAX_SUMS, layout, x, scheme, **operands, **made)
     return sums, where
 
 

@@ -33,7 +33,7 @@ SOURCES = (
     SOURCE,
     *(
         SOURCE.with_name(f"{name}.h")
-        for name in ("calls", "codebooks", "grids", "magnitudes", "numbers", "signs")
+        for name in ("calls", "codebooks", "grids", "magnitudes", "numbers", "signs", "watched")
     ),
 )
 #: Where a wheel has libraries that were built with it.

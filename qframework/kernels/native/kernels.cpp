@@ -17,6 +17,7 @@
 #include "codebooks.h"
 #include "magnitudes.h"
 #include "signs.h"
+#include "watched.h"
 
 namespace {
 
@@ -294,9 +295,21 @@ void spread_any(const void* g, const void* x, void* out, int64_t n, const void* 
 
 extern "C" {
 
-void qframework_run(int function, int dtype, const Call* call) {
-  of_dtype(dtype, [&](auto t) { run_rounded<decltype(t)>(function, *call); });
+// A function for a scheme, whose call names no tensors, and for tensors.
+void qframework_run(int function, int dtype, const Call* scheme, const void* x, const void* g, void* out, void* scale,
+                    const void* zero, const void* stored, const void* grad_of_scale, void* grad_scale, void* grad_zero,
+                    void* top, int64_t* where, int64_t n, int64_t channels, int64_t inner, int64_t taps, int threads) {
+  Call call = *scheme;
+  call.x = x, call.g = g, call.out = out, call.scale = scale, call.zero = zero, call.stored = stored;
+  call.grad_of_scale = grad_of_scale, call.grad_scale = grad_scale, call.grad_zero = grad_zero;
+  call.top = top, call.where = where;
+  call.n = n, call.channels = channels, call.inner = inner, call.taps = taps, call.threads = threads;
+  of_dtype(dtype, [&](auto t) { run_rounded<decltype(t)>(function, call); });
 }
+
+int qframework_can_watch() { return can_watch(); }
+
+int qframework_is_same(const Watched* watched) { return is_same(*watched); }
 
 // Let memory that is about to be written for the first time come in large pages: to bring it in small ones takes longer than to write it.
 void qframework_in_large_pages(void* memory, int64_t bytes) {
@@ -343,18 +356,6 @@ void qframework_absmax_share(int dtype, const Call* call) {
 // The gradient of an end of each row.
 void qframework_row_end_share(int dtype, const Call* call) {
   of_dtype(dtype, [&](auto t) { row_end_share<decltype(t)>(*call); });
-}
-
-// As kQuantize, for values and a result that `call` doesn't name.
-void qframework_quantize(int dtype, const Call* call, const void* x, void* out, int64_t n, int relu, int threads) {
-  Call of_these = *call;
-  of_these.x = x;
-  of_these.out = out;
-  of_these.n = of_these.inner = n;
-  of_these.channels = 1;
-  of_these.relu = relu;
-  of_these.threads = threads;
-  qframework_run(kQuantize, dtype, &of_these);
 }
 
 void qframework_spread(int dtype, const void* g, const void* x, void* out, int64_t n, const void* values,

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from qframework.kernels.native import tensors
-from qframework.kernels.native.build import Call, library
-from qframework.kernels.native.calls import Grid, at, numbers_of
-from qframework.kernels.native.tensors import (
-    DTYPES,
-    address_to_read,
-    is_dense,
-    rounding_of,
-    serves,
-)
+from qframework.kernels.native.build import library
+from qframework.kernels.native.calls import at
+from qframework.kernels.native.scheme import Grid, Scheme, rounding_of
+from qframework.kernels.native.tensors import DTYPES, address_to_read, is_dense, serves
 
 # Named here: see tensors.py.
 _tracing_state = torch._C._get_tracing_state
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transforms_active = torch._C._are_functorch_transforms_active
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
+_NOTHING = (None,) * 6
 
 
 class StaticQuantizer:
@@ -32,16 +26,16 @@ class StaticQuantizer:
     The numbers are copied, so that whoever moves or frees the tensors doesn't matter.
     """
 
-    __slots__ = ("_call", "_dtype", "_how", "_numbers", "_run")
+    __slots__ = ("_addresses", "_dtype", "_how", "_numbers", "_run")
 
     def __init__(
         self, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None, grid: Grid
     ) -> None:
         self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
-        self._call = Call(scale=at(self._numbers[0]), zero=at(self._numbers[1]), **numbers_of(grid))
+        self._addresses = tuple(map(at, self._numbers))
         self._dtype = dtype
-        self._how = (DTYPES[dtype][0], ctypes.byref(self._call))
-        self._run = library().qframework_quantize
+        self._how = [(DTYPES[dtype][0], Scheme(grid, relu=relu).told()) for relu in (False, True)]
+        self._run = library().qframework_run
 
     @classmethod
     def for_values(
@@ -70,6 +64,7 @@ class StaticQuantizer:
             or forward_ad._current_level >= 0
         ):
             return None
-        y = _empty_like(x)
-        self._run(*self._how, address_to_read(x), y.data_ptr(), x.numel(), relu, _threads())
+        y, n = _empty_like(x), x.numel()
+        places = (address_to_read(x), None, y.data_ptr(), *self._addresses)
+        self._run(0, *self._how[relu], *places, *_NOTHING, n, 1, n, 1, _threads())
         return y

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from qframework.configuration import settings
-from qframework.functional import IntegerGrid, MinifloatGrid
 from qframework.kernels.native.build import compiler, library, prebuilt
+from qframework.kernels.native.scheme import ROUNDINGS
 
 #: With fewer elements there is little to gain, and nothing is built for them.
 SMALLEST = 1 << 8
@@ -27,8 +27,6 @@ DTYPES = {
     torch.bfloat16: (2, torch.float32),
     torch.float16: (3, torch.float32),
 }
-#: How numbers become integers; the last is for significands of minifloats, half to even.
-ROUNDINGS = {"round": 0, "ceil": 1, "floor": 2, "round_to_zero": 3, "minifloat": 4}
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -43,19 +41,6 @@ _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 #: How scales lie over a tensor: their number, and the length of the rows that have one scale each, in turn.
 Layout = tuple[int, int]
-
-
-#: Exponents of normal numbers of float32: those of the steps of a format have to be among them.
-_LEAST_EXPONENT = -126
-
-
-def rounding_of(grid: IntegerGrid | MinifloatGrid) -> str:
-    """The name in :data:`ROUNDINGS` of how a grid rounds; empty for one that C++ functions don't know."""
-    if isinstance(grid, IntegerGrid):
-        return "" if isinstance(grid.minimum, Tensor) else grid.rounding
-    bits, bias = grid.format.mantissa_bits, grid.format.exponent_bias
-    known = grid.rounding == "round" and bits >= 1 and 1 - bias - bits >= _LEAST_EXPONENT
-    return "minifloat" if known else ""
 
 
 @cache
@@ -100,7 +85,7 @@ def serves(
     Args:
         x: the tensor.
         shape: of the scale: one element, one for each index of an axis, or one for each row, the last axis of ``x``.
-        rounding: a name of :data:`ROUNDINGS`.
+        rounding: a name of :data:`~qframework.kernels.native.scheme.ROUNDINGS`.
         *numbers: what they will read besides: scale, zero point.
         g: the gradient that comes from behind.
         incoming: gradients of the scale and the zero point that come in besides.

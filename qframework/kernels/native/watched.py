@@ -1,0 +1,86 @@
+"""Whether objects of Python are what they were, asked of C++ where its library is loaded: see watched.h."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence, Sized
+from ctypes import POINTER, Structure, c_int, c_int64, c_void_p
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any
+
+from qframework.kernels.native import build
+
+
+class _Watched(Structure):
+    """As ``Watched`` in watched.h has it."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("entries", "containers", "objects")),
+        *((name, c_void_p) for name in ("dictionaries", "keys", "values", "held")),
+        *((name, c_void_p) for name in ("lengths", "of_types", "types")),
+    ]
+
+
+@cache
+def _functions() -> Any:
+    """The library, called with the interpreter's lock; None where it isn't in a process that has what it calls."""
+    loaded = ctypes.PyDLL(build.library()._name)
+    loaded.qframework_can_watch.restype = c_int
+    loaded.qframework_is_same.argtypes, loaded.qframework_is_same.restype = [POINTER(_Watched)], c_int
+    return loaded if loaded.qframework_can_watch() else None
+
+
+def can_watch() -> bool:
+    """Whether the library is loaded, and finds what it calls of Python."""
+    return build.library.cache_info().currsize > 0 and _functions() is not None
+
+
+def watch(
+    entries: Iterable[tuple[Any, str, Any]],
+    lengths: Iterable[tuple[Sized, int]],
+    types: Iterable[tuple[object, type]],
+) -> Callable[[], bool] | None:
+    """A function that tells whether all is as it is said to be; False may also mean that something equal took a place.
+
+    To be asked for where :func:`can_watch`.
+
+    Args:
+        entries: dictionaries (those of classes, too), a key, and what is there.
+        lengths: containers, and their lengths.
+        types: objects, and their types.
+
+    Returns:
+        None where something else than dictionaries and lists is to be watched.
+    """
+    try:
+        places = [(_dictionary(place), key, value) for place, key, value in entries]
+        held = [(c if type(c) is list else _dictionary(c), n) for c, n in lengths]
+    except TypeError:
+        return None
+    objects = list(types)
+    columns = [*zip(*places, strict=True), *zip(*held, strict=True), *zip(*objects, strict=True)]
+    arrays = [_addresses(column) for column in columns]
+    arrays[4] = (c_int64 * len(held))(*columns[4])
+    watched = _Watched(len(places), len(held), len(objects), *map(ctypes.addressof, arrays))
+    watched.kept = (columns, arrays)  # type: ignore[attr-defined]
+    return partial(_functions().qframework_is_same, watched)
+
+
+def _dictionary(place: Any) -> dict[Any, Any]:
+    """The dictionary itself, also of a class, which gives a view of it."""
+    if isinstance(place, MappingProxyType):
+        (place,) = gc.get_referents(place)
+    if not isinstance(place, dict) or type(place).__len__ not in _LENGTHS:
+        raise TypeError
+    return place
+
+
+#: Of dictionaries that say nothing of their own.
+_LENGTHS = (dict.__len__, OrderedDict.__len__)
+
+
+def _addresses(objects: Sequence[object]) -> Any:
+    return (c_void_p * len(objects))(*map(id, objects))
