@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Unpack
 from torch import nn
 
 from qframework.inject import PolicyTypeError
-from qframework.layers.base import QuantLayer, grad_enabled, heed, route_keywords
+from qframework.layers.base import QuantLayer, route_keywords
 from qframework.layers.keywords import ActLayerKeywords
 from qframework.proxy import ActQuantProxyFromInjector, Quantizer, QuantProxy, build_proxy, sharing
 from qframework.quant_tensor import TensorLike
@@ -220,10 +220,7 @@ class QuantNonLinearActLayer(QuantActLayer):
         if self.own_activation is not None:
             input = self.own_activation(input)
         act_quant = parts["act_quant"]
-        out = act_quant(input)
-        if grad_enabled():
-            heed(act_quant, out)
-        return self._pack(out)
+        return self._pack(act_quant(input), act_quant)
 
 
 class QuantIdentity(QuantNonLinearActLayer):

@@ -16,7 +16,7 @@ from qframework.inject.errors import nearest
 from qframework.inject.explanation import Explanation
 from qframework.inject.names import is_ours, refuse_setting
 from qframework.inject.policy import IGNORED_KEYWORDS, POLICY_NAMES, setting_name
-from qframework.kernels.recomputation import forget_origin
+from qframework.kernels.recomputation import forget_origin, knows_origin
 from qframework.proxy import QuantProxy
 from qframework.proxy.naming import qualified_name
 from qframework.quant_tensor import QuantTensor, TensorLike
@@ -111,10 +111,15 @@ class QuantLayer(nn.Module):
             refuse_setting(self, name, value, [p.prefix for p in self._proxies().values()])
         super().__setattr__(name, value)
 
-    def _pack(self, out: TensorLike) -> Any:
-        """The result in the form that the layer was asked for."""
+    def _pack(self, out: TensorLike, *through: nn.Module) -> Any:
+        """The result in the form that the layer was asked for.
+
+        Args:
+            out: the result.
+            *through: quantizers that it comes from.
+        """
         if grad_enabled():
-            heed(self, out)
+            heed(out, self, *through)
         if isinstance(out, QuantTensor):
             return out if self.return_quant_tensor else out.value
         if self.return_quant_tensor:
@@ -170,12 +175,12 @@ def may_write(module: nn.Module) -> bool:
     )
 
 
-def heed(module: nn.Module, quantized: object) -> None:
-    """Where somebody may have written to what a module gave, the values aren't made again from those of before.
+def heed(quantized: object, *through: nn.Module) -> None:
+    """Where somebody may have written to what modules gave, the values aren't made again from those of before.
 
     Asked where gradients are enabled, since nothing is made again without.
     """
-    if may_write(module):
+    if knows_origin(quantized) and any(map(may_write, through)):
         forget_origin(quantized)
 
 

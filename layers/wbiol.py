@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from qframework.kernels.recomputation import forget_origin
-from qframework.layers.base import QuantLayer, grad_enabled, heed, route_keywords
+from qframework.kernels.recomputation import forget_origin, knows_origin
+from qframework.layers.base import QuantLayer, grad_enabled, heed, may_write, route_keywords
 from qframework.layers.batch_norm import mul_add_from_bn
 from qframework.proxy import (
     ActQuantProxyFromInjector,
@@ -271,19 +271,18 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
             out = self._compute(
                 dequantize(quant_input), dequantize(quant_weight), dequantize(quant_bias), *how
             )
-        if not output_quant.is_idle:
-            out = output_quant(out)
-            if grad_enabled():
-                heed(output_quant, out)
-        return self._pack(out)
+        if output_quant.is_idle:
+            return self._pack(out)
+        return self._pack(output_quant(out), output_quant)
 
     def _heed(self, quant_input: object, quant_weight: object) -> None:
         """Both operands are saved where hooks or methods of a user's own may have written to them."""
-        heed(self.input_quant, quant_input)
-        own = getattr(self.quant_weight, "__func__", None)
-        if own is not QuantWeightLayer.quant_weight:
-            forget_origin(quant_weight)
-        heed(self.weight_quant, quant_weight)
+        parts: Any = self._modules
+        heed(quant_input, parts["input_quant"])
+        if knows_origin(quant_weight):
+            own = getattr(self.quant_weight, "__func__", None)
+            if own is not QuantWeightLayer.quant_weight or may_write(parts["weight_quant"]):
+                forget_origin(quant_weight)
 
     def _not_configured(self, quant_input: object, quant_weight: object) -> str:
         lacking = [

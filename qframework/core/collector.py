@@ -166,9 +166,10 @@ class CollectThenLearn(LeftOut, CoreModule):
 
     def _steps(self) -> int:
         """The counter; 0 on the meta device, where nobody knows."""
-        if self.collected_steps.is_meta:
+        counter: Any = self._buffers["collected_steps"]  # an attribute of a module takes long
+        if counter.is_meta:
             return 0
-        steps = int(self.collected_steps)
+        steps = int(counter)
         return LEARNED if steps >= 0 and bool(is_many(self.used_batches)) else steps
 
     @property

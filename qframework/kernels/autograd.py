@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
@@ -17,7 +17,8 @@ from qframework.configuration import settings
 is_compiling = torch.compiler.is_compiling
 _functorch_active = torch._C._are_functorch_transforms_active
 _is_grad_enabled = torch.is_grad_enabled
-_functorch: Any = torch._C._functorch
+_is_batched = torch._C._functorch.is_batchedtensor
+_is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _tracing_state = torch._C._get_tracing_state
 _lazy_clone = torch._lazy_clone
 _compiler = torch._C._dynamo.eval_frame.get_eval_frame_callback
@@ -58,11 +59,10 @@ def transforms_active(*tensors: Tensor | None) -> bool:
         return False
     if _functorch_active():
         return True
-    return any(
-        _functorch.is_batchedtensor(t) or _functorch.is_legacy_batchedtensor(t)
-        for t in tensors
-        if t is not None
-    )
+    for t in tensors:  # a generator takes longer
+        if t is not None and (_is_batched(t) or _is_legacy_batched(t)):
+            return True
+    return False
 
 
 class Context(Protocol):
@@ -138,8 +138,11 @@ class Fused(Function):
 
     Attributes:
         tensors: which arguments of ``forward`` the first saved tensors are.
+        call: ``apply`` where gradients are enabled, outside of transforms and compilers. The ordinary one inspects the signature at
+            each call, which takes longer than a small forward.
     """
 
+    call: ClassVar[Callable[..., Any]]
     tensors: ClassVar[tuple[int, ...]] = (0,)
 
     @staticmethod
@@ -156,11 +159,12 @@ class Fused(Function):
         super().__init_subclass__(**kwargs)
 
         def backward(ctx: Context, *grads: Any) -> Any:
-            if not is_compiling() and (torch.is_grad_enabled() or transforms_active(*grads)):
+            if not is_compiling() and (_is_grad_enabled() or transforms_active(*grads)):
                 return through_definition(cls, ctx, grads)
             return cls.gradients(ctx, *grads)
 
         cls.backward = staticmethod(backward)  # type: ignore[method-assign]
+        cls.call = super(Function, cls).apply  # type: ignore[misc]
 
 
 def through_definition(kind: type[Fused], ctx: Context, grads: Iterable[Any]) -> Any:
@@ -203,16 +207,13 @@ def through_definition(kind: type[Fused], ctx: Context, grads: Iterable[Any]) ->
     return tuple(found)
 
 
-def apply(function: type[Function], *args: Any) -> Any:
-    """``function.apply(*args)`` outside of transforms; without a gradient its ``forward`` alone.
-
-    The ordinary ``apply`` inspects the signature at each call, which takes longer than a small forward.
-    """
+def apply(function: type[Fused], *args: Any) -> Any:
+    """``function.apply(*args)`` outside of transforms; without a gradient its ``forward`` alone."""
     if is_compiling():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     if not _is_grad_enabled():
         return function.forward(_NoGraph(), *args)
-    return super(Function, function).apply(*args)  # type: ignore[misc]
+    return function.call(*args)
 
 
 # ------------------------------------------------------------ gradients that may be overwritten
@@ -272,13 +273,18 @@ def _alone(held_by_calls: int) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
+#: Elements from which on it pays to find out who holds a gradient.
+_WORTH = 1 << 14
+
+
 def may_overwrite(grad: Tensor, like: Tensor) -> bool:
-    """Whether a gradient may be written to: nobody else can see it, and it is laid out as a tensor is.
+    """Whether a gradient may be written to: it is large, nobody else can see it, and it is laid out as a tensor is.
 
     Asked by ``gradients`` of a :class:`Fused` function itself, of one of its arguments.
     """
     return (
-        grad.is_cpu
+        grad.numel() >= _WORTH
+        and grad.is_cpu
         and grad.stride() == like.stride()
         and not is_compiling()
         and not torch.is_grad_enabled()

@@ -16,7 +16,7 @@ from qframework.functional import (
     quantize_by_learned_scale,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Context, Fused, apply, may_fuse
+from qframework.kernels.autograd import Context, Fused, may_fuse, may_overwrite
 from qframework.kernels.integer import can_fuse_relu, quantize_gradients
 from qframework.kernels.recomputation import note_origin
 from qframework.kernels.rounding import quantize
@@ -60,6 +60,7 @@ class _QuantizeByLearnedScale(Fused):
         grid, rule = scheme.grid, scheme.rule
         grad_x = None
         if grad is not None:
+            overwrite = may_overwrite(grad, x)
             grad = native.laid_out_as(grad, x)
             if rule.domain == "fp" and need_stored:
                 incoming = (grad_scale,)
@@ -67,7 +68,7 @@ class _QuantizeByLearnedScale(Fused):
                     x, stored.shape, grid.rounding, stored, g=grad, incoming=incoming
                 )
                 if layout is not None:
-                    more = (stored, grad_scale)
+                    more = (stored, grad_scale, overwrite)
                     found = native.gradients(layout, grad, x, scale, None, scheme, *more)
                     return *found[:2], None
             needed = {"need_scale": need_stored, "need_zero": False}
@@ -94,7 +95,7 @@ def by_learned_scale(
             x = torch.relu(x)
         if not torch.is_grad_enabled():
             return _values(x, stored, scheme)
-        y, scale = apply(_QuantizeByLearnedScale, x, stored, scheme)
+        y, scale = _QuantizeByLearnedScale.call(x, stored, scheme)
         return note_origin(y, x, scale, None, scheme), scale
 
     return run

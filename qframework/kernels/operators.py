@@ -206,7 +206,10 @@ def _absmax_gradient(
 ) -> None:
     """From the gradient of the values that :func:`_absmax` gives to that of what it was given, in place."""
     rule = _rule(numbers, domain, exponents, shape, by_channel, reduced_axis)
-    largest, scheme = None if top.dim() else top.to(scale.dtype), native.Scheme(_grid(grid, rounding), rule)
+    largest, scheme = (
+        None if top.dim() else top.to(scale.dtype),
+        native.Scheme(_grid(grid, rounding), rule),
+    )
     made = _gradient(_as_laid_out(g, x), grad_scale, x, scale, largest, scheme, True)
     if made is not g:
         g.copy_(made)

@@ -12,7 +12,6 @@ from qframework.core.base import NotStated
 from qframework.functional import ROUNDINGS, IntegerGrid
 from qframework.kernels import native
 from qframework.kernels.autograd import (
-    is_compiling,
     may_fuse,
     may_fuse_in_graph,
     safe_from_writes,

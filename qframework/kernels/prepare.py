@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import Constant, NotStated
 from qframework.core.binary import BinaryQuant, ClampedBinaryQuant
-from qframework.core.collector import is_shared
+from qframework.core.collector import LEARNED, is_shared
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
 from qframework.functional import (
@@ -32,6 +32,7 @@ from qframework.functional import (
     quantize_by_minmax,
     quantize_by_percentile,
 )
+from qframework.kernels import native
 from qframework.kernels.absmax import by_absmax
 from qframework.kernels.autograd import is_compiling
 from qframework.kernels.learned import by_learned_scale
@@ -242,6 +243,9 @@ def may_collect(scaling: Any) -> bool:
     """Whether the present call collects; under a compiler, whether it might."""
     if is_compiling():
         return bool(scaling.training and not scaling.switched)
+    counter = scaling._buffers["collected_steps"]
+    if scaling.switched and native.count_in(counter) == LEARNED:  # as it would find itself
+        return False
     return bool(scaling.is_collecting())
 
 
@@ -295,13 +299,26 @@ def _beside(width: Any, bits: int, may_wait: bool = True) -> Beside:
     def later(y: Tensor, scale: Tensor) -> tuple[Any, ...]:
         if y.dtype is not torch.float32:  # integers of half precision are found by all numbers
             return _zero(scale), number()
-        return (Later(partial(_constants, scale, width.place, float(bits))),)
+        return (_Constants(scale, width._buffers["place"], float(bits)),)
 
     return later if may_wait and isinstance(width, Constant) and not is_compiling() else now
 
 
-def _constants(scale: Tensor, place: Tensor, bits: float) -> dict[str, Tensor]:
-    return {"zero_point": _zero(scale), "bit_width": place.new_full((), bits)}
+class _Constants(Later):
+    """A zero point and a bit width that are known, before they are tensors."""
+
+    __slots__ = ("_bits", "_place", "_scale")
+
+    def __init__(self, scale: Tensor, place: Any, bits: float) -> None:
+        self._found = {}
+        self._scale, self._place, self._bits = scale, place, bits
+
+    def fields(self) -> dict[str, Tensor]:
+        if not self._found:
+            with torch.inference_mode(False):
+                bit_width = self._place.new_full((), self._bits)
+                self._found = {"zero_point": _zero(self._scale), "bit_width": bit_width}
+        return self._found
 
 
 #: The dtypes of bit widths.

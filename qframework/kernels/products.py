@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from qframework.configuration import settings
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
-from qframework.kernels import native
+from qframework.kernels import native, recomputation
 from qframework.kernels.absmax import note_sums, takes_sums
 from qframework.kernels.autograd import Context, is_compiling, transforms_active
 from qframework.kernels.recomputation import Origin, origin_of
@@ -21,8 +21,6 @@ from qframework.quant_tensor import TensorLike
 _Origins = tuple[Origin | None, Origin | None]
 
 
-#: Weights of fewer elements are saved: to make them again costs more than their memory.
-_LARGE = 1 << 16
 #: Bytes of a weight that are made at a time, to be multiplied while they are in a cache.
 _AT_ONCE = 1 << 22
 
@@ -146,7 +144,9 @@ def _room_for(weight: Origin) -> Tensor:
 
 def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:
     """What to save instead of both operands, None for one that is saved itself; None where both are."""
-    if is_compiling() or type(x) is not Tensor or type(weight) is not Tensor:
+    if is_compiling() or not torch.is_grad_enabled():
+        return None
+    if type(x) is not Tensor or type(weight) is not Tensor:
         return None
     of_x = origin_of(x) if weight.requires_grad else None
     # Where no gradient needs the weight, that of the weight itself is one that its quantizer may overwrite.
@@ -155,7 +155,7 @@ def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:
 
 
 def _is_large(weight: Tensor) -> bool:
-    return weight.numel() >= _LARGE or settings.recompute == "always"
+    return weight.numel() >= recomputation.LARGE or settings.recompute == "always"
 
 
 def _serves_linear(x: TensorLike, weight: TensorLike, *_: object) -> bool:

@@ -14,6 +14,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from qframework.configuration import settings
 from qframework.kernels import native
@@ -21,6 +22,9 @@ from qframework.kernels.autograd import Fused, is_compiling, transforms_active
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize_as
 from qframework.quant_tensor import QuantTensor
+
+#: Weights of fewer elements are saved: to make them again costs more than their memory.
+LARGE = 1 << 20
 
 
 class Origin(NamedTuple):
@@ -125,7 +129,7 @@ class _Note(NamedTuple):
     Attributes:
         x, scale, zero_point, scheme, node, shape: of the origin.
         version: of the quantized values when they were made.
-        storage: where they were.
+        address: where they were.
     """
 
     x: ReferenceType[Tensor]
@@ -135,12 +139,7 @@ class _Note(NamedTuple):
     node: Any
     shape: torch.Size
     version: int
-    storage: int
-
-
-def _place(y: Tensor) -> int:
-    place: int = y.untyped_storage()._cdata
-    return place
+    address: int
 
 
 def origin_of(y: Tensor) -> Origin | None:
@@ -151,7 +150,7 @@ def origin_of(y: Tensor) -> Origin | None:
         or y.grad_fn is None
         or y.output_nr != 0
         or y._version != found.version
-        or _place(y) != found.storage
+        or native.address_to_read(y) != found.address
         or not torch.is_grad_enabled()
         or transforms_active()
         or forward_ad._current_level >= 0
@@ -161,6 +160,14 @@ def origin_of(y: Tensor) -> Origin | None:
         return None
     x = found.x()
     return None if x is None else Origin(x, *found[1:6], ref(y), bool(y._backward_hooks))
+
+
+def knows_origin(quantized: object) -> bool:
+    """Whether quantized values know what they were made of, see :func:`forget_origin`."""
+    if is_compiling():
+        return False
+    y = quantized.value if isinstance(quantized, QuantTensor) else quantized
+    return isinstance(y, Tensor) and "origin" in y.__dict__
 
 
 def forget_origin(quantized: object) -> None:
@@ -196,10 +203,12 @@ def note_origin(
     zero_point: Tensor | None,
     scheme: native.Scheme,
 ) -> Tensor:
-    """Let ``y`` know what it can be made of again, where that is quick."""
+    """Let ``y`` know what it can be made of again, where that is quick, and saves memory worth the time."""
     wanted = settings.recompute
     quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
+    if wanted == "auto" and type(x) is Parameter and x.numel() < LARGE:
+        return y
     if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
         made_of = (scale, zero_point, scheme, y.grad_fn, y.shape)
-        y.origin = _Note(ref(x), *made_of, y._version, _place(y))  # type: ignore[attr-defined]
+        y.origin = _Note(ref(x), *made_of, y._version, native.address_to_read(y))  # type: ignore[attr-defined]
     return y

@@ -142,7 +142,9 @@ def round_minifloats(
     """The values of :func:`~qframework.functional.minifloat_quantize`; ``scheme`` is that of the grid, where there is one already."""
     layout = minifloat_layout(x, scale, grid)
     if layout is not None:
-        return native.quantize(layout, x, scale, None, native.Scheme(grid) if scheme is None else scheme)
+        return native.quantize(
+            layout, x, scale, None, native.Scheme(grid) if scheme is None else scheme
+        )
     v = x.to(compute_dtype(x.dtype))
     v = v if scale is None else v / scale
     q = bounded(placed(v, grid.format, grid.rounding).q, grid.format)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qframework.core.base import parts
+from qframework.kernels.native.watched import can_watch
+from qframework.kernels.native.watched import watch as watch_objects
 
 if TYPE_CHECKING:
     from qframework.proxy.base import QuantProxy
@@ -60,16 +62,26 @@ def watch(
     versions, pointers = tuple(map(_version, written)), tuple(map(_pointer, read))
     own = list(map(vars, below))  # hooks and assigned methods appear there
     attributes = (*own, *(held[n] for held in own for n in held if n.endswith("_hooks")))
-    count = sum(map(len, attributes))
+    lengths = tuple(map(len, attributes))
+    quick: Callable[[], bool] | None = None
+    if can_watch():
+        found = (*zip(holders, held_parts, strict=True), *zip(places, held, strict=True))
+        entries = [(place, name, what) for (place, name), what in found]
+        quick = watch_objects(entries, zip(attributes, lengths, strict=True))
+
+    def is_same() -> bool:
+        return (
+            tuple(map(getitem, *of_parts)) == held_parts
+            and tuple(map(len, attributes)) == lengths
+            and (not places or all(map(is_, map(getitem, *of_others), held)))
+        )
 
     def holds() -> bool:
         try:
             return (
                 tuple(map(_version, written)) == versions
                 and tuple(map(_pointer, read)) == pointers
-                and tuple(map(getitem, *of_parts)) == held_parts
-                and sum(map(len, attributes)) == count
-                and (not places or all(map(is_, map(getitem, *of_others), held)))
+                and ((quick is not None and quick()) or is_same())
             )
         except KeyError:  # something was removed
             return False

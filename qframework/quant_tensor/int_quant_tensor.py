@@ -81,21 +81,32 @@ class IntQuantTensor(Record):
         return self
 
     @classmethod
-    def of_output(cls, output: tuple[Any, ...], *how: Any) -> IntQuantTensor:
+    def of_output(
+        cls,
+        output: tuple[Any, ...],
+        signed: bool,
+        training: bool,
+        source: Source,
+        symmetric: bool,
+        has_zero: bool,
+    ) -> IntQuantTensor:
         """Make one, without any check, of what a quantizer returned.
 
         Args:
             output: value, scale, zero point and bit width; or value, scale, and what gives the other two when they are looked at.
-            *how: the other fields, in their order.
+            signed, training, source, symmetric, has_zero: as for the class.
         """
         self = object.__new__(cls)
-        if len(output) == 3 and not torch.compiler.is_compiling():
-            value, scale, later = output
-            self.__dict__.update(
-                zip(("value", "scale", "_later", *cls.static_names), (value, scale, later, *how), strict=True)
-            )
+        if torch.compiler.is_compiling():
+            fill(self, (*output[:4], signed, training, source, symmetric, has_zero))
             return self
-        fill(self, (*output[:4], *how))
+        held = self.__dict__
+        if len(output) == 3:
+            held["value"], held["scale"], held["_later"] = output
+        else:
+            held["value"], held["scale"], held["zero_point"], held["bit_width"] = output[:4]
+        held["signed"], held["training"], held["source"] = signed, training, source
+        held["symmetric"], held["has_zero"] = symmetric, has_zero
         return self
 
     # ------------------------------------------------------------ the record

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import qframework
 from qframework import quantizers as q
 from qframework.functional import IntegerGrid, ScaleRule, linear, quantize_by_absmax
-from qframework.kernels import autograd, products
+from qframework.kernels import autograd, products, recomputation
 from qframework.kernels.native import tensors
 from qframework.layers import QuantConv2d, QuantIdentity, QuantLinear
 
@@ -33,7 +33,7 @@ WEIGHTS = [
 def in_parts(monkeypatch) -> None:
     """Whatever the size, in several parts."""
     monkeypatch.setattr(tensors, "SMALLEST", 1)
-    monkeypatch.setattr(products, "_LARGE", 1)
+    monkeypatch.setattr(recomputation, "LARGE", 1)
     monkeypatch.setattr(products, "_AT_ONCE", 1400)  # the last part is shorter
     with qframework.settings.use(kernels="auto", recompute="auto"):
         yield

@@ -24,7 +24,15 @@ from qframework.kernels.native.calls import (
 )
 from qframework.kernels.native.scheme import Scheme, rounding_of
 from qframework.kernels.native.static import StaticQuantizer
-from qframework.kernels.native.tensors import Layout, available, laid_out_as, row_shape, serves
+from qframework.kernels.native.tensors import (
+    Layout,
+    address_to_read,
+    available,
+    count_in,
+    laid_out_as,
+    row_shape,
+    serves,
+)
 
 __all__ = [
     "Layout",
@@ -33,9 +41,11 @@ __all__ = [
     "absmax",
     "absmax_gradients",
     "absmax_share",
+    "address_to_read",
     "available",
     "codebook",
     "codebook_gradients",
+    "count_in",
     "empty_like",
     "gradients",
     "laid_out_as",

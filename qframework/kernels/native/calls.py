@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def _run(
     taps: int = 1,
 ) -> None:
     """Run a function on a tensor, as it lies in memory."""
-    x = dense(x)
+    x = x if x.is_contiguous() else dense(x)
     written = (grad_scale, grad_zero, top, where)
     place = (x.numel(), *layout, taps, _threads())
     read = (address_to_read(x), g, out, scale, zero, stored, grad_of_scale)
@@ -76,6 +77,20 @@ def empty_like(x: Tensor) -> Tensor:
     if size >= _MANY:
         library().qframework_in_large_pages(made.data_ptr(), size)
     return made
+
+
+@cache
+def _number(dtype: torch.dtype) -> Tensor:
+    return torch.empty((), dtype=dtype, device="cpu")
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """``torch.empty``; one number in the way in which values were, since another operation's code is in no cache."""
+    return (
+        torch.empty_like(_number(dtype))
+        if shape == ()
+        else torch.empty(shape, dtype=dtype, device="cpu")
+    )
 
 
 def _taps(x: Tensor) -> int:
@@ -108,7 +123,7 @@ def quantize_by_learned_scale(
     """:func:`quantize` by ``scale = max(|stored|, minimum) / threshold``, and that scale."""
     y, rule = empty_like(x), scheme.rule
     has_none = stored.dim() == 1 and rule is not None and rule.shape == ()
-    scale = stored.new_empty(()) if has_none else torch.empty_like(stored)
+    scale = _empty((), stored.dtype) if has_none else torch.empty_like(stored)
     numbers = {"scale": scale.data_ptr(), "stored": address_to_read(stored)}
     _run(_QUANTIZE, layout, x, scheme, out=y.data_ptr(), **numbers)
     return y, scale
@@ -163,8 +178,7 @@ def absmax(
         Values, scale and magnitude.
     """
     small = DTYPES[x.dtype][1]
-    y, scale = empty_like(x), torch.empty(shape, dtype=small, device=x.device)
-    top = torch.empty((), dtype=small, device=x.device)
+    y, scale, top = empty_like(x), _empty(shape, small), _empty((), small)
     operands = {"out": y.data_ptr(), "scale": scale.data_ptr(), "top": top.data_ptr()}
     _run(_ABSMAX, layout, x, scheme, **operands)
     return y, scale, top
@@ -174,7 +188,7 @@ def row_absmax(
     layout: Layout, x: Tensor, shape: tuple[int, ...], scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
     """:func:`absmax` for rows with a scale each, of a shape; values and scales."""
-    y, scale = empty_like(x), torch.empty(shape, dtype=DTYPES[x.dtype][1], device=x.device)
+    y, scale = empty_like(x), _empty(shape, DTYPES[x.dtype][1])
     _run(_ROW_ABSMAX, layout, x, scheme, out=y.data_ptr(), scale=scale.data_ptr())
     return y, scale
 

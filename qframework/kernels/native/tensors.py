@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import sys
 import warnings
@@ -110,7 +111,7 @@ def serves(
     for t in numbers:
         if t is not None and not (t.dtype is small and t.is_cpu and t.is_contiguous()):
             return None
-    laid = _as_if_dense(x)
+    laid = x if x.is_contiguous() else _as_if_dense(x)
     if g is not None and not (
         g.dtype is dtype and g.stride() == laid.stride() and g.is_cpu and _is_one(g)
     ):
@@ -118,7 +119,7 @@ def serves(
     for t in incoming:
         if t is not None and not (t.is_cpu and _is_one(t)):
             return None
-    if max(shape, default=1) == 1:
+    if not shape or max(shape) == 1:
         layout: Layout | None = (1, count)
     else:
         layout = _by_axis(laid, shape)
@@ -128,6 +129,13 @@ def serves(
 def address_to_read(t: Tensor) -> int:
     """Where the first element is, for functions that only read: ``data_ptr()`` is for writers, and copies what tensors share."""
     return int(_storage_address(t) + t.storage_offset() * t.element_size())
+
+
+def count_in(t: Tensor) -> int | None:
+    """The content of a counter on the CPU, without an operation of torch's; None of others."""
+    if type(t) is not Tensor or t.dtype is not torch.int64 or not t.is_cpu or t.numel() != 1:
+        return None
+    return ctypes.c_int64.from_address(address_to_read(t)).value
 
 
 def _is_one(g: Tensor) -> bool:
@@ -160,7 +168,9 @@ def dense(x: Tensor) -> Tensor:
 
 def laid_out_as(grad: Tensor, like: Tensor) -> Tensor:
     """A gradient whose elements lie in memory as those of ``dense(like)`` do, since C++ functions go through both side by side."""
-    if grad.dtype is not like.dtype or not like.is_cpu or _is_compiling():
+    if _is_compiling() or (grad.stride() == like.stride() and like.is_contiguous()):
+        return grad
+    if grad.dtype is not like.dtype or not like.is_cpu:
         return grad
     like = _as_if_dense(like)
     if grad.stride() == like.stride():

@@ -29,7 +29,10 @@ def _functions() -> Any:
     """The library, called with the interpreter's lock; None where it isn't in a process that has what it calls."""
     loaded = ctypes.PyDLL(build.library()._name)
     loaded.qframework_can_watch.restype = c_int
-    loaded.qframework_is_same.argtypes, loaded.qframework_is_same.restype = [POINTER(_Watched)], c_int
+    loaded.qframework_is_same.argtypes, loaded.qframework_is_same.restype = (
+        [POINTER(_Watched)],
+        c_int,
+    )
     return loaded if loaded.qframework_can_watch() else None
 
 
@@ -41,7 +44,7 @@ def can_watch() -> bool:
 def watch(
     entries: Iterable[tuple[Any, str, Any]],
     lengths: Iterable[tuple[Sized, int]],
-    types: Iterable[tuple[object, type]],
+    types: Iterable[tuple[object, type]] = (),
 ) -> Callable[[], bool] | None:
     """A function that tells whether all is as it is said to be; False may also mean that something equal took a place.
 
@@ -61,7 +64,7 @@ def watch(
     except TypeError:
         return None
     objects = list(types)
-    columns = [*zip(*places, strict=True), *zip(*held, strict=True), *zip(*objects, strict=True)]
+    columns = [*_columns(places, 3), *_columns(held, 2), *_columns(objects, 2)]
     arrays = [_addresses(column) for column in columns]
     arrays[4] = (c_int64 * len(held))(*columns[4])
     watched = _Watched(len(places), len(held), len(objects), *map(ctypes.addressof, arrays))
@@ -80,6 +83,10 @@ def _dictionary(place: Any) -> dict[Any, Any]:
 
 #: Of dictionaries that say nothing of their own.
 _LENGTHS = (dict.__len__, OrderedDict.__len__)
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [[row[i] for row in rows] for i in range(width)]
 
 
 def _addresses(objects: Sequence[object]) -> Any:
