@@ -59,7 +59,7 @@ def transforms_active(*tensors: Tensor | None) -> bool:
         return False
     if _functorch_active():
         return True
-    for t in tensors:  # a generator takes longer
+    for t in tensors:  # noqa: SIM110 a generator takes longer
         if t is not None and (_is_batched(t) or _is_legacy_batched(t)):
             return True
     return False
@@ -207,13 +207,13 @@ def through_definition(kind: type[Fused], ctx: Context, grads: Iterable[Any]) ->
     return tuple(found)
 
 
-def apply(function: type[Fused], *args: Any) -> Any:
+def apply(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)`` outside of transforms; without a gradient its ``forward`` alone."""
     if is_compiling():
         return function.apply(*args)  # type: ignore[no-untyped-call]
     if not _is_grad_enabled():
         return function.forward(_NoGraph(), *args)
-    return function.call(*args)
+    return super(Function, function).apply(*args)  # type: ignore[misc]
 
 
 # ------------------------------------------------------------ gradients that may be overwritten

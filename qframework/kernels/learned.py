@@ -71,9 +71,9 @@ class _QuantizeByLearnedScale(Fused):
                     more = (stored, grad_scale, overwrite)
                     found = native.gradients(layout, grad, x, scale, None, scheme, *more)
                     return *found[:2], None
-            needed = {"need_scale": need_stored, "need_zero": False}
-            how = (grid, scheme.relu)
-            grad_x, of_values, _ = quantize_gradients(grad, x, scale, None, *how, **needed)
+            grad_x, of_values, _ = quantize_gradients(
+                grad, x, scale, None, grid, scheme.relu, need_scale=need_stored, need_zero=False
+            )
             if of_values is not None:
                 grad_scale = of_values if grad_scale is None else grad_scale + of_values
         grad_stored = None

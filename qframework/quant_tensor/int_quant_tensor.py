@@ -94,7 +94,11 @@ class IntQuantTensor(Record):
 
         Args:
             output: value, scale, zero point and bit width; or value, scale, and what gives the other two when they are looked at.
-            signed, training, source, symmetric, has_zero: as for the class.
+            signed: as for the class, and so the others.
+            training: as for the class.
+            source: as for the class.
+            symmetric: as for the class.
+            has_zero: as for the class.
         """
         self = object.__new__(cls)
         if torch.compiler.is_compiling():

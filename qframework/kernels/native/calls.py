@@ -333,9 +333,17 @@ def row_absmax_sums(
     """
     sums = torch.empty(layout[0], dtype=scale.dtype, device=x.device)
     where = torch.empty(layout[0], dtype=torch.int64, device=x.device)
-    operands = {"g": address_to_read(g), "scale": address_to_read(scale)}
-    made = {"grad_scale": sums.data_ptr(), "where": where.data_ptr(), "out": at(y)}
-    _run(_ROW_ABSMAX_SUMS, layout, x, scheme, **operands, **made)
+    _run(
+        _ROW_ABSMAX_SUMS,
+        layout,
+        x,
+        scheme,
+        g=address_to_read(g),
+        out=at(y),
+        scale=address_to_read(scale),
+        grad_scale=sums.data_ptr(),
+        where=where.data_ptr(),
+    )
     return sums, where
 
 
