@@ -68,8 +68,15 @@ class QuantSolver(Injector):
 
     @value
     def scaling_stats_impl(
-        scaling_stats_op: StatsOp, restrict_scaling_type: RestrictValueType = RestrictValueType.FP
+        scaling_stats_op: StatsOp,
+        scaling_per_output: ScalingPerOutputType = _TENSOR,
+        restrict_scaling_type: RestrictValueType = RestrictValueType.FP,
     ) -> Any:
+        if scaling_stats_op == StatsOp.MAX_AVE and scaling_per_output != _TENSOR:
+            raise PolicyValueError(
+                "scaling_stats_op='max_ave' is one number, the mean over channels of their largest magnitudes, and "
+                f"scaling_per_output_type={str(scaling_per_output)!r} needs one for each; 'max' is that of each"
+            )
         if scaling_stats_op in table.SIGNED_STATISTICS:
             allowed = (RestrictValueType.SIGNED_FP, RestrictValueType.FP, RestrictValueType.INT)
             if restrict_scaling_type not in allowed:

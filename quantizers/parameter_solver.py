@@ -134,6 +134,10 @@ class WeightQuantSolver(ParameterQuantSolver):
     def expanded_groupwise_shape(
         weight_shape: tuple[int, ...], group_size: int, group_dim: int, group_padding: bool = True
     ) -> Any:
+        if not -len(weight_shape) <= group_dim < len(weight_shape):
+            raise PolicyValueError(
+                f"group_dim={group_dim} is no axis of a weight of shape {tuple(weight_shape)}"
+            )
         length = weight_shape[group_dim]
         if length % group_size and not group_padding:
             raise PolicyValueError(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qframework.core.base import NotStated, Stated, Stateless
+from qframework.core.naming import where
 from qframework.functional import (
     ROUNDINGS,
     Granularity,
@@ -198,6 +199,12 @@ class OverOutputChannelView(Stateless):
 
     def __init__(self, permute_dims: tuple[int, ...] | None = None) -> None:
         super().__init__()
+        if permute_dims is not None:
+            n = len(permute_dims)
+            if sorted(d + n if d < 0 else d for d in permute_dims) != list(range(n)):
+                raise ValueError(
+                    f"scaling_stats_permute_dims={tuple(permute_dims)} has to name each of {n} axes once, such as (1, 0, 2, 3)"
+                )
         self.permute_dims = permute_dims
 
     def rule(self, stated: Stated) -> Granularity:
@@ -216,7 +223,7 @@ class OverOutputChannelView(Stateless):
         if self.permute_dims is not None:
             if len(self.permute_dims) != x.dim():
                 raise ValueError(
-                    f"scaling_stats_permute_dims={tuple(self.permute_dims)} is for {len(self.permute_dims)} "
+                    f"{where()}scaling_stats_permute_dims={tuple(self.permute_dims)} is for {len(self.permute_dims)} "
                     f"axes, the input has {x.dim()}: {tuple(x.shape)}"
                 )
             x = x.permute(*self.permute_dims)

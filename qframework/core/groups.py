@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qframework.core.base import CoreModule, NotStated, Stated, Stateless
+from qframework.core.naming import where
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.from_parameter import group_axis
 from qframework.core.zero_point import shift_zero_point
@@ -39,11 +40,11 @@ class OverSubChannelBlockView(Stateless):
     def forward(self, x: Tensor) -> Tensor:
         if not -x.dim() <= self.group_dim < x.dim():
             raise ValueError(
-                f"group_dim={self.group_dim} is no axis of an input of shape {tuple(x.shape)}"
+                f"{where()}group_dim={self.group_dim} is no axis of an input of shape {tuple(x.shape)}"
             )
         if x.shape[self.group_dim] % self.group_size and not self.padding:
             raise ValueError(
-                f"group_size={self.group_size} doesn't divide axis {self.group_dim} of an input of shape "
+                f"{where()}group_size={self.group_size} doesn't divide axis {self.group_dim} of an input of shape "
                 f"{tuple(x.shape)}; choose one that does, or group_padding=True"
             )
         return split_groups(x, self.group_size, self.group_dim)

@@ -13,6 +13,7 @@ from qframework.core.collector import CollectThenLearn, whole_statistic
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.scaling.affine import affine_or_none
 from qframework.core.scaling.from_parameter import statistic_axis
+from qframework.core.statistic_shape import in_shape
 from qframework.core.tracked import tracked_view
 from qframework.functional import Granularity, StatisticRule, abs_binary_sign_grad, compute_dtype
 
@@ -170,7 +171,8 @@ class StatsFromParameterZeroPoint(CoreModule):
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
             viewed = self.view(x)
-        return self.stats(viewed, *self.context()).reshape(self.zero_point_shape)  # type: ignore[no-any-return]
+        statistic = self.stats(viewed, *self.context())
+        return in_shape(statistic, self.stats, self.zero_point_shape, "zero point")
 
     def offset(self, x: Tensor) -> Tensor:
         """Minus the statistic."""
@@ -269,7 +271,7 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
 
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a batch, in the shape of the zero point."""
-        return self.shaped(self.stats(self.view(x), *context))
+        return in_shape(self.stats(self.view(x), *context), self.stats, self.shape, "zero point")
 
     def statistic_rule(self, stated: Stated) -> StatisticRule:
         """The statistic, where it is one of all elements."""

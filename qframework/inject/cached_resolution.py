@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
+import numpy as np
+from torch import Tensor
+
 from qframework.inject.explanation import Row, short
 from qframework.inject.expressions import Value
 from qframework.inject.injector import InjectorType
 from qframework.inject.policy import POLICY_NAMES, check_policy
 
+#: What a class may bind and somebody write to later.
+_CHANGING = (Tensor, np.ndarray, list)
 #: How many resolutions are kept.
 _LIMIT = 1024
 _MISSING = object()
@@ -174,7 +179,8 @@ def cache(resolver: Any, rows: tuple[Row, ...]) -> None:
         rows: that explain it.
     """
     key = _key(resolver.injector, resolver.overrides_given, resolver.provided, resolver.prefix)
-    if key is None or not resolver.cacheable:
+    bound = resolver.injector.__bindings__.values()
+    if key is None or not resolver.cacheable or any(isinstance(b.bound, _CHANGING) for b in bound):
         return
     _cached[key] = CachedResolution(resolver, rows)
     while len(_cached) > _LIMIT:

@@ -30,9 +30,32 @@ class CircularDependencyError(QuantizerError, RuntimeError):
     """Names that need each other."""
 
 
+#: What other libraries and papers call a policy.
+_CALLED_ELSEWHERE = {
+    "bit_width": "bit bits n_bit n_bits nbit nbits num_bit num_bits w_bits a_bits wbits abits bitdepth",
+    "scaling_per_output_type": "granularity per_channel per_tensor per_group channel_wise channelwise per_channel_scaling",
+    "group_size": "block_size blocksize q_group_size",
+    "float_to_int_impl_type": "rounding round_mode rounding_mode round_type rounding_type stochastic_rounding",
+    "restrict_scaling_type": "po2 pot power_of_two power_of_2 po2_scale",
+    "scaling_impl_type": "learn_scale learned_scale learnable_scale trainable_scale const_scale scaling_learned",
+    "scaling_init": "init_scale scale_init",
+    "scaling_stats_op": "observer stats_op",
+    "scaling_stats_momentum": "momentum averaging_constant",
+    "collect_stats_steps": "calibration_steps stats_steps",
+    "quant_delay_steps": "quant_delay delay_steps",
+    "high_percentile_q": "percentile percentile_q",
+    "exponent_bit_width": "e_bits ebits exp_bits exponent_bits exp_width exponent_width",
+    "mantissa_bit_width": "m_bits mbits man_bits mantissa_bits man_width mantissa_width",
+}
+_MEANT = {word: name for name, words in _CALLED_ELSEWHERE.items() for word in words.split()}
+
+
 def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The most similar of ``names``, whatever their case; None when none is similar."""
+    """The one of ``names`` that other libraries call so, else the most similar one, whatever their case; None when none is similar."""
     spelled = {n.lower(): n for n in names}
+    meant = _MEANT.get(name.lower())
+    if meant in spelled:
+        return spelled[meant]
     close = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=cutoff)
     return spelled[close[0]] if close else None
 

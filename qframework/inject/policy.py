@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -47,27 +48,37 @@ def _choice(enum: type[PolicyEnum]) -> Any:
     return BeforeValidator(partial(_member, enum))
 
 
+def _plain(value: Any) -> Any:
+    """Numbers and flags of NumPy, and tensors of one element, as those of Python."""
+    if isinstance(value, torch.Tensor):
+        return value.item() if value.numel() == 1 else value
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _number(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.numel() == 1:
-        return float(value)
-    if isinstance(value, bool):
-        raise ValueError("is a bool, needed is a number")
+    value = _plain(value)
+    if isinstance(value, (bool, str)):
+        raise ValueError(f"is a {type(value).__name__}, needed is a number")
     return value
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, float) and not value.is_integer():
+    value = _plain(value)
+    if not isinstance(value, float):
+        return value
+    if not value.is_integer():
         raise ValueError("must be a whole number")
-    return value
+    return int(value)
 
 
 def _axes(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, torch.Size)) else value
 
 
-Flag = Annotated[bool, Field(strict=True)]
-Bits = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1, le=32)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Flag = Annotated[bool, BeforeValidator(_plain), Field(strict=True)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True)]
+Bits = Annotated[Whole, Field(ge=1, le=32)]
+Count = Annotated[Whole, Field(ge=1)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
@@ -113,7 +124,7 @@ class Policy(BaseModel):
         FloatToIntImplType.ROUND,
         description="How a number between two integers becomes one of them.",
     )
-    quant_delay_steps: Annotated[int, Field(strict=True, ge=0)] = Field(
+    quant_delay_steps: Annotated[Whole, Field(ge=0)] = Field(
         0, description="Training calls before quantization starts."
     )
     scaling_impl_type: Annotated[ScalingImplType, _choice(ScalingImplType)] = Field(
@@ -177,7 +188,7 @@ class Policy(BaseModel):
     zero_point_affine_shifting_init: Number | None = Field(
         None, description="The same for the zero point."
     )
-    mse_iters: Annotated[int, Field(strict=True, ge=2)] = Field(
+    mse_iters: Annotated[Whole, Field(ge=2)] = Field(
         20, description="Candidates of a search for the least squared error."
     )
     mse_search_method: Annotated[MSESearchMethod, _choice(MSESearchMethod)] = Field(
@@ -217,13 +228,13 @@ class Policy(BaseModel):
     threshold: Share = Field(
         description="Half width of a ternary quantizer's dead zone, a fraction of the scale."
     )
-    exponent_bit_width: Annotated[int, Field(strict=True, ge=1, le=8)] = Field(
+    exponent_bit_width: Annotated[Whole, Field(ge=1, le=8)] = Field(
         description="Bits of a minifloat's exponent, 1 to 8; the initial width where it is learned."
     )
-    mantissa_bit_width: Annotated[int, Field(strict=True, ge=0, le=23)] = Field(
+    mantissa_bit_width: Annotated[Whole, Field(ge=0, le=23)] = Field(
         description="Bits of a minifloat's mantissa, 0 to 23; the initial width where it is learned."
     )
-    exponent_bias: Annotated[int, Field(strict=True)] = Field(
+    exponent_bias: Whole = Field(
         description="A minifloat's smallest normal number is 2^(1 - bias); that of IEEE 754 unless bound."
     )
     exponent_bit_width_impl_type: Annotated[BitWidthImplType, _choice(BitWidthImplType)] = Field(
@@ -245,7 +256,7 @@ class Policy(BaseModel):
         None, description="Largest minifloat; that below the reserved codes unless bound."
     )
     group_size: Count = Field(description="Elements that share a scale, with granularity 'group'.")
-    group_dim: Annotated[int, Field(strict=True)] = Field(
+    group_dim: Whole = Field(
         description="Axis that is split into groups; the input features of a weight unless bound."
     )
     group_padding: Flag = Field(
@@ -265,9 +276,7 @@ class Policy(BaseModel):
     deterministic_inference: Flag = Field(
         True, description="Stochastic rounding rounds to nearest in evaluation."
     )
-    seed: Annotated[int, Field(strict=True)] | None = Field(
-        None, description="Seed of stochastic rounding."
-    )
+    seed: Whole | None = Field(None, description="Seed of stochastic rounding.")
 
 
 #: Names that are bound to classes or modules rather than to values: one per slot of a quantizer.
@@ -345,7 +354,9 @@ IGNORED_KEYWORDS = frozenset(
 POLICY_NAMES: frozenset[str] = frozenset(Policy.model_fields) | frozenset(SLOTS)
 
 _validate: Callable[..., Any] = Policy.__pydantic_validator__.validate_assignment
-_checked: dict[tuple[str, type, Any], Any] = {}
+#: Values that a later call finds as they were; of others, such as tensors, nothing is kept.
+_UNCHANGING = (int, float, str, PolicyEnum)
+_checked: dict[tuple[str, type, Any] | None, Any] = {}
 
 
 def setting_name(name: str) -> str | None:
@@ -370,12 +381,9 @@ def check_policy(name: str, value: Any) -> Any:
     """
     if name not in Policy.model_fields:
         return value
-    try:
-        key = (name, type(value), value)
-        if key in _checked:
-            return _checked[key]
-    except TypeError:
-        key = None  # not hashable
+    key = (name, type(value), value) if isinstance(value, _UNCHANGING) else None
+    if key in _checked:
+        return _checked[key]
     try:
         result = _check(name, value)
     except ValidationError as error:

@@ -1,30 +1,13 @@
-"""How a layer is called in the model that runs it."""
+"""The warning of a layer whose batches were left out."""
 
 from __future__ import annotations
 
-import sys
-
 from torch import nn
 
+from qframework.core.naming import qualified_name
 from qframework.core.notice import Notice
 
-
-def qualified_name(layer: nn.Module) -> str:
-    """The name of ``layer`` in the outermost module that is running now, else its class.
-
-    Looks through the callers' frames; meant for messages, which are rare.
-    """
-    best = ""
-    frame = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner is not layer:
-            for name, module in owner.named_modules():
-                if module is layer:
-                    best = name
-        frame = frame.f_back  # type: ignore[assignment]
-    kind = type(layer).__name__
-    return f"{best} ({kind})" if best else kind
+__all__ = ["LeftOutNotice", "qualified_name"]
 
 
 class LeftOutNotice(Notice):

@@ -79,7 +79,7 @@ class ActQuantProxyFromInjector(QuantProxy):
             return x if self.activation_impl is None else self.activation_impl(x)
         if isinstance(x, QuantTensor):
             x = x.value
-        elif not getattr(x, "dtype", torch.bool).is_floating_point:
+        elif not isinstance(x, Tensor) or not x.dtype.is_floating_point:
             x = self._as_floats(x)
         if not (self._eval_checked or self.training or _is_compiling() or _tracing() is not None):
             self._check_statistics()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qframework.inject import QuantizerError, value
+from qframework.inject import QuantizerError, UnknownNameError, value
 from qframework.inject.enum import RestrictValueType
 from qframework.layers import QuantConv2d, QuantHardTanh, QuantIdentity, QuantLinear, QuantReLU
 from qframework.quantizers import (
@@ -198,3 +198,24 @@ def test_errors_at_run_time_name_the_layer_in_its_model() -> None:
         linear(return_quant_tensor=True, weight_quant=None)(torch.randn(2, 4))
     with pytest.raises(RuntimeError, match=r"QuantIdentity: return_quant_tensor=True.*act_quant="):
         QuantIdentity(act_quant=None, return_quant_tensor=True)(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("bits", "bit_width"),
+        ("num_bits", "bit_width"),
+        ("per_channel", "scaling_per_output_type"),
+        ("rounding", "float_to_int_impl_type"),
+        ("percentile", "high_percentile_q"),
+    ],
+)
+def test_what_other_libraries_call_it_is_understood_in_errors(given: str, meant: str) -> None:
+    for build, shown in (
+        (lambda: QuantLinear(4, 4, **{f"weight_{given}": 1}), f"weight_{meant}"),
+        (lambda: QuantLinear(4, 4, **{given: 1}), f"weight_{meant}"),
+        (lambda: QuantReLU(**{given: 1}), meant),
+        (lambda: QuantLinear(4, 4, weight_quant=Int8WeightPerTensorFloat.let(**{given: 1})), meant),
+    ):
+        with pytest.raises(UnknownNameError, match=f"Did you mean '{shown}'"):
+            build()

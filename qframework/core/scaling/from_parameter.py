@@ -12,6 +12,7 @@ from qframework.core.base import CoreModule, NotStated, Stated, number_of
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
+from qframework.core.statistic_shape import in_shape
 from qframework.core.tracked import tracked_view
 from qframework.functional import Granularity, ScaleRule, StatisticRule, compute_dtype
 
@@ -93,7 +94,9 @@ class StatsFromParameterScaling(CoreModule):
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
             viewed = self.view(x)
-        return self.scaling_stats_impl(viewed).reshape(self.scaling_shape)  # type: ignore[no-any-return]
+        return in_shape(
+            self.scaling_stats_impl(viewed), self.scaling_stats_impl, self.scaling_shape
+        )
 
     def forward(self, x: Tensor, threshold: Tensor | None = None) -> Tensor:
         """The scale of the parameter ``x``, for a 0-dim threshold (1 when None)."""
@@ -152,7 +155,9 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
     def computed(self) -> Tensor:
         """The statistic of the tracked parameters, in its domain."""
         viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
-        statistic = self.scaling_stats_impl(viewed).reshape(self.scaling_shape)
+        statistic = in_shape(
+            self.scaling_stats_impl(viewed), self.scaling_stats_impl, self.scaling_shape
+        )
         return self.stats_scaling_impl.stored(statistic)
 
     def rule(self, stated: Stated, threshold: float) -> ScaleRule:

@@ -1,0 +1,110 @@
+"""A statistic that doesn't fit its scale is told of by layer, tensor, part and both shapes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qframework.inject import PolicyValueError
+from qframework.layers import QuantIdentity, QuantLinear
+from qframework.quantizers import (
+    Int8DynamicActPerRowFloat,
+    Int8WeightPerChannelFloat,
+    Int8WeightPerGroupFloat,
+    ShiftedUint8ActPerTensorFloat,
+)
+
+CHANNELS = {"scaling_per_output_type": "channel", "scaling_stats_permute_dims": (1, 0, 2, 3)}
+
+
+class One(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs().mean()
+
+
+class Number(nn.Module):
+    def forward(self, x: Tensor) -> float:
+        return 3.0
+
+
+def act(channels: int = 3, **keywords: Any) -> nn.Module:
+    shape = (1, channels, 1, 1)
+    return QuantIdentity(**{**CHANNELS, "per_channel_broadcastable_shape": shape, **keywords})
+
+
+def weight(**keywords: Any) -> nn.Module:
+    quantizer = keywords.pop("quantizer", Int8WeightPerChannelFloat)
+    return QuantLinear(4, 3, **{"weight_quant": quantizer, **keywords})
+
+
+IMAGES, ROWS = torch.ones(2, 3, 4, 4), torch.ones(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("build", "x", "words"),
+    [
+        (lambda: act(4), IMAGES, ["act_quant", "(3,)", "(1, 4, 1, 1)", "broadcastable_shape"]),
+        (
+            lambda: act(4, act_quant=ShiftedUint8ActPerTensorFloat),
+            IMAGES,
+            ["act_quant", "(1, 4, 1, 1)"],
+        ),
+        (lambda: act(scaling_stats_impl=One), IMAGES, ["One", "1 number", "(1, 3, 1, 1)"]),
+        (
+            lambda: weight(weight_scaling_stats_impl=One),
+            ROWS,
+            ["weight_quant", "One", "(3, 1)", "stats_reduce_dim"],
+        ),
+        (
+            lambda: QuantIdentity(Int8DynamicActPerRowFloat, scaling_stats_impl=One),
+            ROWS,
+            ["act_quant", "One", "(2, 1)"],
+        ),
+        (lambda: act(), ROWS, ["act_quant", "permute_dims=(1, 0, 2, 3)", "(2, 4)"]),
+    ],
+)
+def test_a_statistic_of_another_shape(
+    build: Callable[[], nn.Module], x: Tensor, words: list[str]
+) -> None:
+    model = nn.Sequential(nn.Identity(), build())
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        model(x)
+    assert all(word in str(caught.value) for word in ["1 (Quant", *words]), str(caught.value)
+
+
+def test_a_statistic_that_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match=r"QuantLinear.weight_quant: Number .* a float"):
+        weight(weight_scaling_stats_impl=Number).quant_weight()
+
+
+def test_at_construction_the_layer_is_named_once() -> None:
+    with pytest.raises(RuntimeError, match=r"^QuantLinear.weight_quant \(\w+\): One gave"):
+        weight(
+            weight_scaling_stats_impl=One, weight_scaling_impl_type="parameter_from_stats"
+        ).quant_weight()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: weight(weight_scaling_stats_op="max_ave"), "max_ave.*channel"),
+        (
+            lambda: weight(quantizer=Int8WeightPerGroupFloat, weight_group_dim=5),
+            r"group_dim=5 .*\(3, 4\)",
+        ),
+        (lambda: act(scaling_stats_permute_dims=(1, 0, 2, 2)), r"\(1, 0, 2, 2\) .* once"),
+    ],
+)
+def test_what_never_fits_is_refused_at_construction(
+    build: Callable[[], nn.Module], words: str
+) -> None:
+    with pytest.raises(PolicyValueError, match=words):
+        build()
+
+
+def test_an_array_is_no_tensor() -> None:
+    with pytest.raises(TypeError, match="must be a tensor of real numbers; got a ndarray"):
+        QuantIdentity()(np.ones(3, dtype=np.float32))
