@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from qframework.quantizers.scaled_int import Int8WeightPerTensorFloat
 
 
 class _QuantTable(QuantWeightLayer):
+    sparse: bool
+
     def _init_table(
         self, weight_quant: Quantizer, return_quant_tensor: bool, keywords: dict[str, Any]
     ) -> None:
@@ -33,6 +35,34 @@ class _QuantTable(QuantWeightLayer):
             WeightQuantProxyFromInjector,
         )
 
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, *args: Any, **kwargs: Any
+    ) -> Self:
+        """A layer with these rows.
+
+        Args:
+            embeddings: ``(num_embeddings, embedding_dim)``; the layer's parameter shares their memory.
+            freeze: don't train them.
+            *args: of the constructor, behind ``embedding_dim``.
+            **kwargs: of the constructor.
+
+        Raises:
+            ValueError: ``embeddings`` has another number of axes.
+        """
+        if embeddings.dim() != 2:
+            raise ValueError(
+                f"{cls.__name__}.from_pretrained: embeddings must have two axes, rows and features; got the shape {tuple(embeddings.shape)}"
+            )
+        layer = cls(*embeddings.shape, *args, _weight=embeddings, **kwargs)
+        layer.weight.requires_grad_(not freeze)
+        return layer
+
+    @property
+    def _sparse_gradient(self) -> bool:
+        """Whether the table's gradient may be sparse; that of a quantizer has all elements."""
+        return self.sparse and not self.weight_quant.is_quant_enabled
+
     def _remedy(self) -> str:
         return "Give weight_quant=Int8WeightPerTensorFloat, or return_quant_tensor=False."
 
@@ -42,7 +72,8 @@ class QuantEmbedding(_QuantTable, nn.Embedding):
 
     Args:
         num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, _weight: as in
-            torch; ``max_norm`` rescales the quantized rows, which are floats then.
+            torch; ``max_norm`` rescales the quantized rows, which are floats then, and the gradient is ``sparse`` only
+            where the table isn't quantized.
         weight_quant: quantizer of the table: a class, another layer's proxy to share, or None. Its channels are
             the rows.
         return_quant_tensor: return a quantized tensor, which needs one scale for the table.
@@ -109,7 +140,7 @@ class QuantEmbedding(_QuantTable, nn.Embedding):
                 self.max_norm,
                 self.norm_type,
                 self.scale_grad_by_freq,
-                self.sparse,
+                self._sparse_gradient,
             )
         )
 
@@ -119,7 +150,7 @@ class QuantEmbeddingBag(_QuantTable, nn.EmbeddingBag):
 
     Args:
         num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, _weight, include_last_offset, padding_idx:
-            as in torch.
+            as in torch; the gradient is ``sparse`` only where the table isn't quantized.
         weight_quant: quantizer of the table: a class, another layer's proxy to share, or None. Its channels are
             the rows.
         device: of the table.
@@ -182,7 +213,7 @@ class QuantEmbeddingBag(_QuantTable, nn.EmbeddingBag):
             self.norm_type,
             self.scale_grad_by_freq,
             self.mode,
-            self.sparse,
+            self._sparse_gradient,
             per_sample_weights,
             self.include_last_offset,
             self.padding_idx,

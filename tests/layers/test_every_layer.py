@@ -273,6 +273,23 @@ def test_embeddings_give_rows_of_the_quantized_table() -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [layers.QuantEmbedding, layers.QuantEmbeddingBag])
+def test_tables_train_with_sparse_gradients_asked_for_and_come_from_pretrained_ones(
+    kind: type[nn.Embedding],
+) -> None:
+    index = torch.tensor([[1, 3, 3]])
+    for quantizer, layout in ((Int8WeightPerChannelFloat, torch.strided), (None, torch.sparse_coo)):
+        layer = kind(7, 4, sparse=True, weight_quant=quantizer)
+        layer(index).sum().backward()
+        assert layer.weight.grad.layout == layout
+        assert bool(layer.weight.grad.to_dense()[3].any())
+    weight = torch.randn(5, 4)
+    for freeze in (True, False):
+        made = kind.from_pretrained(weight, freeze=freeze, weight_bit_width=4)
+        assert type(made) is kind and made.weight.requires_grad is not freeze
+        assert torch.equal(made.weight, weight) and made.weight_quant.bit_width() == 4
+
+
 def test_inputs_have_the_names_that_torch_gives_them() -> None:
     """A call by keyword stays right where a float layer is replaced."""
     for name in layers.__all__:
