@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks as _every_module_has
 
 from qframework.core.snapshot import unchanged_on_error
-from qframework.inject import UnknownNameError
+from qframework.inject import ImmutableQuantizerError, UnknownNameError
 from qframework.inject.errors import nearest
 from qframework.inject.explanation import Explanation
 from qframework.inject.names import is_ours, refuse_setting
@@ -109,6 +109,12 @@ class QuantLayer(nn.Module):
         setting = setting_name(name)
         if setting not in (None, *_OF_FUNCTIONS) and is_ours(type(self).__module__):
             refuse_setting(self, name, value, [p.prefix for p in self._proxies().values()])
+        held = self.__dict__.get("_modules", {}).get(name)
+        if isinstance(held, QuantProxy) and not isinstance(value, nn.Module):
+            raise ImmutableQuantizerError(
+                f"{type(self).__name__}.{name} = {value!r}: a layer keeps its quantizers; build it with {name}={value!r}, or leave the "
+                f"tensor in floats by layer.{name}.disable_quant = True"
+            )
         super().__setattr__(name, value)
 
     def _pack(self, out: TensorLike, *through: nn.Module) -> Any:

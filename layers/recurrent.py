@@ -56,6 +56,11 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
             "quantize_output_only": quantize_output_only,
         }
         _check_flags(self, flags)
+        if keywords.pop("proj_size", 0):
+            raise ArgumentsError(
+                f"{type(self).__name__}: proj_size, a projection of the hidden state, has no quantized form; keep it 0, "
+                "and put a QuantLinear behind"
+            )
         self.dropout = _checked_dropout(self, dropout, num_layers)
         self._shares_input_weights = shared_input_hidden_weights
         if shared_input_hidden_weights and not bidirectional:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.export.checkpoint_files import TENSORS, replace_file, safetensors_torch
 from qframework.export.compressed_inputs import compress_input
 from qframework.export.compressed_weights import CompressedWeight, Unsupported, compress_weight
@@ -48,6 +49,7 @@ def export_compressed_tensors(model: nn.Module, folder: str | os.PathLike[str]) 
         CheckpointError: something is quantized that has no place in such a file; all of it is named, with what would do.
         ImportError: safetensors isn't installed.
     """
+    check_module(model, "export_compressed_tensors")
     to_bytes: Any = safetensors_torch()
     with evaluating(model), torch.no_grad():
         written = _Written(model)

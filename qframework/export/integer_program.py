@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qframework.arguments import check_module
 from qframework.export.errors import ExportError, refuse
 from qframework.export.function_kinds import ARITHMETIC, MOVES
 from qframework.export.integers import EXACT, Integers
@@ -244,6 +245,7 @@ def integer_model(
     Raises:
         ExportError: something stands in the way; all of it is named before anything is traced.
     """
+    check_module(model, "integer_model")
     refuse("integer model", check_export(model, "integer"))
     session = Session(model, args, kwargs)
     return IntegerModel(free_program(session, dynamic_shapes), session)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qframework.arguments import check_module
 from qframework.core.codebook import CodebookQuant
 from qframework.core.float_quant import FloatQuant
 from qframework.core.stochastic_round import StochasticRoundSte
@@ -70,6 +71,7 @@ def check_export(
     Raises:
         ValueError: an unknown target.
     """
+    check_module(model, "check_export")
     target = target_named(target)
     opset = DEFAULT_OPSET if opset_version is None else opset_version
     slots = slots_of(model)

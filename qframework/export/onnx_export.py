@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from qframework.arguments import check_module
 from qframework.export.arguments import arguments, shapes_of
 from qframework.export.errors import ExportError, Obstacle, refuse
 from qframework.export.obstacles import DEFAULT_OPSET, check_export
@@ -16,6 +18,7 @@ from qframework.export.onnx_file import onnx_model, save
 from qframework.export.qcdq import QCDQ
 from qframework.export.qonnx import QONNX
 from qframework.export.session import Session
+from qframework.inject.errors import did_you_mean
 
 if TYPE_CHECKING:
     import onnx
@@ -85,6 +88,7 @@ def export_onnx_qcdq(
         ExportError: something stands in the way; all of it is named before anything is traced.
         TypeError: an unknown keyword.
     """
+    check_module(model, "export_onnx_qcdq")
     _known(others)
     opset = DEFAULT_OPSET if opset_version is None else _opset(opset_version)
     given = arguments(args, input_shape, input_t, kwargs)
@@ -141,6 +145,7 @@ def export_qonnx(
         ExportError: something stands in the way; all of it is named before anything is traced.
         TypeError: an unknown keyword.
     """
+    check_module(model, "export_qonnx")
     _known(others)
     opset = DEFAULT_OPSET if opset_version is None else _opset(opset_version)
     given = arguments(args, input_shape, input_t, kwargs)
@@ -186,11 +191,17 @@ def found_by_run(session: Session) -> list[Obstacle]:
 def _known(others: Mapping[str, Any]) -> None:
     unknown = sorted(set(others) - _WITHOUT_EFFECT)
     if unknown:
-        raise TypeError(f"unknown keyword{'s' * (len(unknown) > 1)} {', '.join(unknown)}")
+        known = {*inspect.signature(export_onnx_qcdq).parameters, *_WITHOUT_EFFECT} - {"others"}
+        hint = did_you_mean(unknown[0], known)
+        raise TypeError(f"unknown keyword{'s' * (len(unknown) > 1)} {', '.join(unknown)}{hint}")
 
 
 def _opset(version: int) -> int:
     low, high = _OPSETS
+    if not isinstance(version, int) or isinstance(version, bool):
+        raise ExportError(
+            f"opset_version={version!r} is a {type(version).__name__}; allowed are the whole numbers {low} to {high}"
+        )
     if (
         version < low
     ):  # as programs for the reference library ask for 13, which has no dynamo export

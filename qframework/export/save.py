@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.export.bits import pack
 from qframework.export.checkpoint_files import write_checkpoint
 from qframework.export.codes import Codes, NoCodes, codes_of, weight_for
@@ -41,6 +42,7 @@ def save_quantized(model: nn.Module, folder: str | os.PathLike[str]) -> None:
         CheckpointError: nothing in the model is quantized, or it holds state that is no tensor, or tensors on the ``meta`` device.
         ImportError: safetensors isn't installed.
     """
+    check_module(model, "save_quantized")
     with evaluating(model), torch.no_grad():
         tensors, recipe = _Written(model).result()
     write_checkpoint(folder, tensors, recipe)

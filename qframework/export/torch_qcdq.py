@@ -10,6 +10,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers the operators
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.export.arguments import arguments
 from qframework.export.constants import Constants
 from qframework.export.errors import ExportError, refuse, shortened
@@ -57,6 +58,7 @@ def export_torch_qcdq(
     Raises:
         ExportError: something stands in the way; all of it is named before anything is traced.
     """
+    check_module(model, "export_torch_qcdq")
     given = arguments(args, input_shape, input_t, kwargs)
     refuse("torch QCDQ", check_export(model, "torch_qcdq"))
     program = torch_program(Session(model, given, kwargs), dynamic_shapes)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qframework.arguments import check_module
 from qframework.export.constants import Constants
 from qframework.export.errors import ExportError, refuse
 from qframework.export.explaining import Explanation
@@ -63,6 +64,7 @@ def verify(
         ValueError: an unknown target.
         ModuleNotFoundError: a target that was asked for isn't installed.
     """
+    check_module(model, "verify")
     refuse("verify", check_export(model, "integer"))
     session = Session(model, args, kwargs, keep_values=True)
     comparison = _Comparison(session)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qframework.arguments import check_module
 from qframework.configuration import settings
 from qframework.core.collector import CollectThenLearn
 from qframework.core.scaling.runtime import RuntimeStats
@@ -87,6 +88,7 @@ def calibration_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.Modu
         with torch.no_grad(), qframework.frozen(model):  # weights are quantized once
             right = sum((model(batch).argmax(1) == label).sum() for batch, label in loader)
     """
+    check_module(model, "calibration_mode")
     if not enabled:
         yield model
         return

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.core.snapshot import Snapshot
 from qframework.graph.layer_view import WEIGHTED, LayerView
 from qframework.graph.quantizers_off import quantizers_off, with_attribute, with_weights
@@ -77,6 +78,7 @@ def bias_correction_mode(
             for batch, _ in loader:
                 model(batch)
     """
+    check_module(model, "bias_correction_mode")
     if not enabled:
         yield model
         return
@@ -178,6 +180,7 @@ def norm_correction_mode(model: nn.Module, enabled: bool = True) -> Iterator[nn.
     Warns:
         UserWarning: batch norms that no data reached, or NaN or infinity; they keep their statistics.
     """
+    check_module(model, "norm_correction_mode")
     if not enabled:
         yield model
         return

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.core.snapshot import Snapshot
 from qframework.graph.input_statistics import InputStatistics
 from qframework.graph.layer_inputs import Reached, watching
@@ -105,6 +106,7 @@ class LayerByLayer:
         measure: bool = False,
         keep_best: bool = False,
     ) -> None:
+        check_module(model, type(self).__name__)
         self.measure, self.keep_best = measure or keep_best, keep_best
         self.result = model if inplace else copy.deepcopy(model)
         self.act_order, self.device, self.dtype = act_order, device, dtype

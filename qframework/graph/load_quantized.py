@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qframework.quantizers
+from qframework.arguments import check_module
 from qframework.core.snapshot import unchanged_on_error
 from qframework.export.bits import unpack
 from qframework.export.checkpoint_files import read_checkpoint
@@ -61,6 +62,7 @@ def load_quantized(folder: str | os.PathLike[str], model: M, *, own: Iterable[ty
         CheckpointError: it is broken, isn't to be trusted, or doesn't fit the model; a ValueError too. The model is as it was.
         ImportError: safetensors isn't installed.
     """
+    check_module(model, "load_quantized")
     recipe, tensors = read_checkpoint(folder)
     with unchanged_on_error(model), torch.no_grad():
         try:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.graph.batches import Batches
 from qframework.graph.block_device import device_of
 from qframework.graph.built_in_recipes import find_recipe
@@ -82,6 +83,7 @@ def ptq(
     Warns:
         UserWarning: a step that changed nothing; layers that no batch reached.
     """
+    check_module(model, "ptq")
     plan = find_recipe(recipe)
     device_of(plan)
     data = Batches(batches)

@@ -157,6 +157,10 @@ def _check_keywords(keywords: Iterable[str]) -> None:
 
 def _check_rules(rules: Sequence[Rule], model: nn.Module) -> None:
     names = list(model.named_modules(remove_duplicate=False))
+    if isinstance(rules, Rule):
+        raise TypeError(
+            "quantize_model: rules must be a list of rules; got a single Rule, write [Rule(...)]"
+        )
     for rule in rules:
         if not isinstance(rule, Rule):
             raise TypeError(

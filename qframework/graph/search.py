@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.core.snapshot import Snapshot
 from qframework.graph.batches import Batches
 from qframework.graph.bit_width_choice import Choice, Option, cheapest_within, costs_of
@@ -129,6 +130,7 @@ def sensitivity(
     Returns:
         A report, which prints as a table.
     """
+    check_module(model, "sensitivity")
     kinds = ((WeightQuantProxyFromInjector,) if weights else ()) + (
         (ActQuantProxyFromInjector,) if activations else ()
     )
@@ -223,7 +225,12 @@ def search_bit_widths(
     Raises:
         ValueError: an unknown name or budget, or one that no candidates meet.
     """
+    check_module(model, "search_bit_widths")
     several = not isinstance(budget, Mapping)
+    if several and (isinstance(budget, str) or not isinstance(budget, Iterable)):
+        raise TypeError(
+            f"search_bit_widths: budget must be a dict, such as {{'mean_bits': 4}}, or several; got {budget!r}"
+        )
     given: Any = budget if several else [budget]
     budgets: list[dict[str, float]] = [dict(b) for b in given]
     proxies = _proxies(model, (WeightQuantProxyFromInjector,))

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, computed_field
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.graph.accumulators import accumulator_width, bias_integers
 from qframework.graph.operations import Operations, count_operations
 from qframework.graph.table import Table, Tabled
@@ -213,6 +214,7 @@ def summary(model: nn.Module, *example_input: Any) -> ModelSummary:
         Layers and tensors as data (``to_dict``, ``to_json``, ``to_csv``), which print as a table: in aligned text by ``print``, in
         colours by rich's ``print``.
     """
+    check_module(model, "summary")
     counts = count_operations(model, example_input) if example_input else {}
     inner = inside_quantizers(model)
     seen: dict[Tensor, str] = {}

@@ -57,6 +57,9 @@ def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     if meant in spelled:
         return spelled[meant]
     close = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=cutoff)
+    if not close and cutoff <= 0.6 and len(name) > 3:  # the beginning of one name alone
+        begins = [n for n in spelled if n.startswith(name.lower())]
+        close = begins if len(begins) == 1 else []
     return spelled[close[0]] if close else None
 
 

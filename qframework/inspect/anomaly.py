@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.inspect.grid import grid_of
 from qframework.inspect.places import WHOLE, places
 from qframework.proxy import QuantProxy
@@ -165,6 +166,7 @@ def detect_anomaly(
         with detect_anomaly(model):
             loss(model(x), y).backward()
     """
+    check_module(model, "detect_anomaly")
     if saturation is not None and not 0 <= saturation <= 1:
         raise ValueError(
             f"detect_anomaly: saturation={saturation} must be between 0 and 1, or None"

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.graph.batch_norm_folding import FoldedBatchNorm
 from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
@@ -196,6 +197,8 @@ def compare(
         ValueError: the models have no layer of the same name, or results of other shapes.
         TypeError: batches that the models can't be run on.
     """
+    check_module(float_model, "compare", "float_model")
+    check_module(quantized_model, "compare", "quantized_model")
     floats, quantized = _own_modules(float_model), _own_modules(quantized_model)
     leaves = {n for n, m in floats.items() if not any(True for _ in m.children())}
     names = [n for n in quantized if n in leaves]

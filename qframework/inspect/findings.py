@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 from torch import nn
 
+from qframework.arguments import check_module
 from qframework.inspect.places import WHOLE
 from qframework.inspect.statistics import ModelStatistics, TensorStatistics
 from qframework.proxy import QuantProxy
@@ -55,6 +56,7 @@ def findings(model: nn.Module, statistics: ModelStatistics) -> list[Finding]:
     Returns:
         Those of tensors in their order, then those of layers.
     """
+    check_module(model, "findings")
     found = [f for t in statistics.tensors for f in _of_tensor(t)]
     for name in statistics.not_reached:
         layer, _, tensor = name.rpartition(".")

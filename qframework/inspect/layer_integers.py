@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.graph.accumulators import Codes, accumulator_width, codes_of_tensor
 from qframework.proxy import QuantProxy
 from qframework.quant_tensor import GroupwiseIntQuantTensor, IntQuantTensor
@@ -78,6 +79,7 @@ def integers(layer: nn.Module, input: Any = None) -> LayerIntegers:
         ValueError: the layer isn't quantized.
         RuntimeError: the bias takes its scale from an input, and there was none yet; or a tensor that isn't integers.
     """
+    check_module(layer, "integers", "layer")
     proxies = {n: m for n, m in layer._modules.items() if isinstance(m, QuantProxy)}
     if not any(p.is_quant_enabled for p in proxies.values()):
         raise ValueError(

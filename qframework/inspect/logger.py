@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.inspect.grid import grid_of
 from qframework.inspect.places import Place, places
 from qframework.quant_tensor import QuantTensor
@@ -81,6 +82,7 @@ class QuantizationLogger:
         Raises:
             ValueError: the model quantizes nothing.
         """
+        check_module(model, type(self).__name__)
         self.close()
         self._places = places(model)
         for place in self._places:

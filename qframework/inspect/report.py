@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import nn
 
+from qframework.arguments import check_module
 from qframework.graph.summary import ModelSummary, summary
 from qframework.inspect.batches import Loss
 from qframework.inspect.findings import Finding, findings
@@ -119,6 +120,7 @@ def report(
         ValueError: the model quantizes nothing, or there are no batches.
         MissingExtraError: bokeh isn't installed (extra ``plot``) and a page is asked for; an ImportError too.
     """
+    check_module(model, "report")
     if path is not None:
         from qframework.inspect.plots import need
 

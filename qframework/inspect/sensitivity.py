@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
 from qframework.inspect.batches import Loss, runs
@@ -108,6 +109,7 @@ def sensitivity(
         ValueError: the model quantizes nothing, a layer isn't there, or a generator is used up.
         TypeError: batches that the model can't be run on, or a loss that isn't a number.
     """
+    check_module(model, "sensitivity")
     every = places(model)
     chosen = every if layers is None else places(model, layers)
     by_layer: dict[str, list[Place]] = {}

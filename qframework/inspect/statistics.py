@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from qframework.arguments import check_module
 from qframework.graph.evaluating import evaluating
 from qframework.graph.table import Table, Tabled
 from qframework.inspect.batches import Loss, runs
@@ -337,6 +338,7 @@ def collect_statistics(
         ValueError: the model quantizes nothing, or a layer isn't there.
         TypeError: batches that the model can't be run on.
     """
+    check_module(model, "collect_statistics")
     if sample < 1:
         raise ValueError(f"collect_statistics: sample={sample} must be at least 1")
     chosen = places(model, layers)

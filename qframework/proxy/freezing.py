@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from qframework.arguments import check_module
 from qframework.core.base import parts
 from qframework.kernels.native.watched import can_watch
 from qframework.kernels.native.watched import watch as watch_objects
@@ -195,6 +196,7 @@ def freeze(model: nn.Module) -> None:
     Raises:
         RuntimeError: a quantizer is in training mode. Nothing is frozen then.
     """
+    check_module(model, "freeze")
     proxies = _proxies(model)
     training = [n for n, m in model.named_modules() if m in set(proxies) and m.training]
     if training:
@@ -240,6 +242,7 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     Raises:
         RuntimeError: a quantizer is in training mode.
     """
+    check_module(model, "frozen")
     before = {proxy for proxy in _proxies(model) if proxy.is_frozen}
     freeze(model)
     try:
