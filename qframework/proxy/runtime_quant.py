@@ -128,11 +128,23 @@ class ActQuantProxyFromInjector(QuantProxy):
         """The quantized tensor for what the quantizer gave for ``x``."""
         if self._is_own:
             output = self._integers(output, x)
+        if output[1].dim() and output[0].shape != x.shape:
+            self._check_shape(output[0], output[1], x)
         how = (bool(self.is_signed), self.training, self.source, self.is_symmetric, self.has_zero)
         made = IntQuantTensor.of_output(output, *how)
         if output[0].dtype is torch.float32:  # as nearly always
             return made
         return know_codes(made, self.tensor_quant, x, output, activation=self._activation())
+
+    def _check_shape(self, value: Tensor, scale: Tensor, x: Tensor) -> None:
+        """Refuse an input that scales of several channels were spread over."""
+        activation = self._modules.get("activation_impl")
+        expected = x if activation is None else activation(x)
+        if value.shape != expected.shape:
+            raise ValueError(
+                f"{qualified_name(self.tracked_module_list[0])}.{self.attribute}: an input of shape {tuple(x.shape)} doesn't have the "
+                f"channels of the scales, whose shape is {tuple(scale.shape)}"
+            )
 
     def collectors(self) -> list[Any]:
         """The modules that collect statistics."""

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import qframework
 from qframework.inject import PolicyValueError
-from qframework.layers import QuantIdentity, QuantLinear
+from qframework.layers import QuantIdentity, QuantLinear, QuantNonLinearActLayer, QuantReLU
 from qframework.quantizers import (
+    Int8ActPerTensorFloat,
     Int8DynamicActPerRowFloat,
     Int8WeightPerChannelFloat,
     Int8WeightPerGroupFloat,
@@ -108,3 +110,38 @@ def test_what_never_fits_is_refused_at_construction(
 def test_an_array_is_no_tensor() -> None:
     with pytest.raises(TypeError, match="must be a tensor of real numbers; got a ndarray"):
         QuantIdentity()(np.ones(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 4), (3, 4, 4), (4, 4)])
+@pytest.mark.parametrize("layer", [QuantIdentity, QuantReLU])
+def test_scales_of_channels_do_not_spread_an_input(
+    layer: type[nn.Module], shape: tuple[int, ...]
+) -> None:
+    model = nn.Sequential(layer(**CHANNELS, per_channel_broadcastable_shape=(1, 3, 1, 1)))
+    model(IMAGES)
+    assert model.eval()(IMAGES).shape == IMAGES.shape
+    with pytest.raises(ValueError, match=r"0 \(Quant\w+\).act_quant: .*\(1, 3, 1, 1\)"):
+        model(torch.ones(shape))
+    with qframework.frozen(model), pytest.raises(ValueError, match="channels of the scales"):
+        model(torch.ones(shape))
+
+
+def test_an_activation_of_ones_own_may_change_the_shape() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, -x], 1)
+
+    class QuantTwice(QuantNonLinearActLayer):
+        def __init__(self, **keywords: Any) -> None:
+            super().__init__(
+                act_impl=Twice,
+                passthrough_act=False,
+                input_quant=None,
+                act_quant=Int8ActPerTensorFloat,
+                return_quant_tensor=False,
+                **keywords,
+            )
+
+    layer = QuantTwice(**CHANNELS, per_channel_broadcastable_shape=(1, 6, 1, 1))
+    assert layer(IMAGES).shape == (2, 6, 4, 4)
+    assert layer.eval()(IMAGES).shape == (2, 6, 4, 4)
