@@ -69,8 +69,9 @@ def _several(layer: Any, name: str) -> list[str]:
     """The keywords that may be meant by a name for a kind of tensor of which a layer has several."""
     for start, prefixes in getattr(layer, "prefixes_for", {}).items():
         rest = name.removeprefix(start)
-        if rest != name and (rest == "quant" or rest in POLICY_NAMES):
-            return [p + rest for p in prefixes]
+        known = nearest(rest, {"quant", *POLICY_NAMES}, cutoff=0.8) if rest != name else None
+        if known:
+            return [p + known for p in prefixes]
     return []
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from qframework.layers.base import ArgumentsError, QuantLayer
 from qframework.layers.recurrent_building import DirectionBuilder
 from qframework.layers.recurrent_direction import RecurrentDirection
-from qframework.layers.recurrent_parameters import check_prefixes
+from qframework.layers.recurrent_parameters import as_given, check_prefixes
 from qframework.layers.recurrent_state_dict import LoadsTorchWeights
 from qframework.layers.recurrent_steps import state_of, with_batch
 from qframework.proxy import ActQuantProxyFromInjector, QuantProxy
@@ -84,18 +84,23 @@ class QuantRecurrent(LoadsTorchWeights, QuantLayer, nn.Module):
         ]
         own += [n.removesuffix("quant") for n in self.cell_quantizers]
         check_prefixes(self, keywords, (*self.kinds, *own))
-        builder = DirectionBuilder(self, quantizers, keywords, device, dtype)
-        io_quant = builder.activation("io_quant", quantizers["io"], "io_")
-        if return_quant_tensor:
+        with as_given(self, keywords, self.kinds, own):
+            self._build_layers(DirectionBuilder(self, quantizers, keywords, device, dtype), shared)
+
+    def _build_layers(self, builder: DirectionBuilder, shared: Mapping[str, bool]) -> None:
+        io_quant = builder.activation("io_quant", builder.quantizers["io"], "io_")
+        if self.return_quant_tensor:
             self._check_returned("io_quant", io_quant, "input and output")
         common: dict[str, Any] = {"io": io_quant}
         self.layers = nn.ModuleList()
-        for layer in range(num_layers):
-            features = input_size if layer == 0 else hidden_size * (1 + bidirectional)
+        count = 1 + self.bidirectional
+        for layer in range(self.num_layers):
+            features = self.input_size if layer == 0 else self.hidden_size * count
             directions = nn.ModuleList()
-            for _ in range(1 + bidirectional):
-                twin = directions[0] if len(directions) and shared_input_hidden_weights else None
-                directions.append(builder.direction(features, bias, common, shared, twin))
+            for _ in range(count):
+                twin = directions[0] if len(directions) and self._shares_input_weights else None
+                made = builder.direction(features, self.use_bias, common, shared, twin)
+                directions.append(made)
             self.layers.append(directions)
 
     def _check_returned(self, attribute: str, proxy: Any, what: str) -> None:

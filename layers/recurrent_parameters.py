@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qframework.inject import UnknownNameError
+from qframework.inject import QuantizerError, UnknownNameError
 from qframework.inject.errors import nearest
 from qframework.inject.policy import IGNORED_KEYWORDS, POLICY_NAMES
 from qframework.layers.wbiol import QuantWeightLayer
@@ -149,3 +150,32 @@ def check_prefixes(layer: nn.Module, keywords: Iterable[str], prefixes: Iterable
                 f"{type(layer).__name__}: unknown keyword {name}.{hint} Keywords for a quantizer start with "
                 f"{', '.join(repr(p) for p in prefixes)}"
             )
+
+
+@contextmanager
+def as_given(
+    layer: nn.Module, keywords: Mapping[str, Any], kinds: Iterable[str], own: Iterable[str]
+) -> Iterator[None]:
+    """Let errors in building name the layer and the keyword as the user wrote it, not those of a gate that it went to.
+
+    Args:
+        layer: that is built.
+        keywords: the user's.
+        kinds: prefixes that are for several tensors.
+        own: those of single ones.
+    """
+    try:
+        yield
+    except QuantizerError as error:
+        text = str(error).replace(f"{GateWeight.__name__}.", f"{type(layer).__name__}.")
+        for keyword in keywords:
+            kind = next((p for p in kinds if keyword.startswith(p)), None)
+            single = any(keyword.startswith(p) for p in own)
+            if kind is not None and not single:
+                bare = keyword.removeprefix(kind)
+                for prefix in own:
+                    if f"{prefix}{bare}=" in text and prefix + bare not in keywords:
+                        text = text.replace(prefix, kind)
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
