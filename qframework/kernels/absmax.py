@@ -19,7 +19,7 @@ from qframework.functional import (
     rows_of,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Context, Fused, may_fuse, may_overwrite
+from qframework.kernels.autograd import Context, Fused, is_grad_enabled, may_fuse, may_overwrite
 from qframework.kernels.integer import sum_to
 from qframework.kernels.minifloat import minifloat_gradients
 from qframework.kernels.recomputation import note_origin
@@ -238,7 +238,7 @@ def by_absmax(grid: Grid, rule: ScaleRule) -> Callable[[Tensor], tuple[Tensor, T
     scheme = native.Scheme(grid, rule)
 
     def run(w: Tensor) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
+        if not is_grad_enabled():
             return absmax_values(w, scheme)[:2]
         y, scale = _QuantizeByAbsmax.call(w, scheme)
         return note_origin(y, w, scale, None, scheme), scale

@@ -13,12 +13,11 @@ from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from qframework.configuration import settings
 from qframework.kernels import native
-from qframework.kernels.autograd import Fused, is_compiling, transforms_active
+from qframework.kernels.autograd import Fused, is_compiling, is_grad_enabled, may_fuse
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize_as
 from qframework.quant_tensor import QuantTensor
@@ -57,7 +56,8 @@ class Origin(NamedTuple):
 
     def values(self) -> Tensor:
         """The quantized values again."""
-        return self.quantized(self.x, self.scale, self.zero_point).view(self.shape)
+        made = self.quantized(self.x, self.scale, self.zero_point)
+        return made if made.shape == self.shape else made.view(self.shape)
 
     def quantized(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
         """Values on the same grid, by numbers of their own."""
@@ -147,15 +147,13 @@ def origin_of(y: Tensor) -> Origin | None:
     found: _Note | None = y.__dict__.get("origin")
     if (
         found is None
-        or y.grad_fn is None
+        or y.is_leaf
         or y.output_nr != 0
         or y._version != found.version
         or native.address_to_read(y) != found.address
-        or not torch.is_grad_enabled()
-        or transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled(y.device.type)
-        or torch._C._get_tracing_state() is not None
+        or not is_grad_enabled()
+        or not may_fuse()
+        or torch.is_autocast_enabled("cpu" if y.is_cpu else y.device.type)
     ):
         return None
     x = found.x()
