@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from qframework.configuration import settings
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
-from qframework.kernels import native, recomputation
+from qframework.kernels import native
 from qframework.kernels.absmax import note_sums, takes_sums
 from qframework.kernels.autograd import Context, is_compiling, is_grad_enabled, transforms_active
-from qframework.kernels.recomputation import Origin, origin_of
+from qframework.kernels.recomputation import Origin, is_large, origin_of
 from qframework.quant_tensor import TensorLike
 
 _Origins = tuple[Origin | None, Origin | None]
@@ -148,12 +147,8 @@ def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:
         return None
     of_x = origin_of(x) if weight.requires_grad else None
     # Where no gradient needs the weight, that of the weight itself is one that its quantizer may overwrite.
-    of_weight = origin_of(weight) if _is_large(weight) else None
+    of_weight = origin_of(weight) if is_large(weight) else None
     return None if of_x is None and of_weight is None else (of_x, of_weight)
-
-
-def _is_large(weight: Tensor) -> bool:
-    return weight.numel() >= recomputation.LARGE or settings.recompute == "always"
 
 
 def _may_serve(x: TensorLike, weight: TensorLike, *_: object) -> bool:

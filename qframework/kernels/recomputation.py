@@ -22,8 +22,9 @@ from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize_as
 from qframework.quant_tensor import QuantTensor
 
-#: Weights of fewer elements are saved: to make them again costs more than their memory.
-LARGE = 1 << 20
+#: Weights of fewer elements are saved: to make them again costs more than their memory. Those of convolutions are small beside what
+#: these are applied to.
+LARGE, LARGE_KERNELS = 1 << 16, 1 << 20
 
 
 class Origin(NamedTuple):
@@ -142,6 +143,12 @@ class _Note(NamedTuple):
     address: int
 
 
+def is_large(weight: Tensor) -> bool:
+    """Whether a weight is made again rather than saved."""
+    least = LARGE if weight.dim() < 3 else LARGE_KERNELS
+    return weight.numel() >= least or settings.recompute == "always"
+
+
 def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
     found: _Note | None = y.__dict__.get("origin")
@@ -204,7 +211,7 @@ def note_origin(
     """Let ``y`` know what it can be made of again, where that is quick, and saves memory worth the time."""
     wanted = settings.recompute
     quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
-    if wanted == "auto" and type(x) is Parameter and x.numel() < LARGE:
+    if type(x) is Parameter and not is_large(x):
         return y
     if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
         made_of = (scale, zero_point, scheme, y.grad_fn, y.shape)
