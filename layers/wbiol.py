@@ -261,7 +261,7 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
         ):
             raise RuntimeError(self._not_configured(quant_input, quant_weight))
         quant_bias, bias_quant = self._parameters.get("bias"), parts["bias_quant"]
-        if quant_bias is None:  # there is none, or it is computed
+        if quant_bias is None and "bias" not in self._parameters:  # it is computed
             quant_bias = self.bias
         if quant_bias is not None and not bias_quant.is_idle:
             quant_bias = bias_quant(quant_bias, quant_input, quant_weight)

@@ -22,7 +22,8 @@ class Kernel(NamedTuple, Generic[R]):
     Attributes:
         name: what it is, for people.
         serves: whether it gives for some arguments what the definition gives.
-        run: the form itself; both are called with all arguments of the function, by position.
+        run: the form itself, which may yet return ``NotImplemented``; both are called with all arguments of the function, by
+            position.
     """
 
     name: str
@@ -71,7 +72,9 @@ def defined(body: Callable[P, R]) -> Defined[P, R]:
                 pass
         for kernel in kernels:
             if not kwargs and kernel.serves(*args):
-                return kernel.run(*args)
+                found = kernel.run(*args)
+                if found is not NotImplemented:
+                    return found
         return body(*args, **kwargs)
 
     function = cast(Any, call)

@@ -19,7 +19,7 @@ from qframework.functional import (
     rows_of,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Context, Fused, may_fuse, may_overwrite
+from qframework.kernels.autograd import Context, Fused, is_grad_enabled, may_fuse, may_overwrite
 from qframework.kernels.integer import sum_to
 from qframework.kernels.minifloat import minifloat_gradients
 from qframework.kernels.recomputation import note_origin
@@ -34,26 +34,21 @@ def _native_layout(
     x: Tensor, scheme: native.Scheme, *numbers: Tensor, **gradients: Any
 ) -> native.Layout | None:
     rule: Any = scheme.rule
-    if rule.channel_axis not in (None, 0):
-        return None
-    if rule.reduced_axis is None:
-        shape = rule.shape
-    elif rule.reduced_axis in (-1, x.dim() - 1):
-        shape = native.row_shape(x)
-    else:
-        return None
-    return native.serves(x, shape, native.rounding_of(scheme.grid), *numbers, **gradients)
-
-
-def _is_whole(rule: ScaleRule) -> bool:
-    """Whether there is one scale for all."""
-    return rule.channel_axis is None and rule.reduced_axis is None
+    shape = rule.shape
+    if not scheme.is_whole:
+        if rule.channel_axis not in (None, 0):
+            return None
+        if rule.reduced_axis is not None:
+            if rule.reduced_axis not in (-1, x.dim() - 1):
+                return None
+            shape = native.row_shape(x)
+    return native.serves(x, shape, scheme.rounding, *numbers, **gradients)
 
 
 def absmax_values(x: Tensor, scheme: native.Scheme) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values and scale, and the largest magnitude where there is one."""
     rule: Any = scheme.rule
-    whole, layout = _is_whole(rule), _native_layout(x, scheme)
+    whole, layout = scheme.is_whole, _native_layout(x, scheme)
     top: Tensor | None
     if layout is not None and rule.domain == "fp":
         if whole:
@@ -101,7 +96,7 @@ class _QuantizeByAbsmax(Fused):
     def gradients(ctx: Context, grad: Tensor | None, grad_scale: Tensor | None) -> Any:  # type: ignore[override]
         x, scale, top = ctx.saved_tensors
         overwrite = grad is not None and may_overwrite(grad, x)
-        if grad is not None and grad_scale is None:
+        if grad is not None and grad_scale is None and not ctx.how.is_whole:
             found = sums_of(grad)
             if found is not None:
                 return _with_shares(grad, x, *found, ctx.how.rule, overwrite), None
@@ -238,7 +233,7 @@ def by_absmax(grid: Grid, rule: ScaleRule) -> Callable[[Tensor], tuple[Tensor, T
     scheme = native.Scheme(grid, rule)
 
     def run(w: Tensor) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
+        if not is_grad_enabled():
             return absmax_values(w, scheme)[:2]
         y, scale = _QuantizeByAbsmax.call(w, scheme)
         return note_origin(y, w, scale, None, scheme), scale

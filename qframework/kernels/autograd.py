@@ -16,7 +16,7 @@ from qframework.configuration import settings
 # Named here, because to look them up in torch each time takes long where nothing is in a cache.
 is_compiling = torch.compiler.is_compiling
 _functorch_active = torch._C._are_functorch_transforms_active
-_is_grad_enabled = torch.is_grad_enabled
+is_grad_enabled = torch.is_grad_enabled
 _is_batched = torch._C._functorch.is_batchedtensor
 _is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 _tracing_state = torch._C._get_tracing_state
@@ -122,7 +122,7 @@ def safe_from_writes(x: Tensor) -> Tensor:
     Both share their memory until one of them is written to, which is when torch copies it. So ``x += relu(x)`` works, as it does
     behind a ReLU that saves its result.
     """
-    if is_compiling() or not _is_grad_enabled() or x.is_leaf or not (x.is_cpu or x.is_cuda):
+    if is_compiling() or not is_grad_enabled() or x.is_leaf or not (x.is_cpu or x.is_cuda):
         return x  # nobody may write to a leaf, and compilers look after writes themselves
     try:
         return _lazy_clone(x)
@@ -159,7 +159,7 @@ class Fused(Function):
         super().__init_subclass__(**kwargs)
 
         def backward(ctx: Context, *grads: Any) -> Any:
-            if not is_compiling() and (_is_grad_enabled() or transforms_active(*grads)):
+            if not is_compiling() and (is_grad_enabled() or transforms_active(*grads)):
                 return through_definition(cls, ctx, grads)
             return cls.gradients(ctx, *grads)
 
@@ -211,7 +211,7 @@ def apply(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)`` outside of transforms; without a gradient its ``forward`` alone."""
     if is_compiling():
         return function.apply(*args)  # type: ignore[no-untyped-call]
-    if not _is_grad_enabled():
+    if not is_grad_enabled():
         return function.forward(_NoGraph(), *args)
     return super(Function, function).apply(*args)  # type: ignore[misc]
 
@@ -287,7 +287,7 @@ def may_overwrite(grad: Tensor, like: Tensor) -> bool:
         and grad.is_cpu
         and grad.stride() == like.stride()
         and not is_compiling()
-        and not torch.is_grad_enabled()
+        and not is_grad_enabled()
         and _compiler() is None
         and _holders(grad) in _alone(_held_by_calls())
     )

@@ -16,7 +16,7 @@ from qframework.functional import (
     quantize_by_learned_scale,
 )
 from qframework.kernels import native
-from qframework.kernels.autograd import Context, Fused, may_fuse, may_overwrite
+from qframework.kernels.autograd import Context, Fused, is_grad_enabled, may_fuse, may_overwrite
 from qframework.kernels.integer import can_fuse_relu, quantize_gradients
 from qframework.kernels.recomputation import note_origin
 from qframework.kernels.rounding import quantize
@@ -93,7 +93,7 @@ def by_learned_scale(
     def run(x: Tensor, stored: Tensor) -> tuple[Tensor, Tensor]:
         if relu and not fuses:
             x = torch.relu(x)
-        if not torch.is_grad_enabled():
+        if not is_grad_enabled():
             return _values(x, stored, scheme)
         y, scale = _QuantizeByLearnedScale.call(x, stored, scheme)
         return note_origin(y, x, scale, None, scheme), scale

@@ -9,13 +9,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from qframework.configuration import settings
 from qframework.functional import add_kernel, convolution, linear, transposed_convolution
 from qframework.functional.products import Numbers
-from qframework.kernels import native, recomputation
+from qframework.kernels import native
 from qframework.kernels.absmax import note_sums, takes_sums
-from qframework.kernels.autograd import Context, is_compiling, transforms_active
-from qframework.kernels.recomputation import Origin, origin_of
+from qframework.kernels.autograd import Context, is_compiling, is_grad_enabled, transforms_active
+from qframework.kernels.recomputation import Origin, is_large, origin_of
 from qframework.quant_tensor import TensorLike
 
 _Origins = tuple[Origin | None, Origin | None]
@@ -49,7 +48,7 @@ def _operands(ctx: Context) -> tuple[Any, Any]:
 def _made(operand: Any) -> Any:
     if not isinstance(operand, Origin):
         return operand
-    return operand.differentiable() if torch.is_grad_enabled() else operand.values()
+    return operand.differentiable() if is_grad_enabled() else operand.values()
 
 
 class _Convolution(Function):
@@ -87,7 +86,7 @@ class _Linear(Function):
         grad_bias = rows.sum(0) if need_bias else None
         x = _made(x) if need_weight else None
         x = None if x is None else x.reshape(-1, x.shape[-1])
-        alone = rows.is_cpu and not torch.is_grad_enabled() and not transforms_active(rows)
+        alone = rows.is_cpu and not is_grad_enabled() and not transforms_active(rows)
         if isinstance(weight, Origin) and alone:
             grad_x, grad_weight = _in_parts(rows, x, weight, need_x)
         else:
@@ -144,51 +143,41 @@ def _room_for(weight: Origin) -> Tensor:
 
 def _origins(x: TensorLike, weight: TensorLike) -> _Origins | None:
     """What to save instead of both operands, None for one that is saved itself; None where both are."""
-    if is_compiling() or not torch.is_grad_enabled():
-        return None
     if type(x) is not Tensor or type(weight) is not Tensor:
         return None
     of_x = origin_of(x) if weight.requires_grad else None
     # Where no gradient needs the weight, that of the weight itself is one that its quantizer may overwrite.
-    of_weight = origin_of(weight) if _is_large(weight) else None
+    of_weight = origin_of(weight) if is_large(weight) else None
     return None if of_x is None and of_weight is None else (of_x, of_weight)
 
 
-def _is_large(weight: Tensor) -> bool:
-    return weight.numel() >= recomputation.LARGE or settings.recompute == "always"
+def _may_serve(x: TensorLike, weight: TensorLike, *_: object) -> bool:
+    """Whether operands may know what they were made of; only to look at them tells."""
+    return not is_compiling() and is_grad_enabled()
 
 
-def _serves_linear(x: TensorLike, weight: TensorLike, *_: object) -> bool:
-    return _origins(x, weight) is not None and x.dim() >= 2 and weight.dim() == 2
-
-
-@add_kernel(linear, "recomputing", _serves_linear)
+@add_kernel(linear, "recomputing", _may_serve)
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
-    return super(Function, _Linear).apply(x, weight, bias, _origins(x, weight))  # type: ignore[misc]
+    origins = _origins(x, weight)
+    if origins is None or x.dim() < 2 or weight.dim() != 2:
+        return NotImplemented
+    return super(Function, _Linear).apply(x, weight, bias, origins)  # type: ignore[misc]
 
 
-def _serves_convolution(
-    x: TensorLike, weight: TensorLike, bias: object, stride: object, padding: object, *_: object
-) -> bool:
-    if _origins(x, weight) is None:
-        return False
-    return bool(x.dim() == weight.dim()) and not isinstance(padding, str)
-
-
-@add_kernel(convolution, "recomputing", _serves_convolution)
+@add_kernel(convolution, "recomputing", _may_serve)
 def _convolution(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     stride: Numbers,
-    padding: Numbers,
+    padding: str | Numbers,
     dilation: Numbers,
     groups: int,
-) -> Tensor:
+) -> Any:
     return _call(x, weight, bias, stride, padding, dilation, False, 0, groups)
 
 
-@add_kernel(transposed_convolution, "recomputing", _serves_convolution)
+@add_kernel(transposed_convolution, "recomputing", _may_serve)
 def _transposed_convolution(
     x: Tensor,
     weight: Tensor,
@@ -198,7 +187,7 @@ def _transposed_convolution(
     output_padding: Numbers,
     groups: int,
     dilation: Numbers,
-) -> Tensor:
+) -> Any:
     return _call(x, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
@@ -207,17 +196,19 @@ def _call(
     weight: Tensor,
     bias: Tensor | None,
     stride: Numbers,
-    padding: Numbers,
+    padding: str | Numbers,
     dilation: Numbers,
     transposed: bool,
     output_padding: Numbers,
     groups: int,
-) -> Tensor:
+) -> Any:
+    origins = _origins(x, weight)
+    if origins is None or isinstance(padding, str) or x.dim() != weight.dim():
+        return NotImplemented
     axes = weight.dim() - 2
     steps, pads, gaps, output_pads = (
         [n] * axes if isinstance(n, int) else list(n)
         for n in (stride, padding, dilation, output_padding)
     )
     how = (steps, pads, gaps, transposed, output_pads, groups)
-    origins = _origins(x, weight)
-    return super(Function, _Convolution).apply(x, weight, bias, origins, how)  # type: ignore[misc, no-any-return]
+    return super(Function, _Convolution).apply(x, weight, bias, origins, how)  # type: ignore[misc]

@@ -13,18 +13,18 @@ from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from qframework.configuration import settings
 from qframework.kernels import native
-from qframework.kernels.autograd import Fused, is_compiling, transforms_active
+from qframework.kernels.autograd import Fused, is_compiling, is_grad_enabled, may_fuse
 from qframework.kernels.native import tensors
 from qframework.kernels.rounding import quantize_as
 from qframework.quant_tensor import QuantTensor
 
-#: Weights of fewer elements are saved: to make them again costs more than their memory.
-LARGE = 1 << 20
+#: Weights of fewer elements are saved: to make them again costs more than their memory. Those of convolutions are small beside what
+#: these are applied to.
+LARGE, LARGE_KERNELS = 1 << 16, 1 << 20
 
 
 class Origin(NamedTuple):
@@ -57,7 +57,8 @@ class Origin(NamedTuple):
 
     def values(self) -> Tensor:
         """The quantized values again."""
-        return self.quantized(self.x, self.scale, self.zero_point).view(self.shape)
+        made = self.quantized(self.x, self.scale, self.zero_point)
+        return made if made.shape == self.shape else made.view(self.shape)
 
     def quantized(self, x: Tensor, scale: Tensor | None, zero_point: Tensor | None) -> Tensor:
         """Values on the same grid, by numbers of their own."""
@@ -142,20 +143,24 @@ class _Note(NamedTuple):
     address: int
 
 
+def is_large(weight: Tensor) -> bool:
+    """Whether a weight is made again rather than saved."""
+    least = LARGE if weight.dim() < 3 else LARGE_KERNELS
+    return weight.numel() >= least or settings.recompute == "always"
+
+
 def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
     found: _Note | None = y.__dict__.get("origin")
     if (
         found is None
-        or y.grad_fn is None
+        or y.is_leaf
         or y.output_nr != 0
         or y._version != found.version
         or native.address_to_read(y) != found.address
-        or not torch.is_grad_enabled()
-        or transforms_active()
-        or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled(y.device.type)
-        or torch._C._get_tracing_state() is not None
+        or not is_grad_enabled()
+        or not may_fuse()
+        or torch.is_autocast_enabled("cpu" if y.is_cpu else y.device.type)
     ):
         return None
     x = found.x()
@@ -206,7 +211,7 @@ def note_origin(
     """Let ``y`` know what it can be made of again, where that is quick, and saves memory worth the time."""
     wanted = settings.recompute
     quick = x.is_cpu and settings.kernels == "auto" and x.numel() >= tensors.SMALLEST
-    if wanted == "auto" and type(x) is Parameter and x.numel() < LARGE:
+    if type(x) is Parameter and not is_large(x):
         return y
     if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
         made_of = (scale, zero_point, scheme, y.grad_fn, y.shape)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qframework.core.float_quant import FloatQuant
 from qframework.functional import IntegerGrid, Range, fake_quantize, minifloat_quantize
-from qframework.kernels.autograd import is_compiling, may_fuse
+from qframework.kernels.autograd import is_compiling, is_grad_enabled, may_fuse
 from qframework.kernels.native.static import StaticQuantizer
 from qframework.kernels.plan import Plan
 from qframework.kernels.prepare import may_collect
@@ -114,7 +114,7 @@ def _integers(scale: Tensor, zero_point: Tensor | None, grid: IntegerGrid) -> St
             return fake_quantize(x, scale, zero_point, grid, relu)
         if modes_active() or not is_plain(x):
             return fake_quantize.definition(x, scale, zero_point, grid, relu)
-        if may_fuse() and not torch.is_grad_enabled():
+        if may_fuse() and not is_grad_enabled():
             quick = known  # once, as other threads may call it, too
             y = None if quick is None else quick(x, relu)
             if y is not None:
@@ -135,7 +135,7 @@ def _minifloats(plan: Plan, quantizer: FloatQuant, scale: Tensor) -> Step:
             return minifloat_quantize(x, used, *plan.format)
         if modes_active() or not is_plain(x):
             return minifloat_quantize.definition(x, used, *plan.format)
-        if may_fuse() and not torch.is_grad_enabled():
+        if may_fuse() and not is_grad_enabled():
             quick: StaticQuantizer | None = known
             y = None if quick is None else quick(x, False)
             if y is not None:

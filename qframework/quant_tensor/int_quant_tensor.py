@@ -10,7 +10,7 @@ from torch import Tensor
 from qframework.functional import is_half, max_int, min_int, upcast
 from qframework.quant_tensor import algebra
 from qframework.quant_tensor.base import Operand
-from qframework.quant_tensor.record import Record, fill, register
+from qframework.quant_tensor.record import Record, fill, is_compiling, register
 from qframework.quant_tensor.source import Source, can_read, scale_only
 from qframework.quant_tensor.validation import as_tensor, check_fields, check_names
 
@@ -101,7 +101,7 @@ class IntQuantTensor(Record):
             has_zero: as for the class.
         """
         self = object.__new__(cls)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             fill(self, (*output[:4], signed, training, source, symmetric, has_zero))
             return self
         held = self.__dict__

@@ -20,6 +20,8 @@ Self = TypeVar("Self", bound="Record")
 Codes = Tensor | Callable[[], Tensor | None] | None
 
 
+# Named here, because to look them up in torch each time takes long where nothing is in a cache.
+is_compiling = torch.compiler.is_compiling
 _tracing_state = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes, _function_modes = (
@@ -31,7 +33,7 @@ _dispatch_modes, _function_modes = (
 def _can_wait() -> bool:
     """Whether what is computed later is what would be computed now: nothing looks on that may look no more."""
     return not (
-        torch.compiler.is_compiling()
+        is_compiling()
         or _tracing_state() is not None
         or _transforms_active()
         or _dispatch_modes()
@@ -100,7 +102,7 @@ class Record(QuantTensor):
     def replace(self: Self, **changes: object) -> Self:
         """The same record with exactly these fields replaced, for rules: nothing is checked or looked up."""
         out = object.__new__(type(self))
-        if not torch.compiler.is_compiling():
+        if not is_compiling():
             held = {**self.__dict__, **changes}
             held.pop("_codes", None)
             out.__dict__.update(held)
@@ -241,7 +243,7 @@ def has_field(x: object, name: str) -> bool:
 def fill(record: Record, fields: tuple[Any, ...]) -> None:
     """Set all fields of a record that is being made."""
     named = zip(record.tensor_names + record.static_names, fields, strict=True)
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         record.__dict__.update(named)
         return
     for name, content in named:

@@ -56,7 +56,8 @@ class Case(NamedTuple):
     def serving(self, tensors: list[Tensor]) -> list[Kernel]:
         """The kernels that take arguments made of these tensors."""
         arguments = self.arguments(*tensors)
-        return [kernel for kernel in self.function.kernels if kernel.serves(*arguments)]
+        found = [kernel for kernel in self.function.kernels if kernel.serves(*arguments)]
+        return [kernel for kernel in found if kernel.run(*arguments) is not NotImplemented]
 
     def run(self, kernel: Kernel, tensors: list[Tensor]) -> list[Tensor]:
         """The results of a kernel."""

@@ -17,6 +17,7 @@ from frozen_layers import (
     proxies,
 )
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import qframework
 from qframework.core.quant import RescalingIntQuant
@@ -406,6 +407,25 @@ def test_transforms_and_tracers_inside_leave_nothing_behind() -> None:
                         assert not torch._C._functorch.is_functorch_wrapped_tensor(
                             entry.result.value
                         )
+
+
+@torch.no_grad()
+def test_modes_see_what_a_frozen_activation_computes() -> None:
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    layer, x, names = QuantReLU().eval(), torch.randn(64, 64), []
+    layer.act_quant.tensor_quant.scaling_impl.value.data.fill_(2.0)
+    before = layer(x)
+    with qframework.frozen(layer):
+        assert torch.equal(layer(x), before)  # by a call that is laid out, from here on
+        with Seen():
+            inside = layer(x)
+        assert torch.equal(inside, before) and any("round" in name for name in names)
+        dual = torch.func.jvp(layer, (x,), (torch.ones_like(x),))
+        assert torch.equal(dual[0], before)
 
 
 def test_a_model_may_be_frozen_within_a_transform() -> None:

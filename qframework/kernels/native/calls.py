@@ -95,12 +95,12 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 def _taps(x: Tensor) -> int:
     """How far apart the indices of neighbours in memory are: 1, or in channels-last format the taps of a kernel."""
-    return math.prod(x.shape[2:]) if is_channels_last(x) and not x.is_contiguous() else 1
+    return 1 if x.is_contiguous() or not is_channels_last(x) else math.prod(x.shape[2:])
 
 
-def _laid_out(grad: Tensor | None, like: Tensor) -> Tensor | None:
+def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
     """A gradient that comes in through a scale, as C++ reads it; autograd may have expanded it."""
-    return None if grad is None else grad.to(like.dtype).contiguous()
+    return grad.to(like.dtype).contiguous()
 
 
 def at(t: Tensor | None) -> int | None:
@@ -149,7 +149,7 @@ def gradients(
     grad_x = g if passes or overwrite else empty_like(x)
     of_scale = scale if stored is None else stored
     grad_scale = None if of_scale is None else torch.empty_like(of_scale)
-    if scale is not None:
+    if scale is not None and grad_of_scale is not None:
         grad_of_scale = _laid_out(grad_of_scale, scale)
     grad_zero = None if zero_point is None else torch.empty_like(zero_point)
     _run(
@@ -306,8 +306,10 @@ def absmax_gradients(
         scheme: with the rule of the scale, of any domain.
         overwrite: write where ``g`` is.
     """
-    x = dense(x)
-    grad_x, grad_of_scale = g if overwrite else empty_like(x), _laid_out(grad_of_scale, scale)
+    x = x if x.is_contiguous() else dense(x)
+    grad_x = g if overwrite else empty_like(x)
+    if grad_of_scale is not None:
+        grad_of_scale = _laid_out(grad_of_scale, scale)
     _run(
         _ROW_ABSMAX_GRADIENTS if top is None else _ABSMAX_GRADIENTS,
         layout,

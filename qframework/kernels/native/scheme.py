@@ -39,10 +39,14 @@ class Scheme:
         relu: whether ``relu(x)`` is quantized.
     """
 
-    __slots__ = ("_told", "grid", "relu", "rule")
+    __slots__ = ("_told", "grid", "is_whole", "relu", "rounding", "rule")
 
     def __init__(self, grid: Grid, rule: ScaleRule | None = None, relu: bool = False) -> None:
         self.grid, self.rule, self.relu = grid, rule, relu
+        #: see :func:`rounding_of`
+        self.rounding = rounding_of(grid)
+        #: whether there is one scale for all
+        self.is_whole = rule is None or (rule.channel_axis is None and rule.reduced_axis is None)
         self._told: Any = None
 
     def told(self) -> Any:
@@ -50,17 +54,15 @@ class Scheme:
         found = self._told
         if found is None:
             numbers = {**_numbers_of(self.grid), **_numbers_of_scale(self.rule)}
-            found = self._told = ctypes.byref(Call(relu=self.relu, **numbers))
+            rounding = ROUNDINGS[self.rounding]
+            found = self._told = ctypes.byref(Call(relu=self.relu, rounding=rounding, **numbers))
         return found
 
 
 def _numbers_of(grid: Grid) -> dict[str, Any]:
-    rounding = ROUNDINGS[rounding_of(grid)]
-    clamps: dict[str, Any] = {"rounding": rounding, "clamp_gradient": int(grid.clamp_gradient)}
     if isinstance(grid, IntegerGrid):
-        if grid.clips_first:
-            clamps["clamp_gradient"] = 2
-        return {"low": grid.minimum, "high": grid.maximum, **clamps}
+        clamps = 2 if grid.clips_first else int(grid.clamp_gradient)
+        return {"low": grid.minimum, "high": grid.maximum, "clamp_gradient": clamps}
     mantissa, bias, largest, signed, overflow = grid.format
     return {
         "low": -largest if signed else 0.0,
@@ -68,7 +70,7 @@ def _numbers_of(grid: Grid) -> dict[str, Any]:
         "least_normal": 2.0 ** (1 - bias),
         "overflow": overflow,
         "mantissa_bits": mantissa,
-        **clamps,
+        "clamp_gradient": int(grid.clamp_gradient),
     }
 
 

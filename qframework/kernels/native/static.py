@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from qframework.kernels.native import tensors
 from qframework.kernels.native.build import library
@@ -13,9 +12,6 @@ from qframework.kernels.native.scheme import Grid, Scheme, rounding_of
 from qframework.kernels.native.tensors import DTYPES, address_to_read, is_dense, serves
 
 # Named here: see tensors.py.
-_tracing_state = torch._C._get_tracing_state
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transforms_active = torch._C._are_functorch_transforms_active
 _threads, _empty_like = torch.get_num_threads, torch.empty_like
 _NOTHING = (None,) * 6
 
@@ -49,22 +45,19 @@ class StaticQuantizer:
         return cls(x.dtype, scale, zero_point, grid)
 
     def __call__(self, x: Tensor, relu: bool) -> Tensor | None:
-        """The quantized values; None where the ordinary function has to."""
+        """The quantized values, where fused functions may run and no mode looks on; None where the ordinary function has to."""
         # As in tensors.serves, in one frame: between two convolutions each takes several times as long as alone.
+        n = x.numel()
         if (
             type(x) is not Tensor
             or x.dtype is not self._dtype
-            or x.numel() < tensors.SMALLEST
-            or not is_dense(x)
+            or n < tensors.SMALLEST
+            or not (x.is_contiguous() or is_dense(x))
             or not x.is_cpu
             or x.is_neg()
-            or _tracing_state() is not None
-            or _dispatch_modes() > 0
-            or _transforms_active()
-            or forward_ad._current_level >= 0
         ):
             return None
-        y, n = _empty_like(x), x.numel()
+        y = _empty_like(x)
         places = (address_to_read(x), None, y.data_ptr(), *self._addresses)
         self._run(0, *self._how[relu], *places, *_NOTHING, n, 1, n, 1, _threads())
         return y
