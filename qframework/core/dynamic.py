@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qframework.core.base import CoreModule, NotStated, Stated
 from qframework.core.function_wrapper import OverOutputFeaturesView, OverTensorView
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
-from qframework.core.statistic_shape import in_shape
+from qframework.core.statistic_shape import reshaped
 from qframework.core.zero_point import shift_zero_point
 from qframework.functional import Granularity, ScaleRule, StatisticRule, upcast
 
@@ -26,7 +26,7 @@ def _statistic(statistic: nn.Module, view: nn.Module, x: Tensor, per_row: bool) 
     shape = _shape(x, per_row)
     if x.numel() == 0:
         return upcast(x).new_zeros(shape)
-    return in_shape(statistic(view(x)), statistic, shape)
+    return reshaped(statistic(view(x)), statistic, shape)
 
 
 class RuntimeDynamicStatsScaling(CoreModule):

@@ -20,7 +20,7 @@ from qframework.core.scaling import (
     ParameterFromRuntimeStatsScaling,
     ParameterFromStatsFromParameterScaling,
 )
-from qframework.core.statistic_shape import in_shape
+from qframework.core.statistic_shape import reshaped
 from qframework.core.stats import Statistic, sees_all
 from qframework.functional import (
     IntegerGrid,
@@ -343,7 +343,7 @@ class LearnedOffset(_Slowed, CollectThenLearn):
 
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The minimum of a batch, in the shape of the zero point."""
-        return in_shape(self.stats(self.view(x)), self.stats, self.shape, "zero point")
+        return reshaped(self.stats(self.view(x)), self.stats, self.shape, "zero point")
 
     def from_statistic(self, statistic: Tensor, *context: Tensor) -> Tensor:
         """The statistic itself."""

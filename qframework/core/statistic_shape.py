@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from qframework.core.naming import where
 
 
-def in_shape(statistic: Any, part: nn.Module, shape: tuple[int, ...], of: str = "scale") -> Tensor:
+def reshaped(statistic: Any, part: nn.Module, shape: tuple[int, ...], of: str = "scale") -> Tensor:
     """A statistic in the shape of what is made of it.
 
     Args:

@@ -13,7 +13,7 @@ from qframework.core.collector import CollectThenLearn, whole_statistic
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.scaling.affine import affine_or_none
 from qframework.core.scaling.from_parameter import statistic_axis
-from qframework.core.statistic_shape import in_shape
+from qframework.core.statistic_shape import reshaped
 from qframework.core.tracked import tracked_view
 from qframework.functional import Granularity, StatisticRule, abs_binary_sign_grad, compute_dtype
 
@@ -172,7 +172,7 @@ class StatsFromParameterZeroPoint(CoreModule):
         else:
             viewed = self.view(x)
         statistic = self.stats(viewed, *self.context())
-        return in_shape(statistic, self.stats, self.zero_point_shape, "zero point")
+        return reshaped(statistic, self.stats, self.zero_point_shape, "zero point")
 
     def offset(self, x: Tensor) -> Tensor:
         """Minus the statistic."""
@@ -271,7 +271,7 @@ class ParameterFromRuntimeZeroPoint(CollectThenLearn):
 
     def statistic(self, x: Tensor, *context: Tensor) -> Tensor:
         """The statistic of a batch, in the shape of the zero point."""
-        return in_shape(self.stats(self.view(x), *context), self.stats, self.shape, "zero point")
+        return reshaped(self.stats(self.view(x), *context), self.stats, self.shape, "zero point")
 
     def statistic_rule(self, stated: Stated) -> StatisticRule:
         """The statistic, where it is one of all elements."""

@@ -12,7 +12,7 @@ from qframework.core.base import CoreModule, NotStated, Stated, number_of
 from qframework.core.following import FollowsParameters, follow
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
-from qframework.core.statistic_shape import in_shape
+from qframework.core.statistic_shape import reshaped
 from qframework.core.tracked import tracked_view
 from qframework.functional import Granularity, ScaleRule, StatisticRule, compute_dtype
 
@@ -94,7 +94,7 @@ class StatsFromParameterScaling(CoreModule):
             viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
         else:
             viewed = self.view(x)
-        return in_shape(
+        return reshaped(
             self.scaling_stats_impl(viewed), self.scaling_stats_impl, self.scaling_shape
         )
 
@@ -155,7 +155,7 @@ class ParameterFromStatsFromParameterScaling(FollowsParameters, StatsFromParamet
     def computed(self) -> Tensor:
         """The statistic of the tracked parameters, in its domain."""
         viewed = tracked_view(self.tracked_parameter_list, self.view, self.concat_dim)
-        statistic = in_shape(
+        statistic = reshaped(
             self.scaling_stats_impl(viewed), self.scaling_stats_impl, self.scaling_shape
         )
         return self.stats_scaling_impl.stored(statistic)

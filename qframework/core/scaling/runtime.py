@@ -21,7 +21,7 @@ from qframework.core.function_wrapper import OverBatchOverTensorView
 from qframework.core.notice import LeftOut, add_left_out
 from qframework.core.restrict_val import RestrictValue, ScaleRestriction
 from qframework.core.scaling.affine import StatsScaling, affine_or_none
-from qframework.core.statistic_shape import in_shape
+from qframework.core.statistic_shape import reshaped
 from qframework.functional import ScaleRule, StatisticRule, compute_dtype, is_recomputing
 
 
@@ -81,7 +81,7 @@ class RuntimeStats(LeftOut):
             return self.running_stats
         if x.numel() == 0:
             return share(self, self.running_stats)
-        statistic = in_shape(self.stats(self.view(x)), self.stats, self.shape)
+        statistic = reshaped(self.stats(self.view(x)), self.stats, self.shape)
         statistic = share(self, statistic)
         if is_recomputing():
             return statistic
@@ -260,7 +260,7 @@ class ParameterFromRuntimeStatsScaling(CollectThenLearn):
 
     def shaped(self, statistic: Tensor) -> Tensor:
         """In the shape of the scale, above the minimum."""
-        statistic = in_shape(statistic, self.scaling_stats_impl, self.shape)
+        statistic = reshaped(statistic, self.scaling_stats_impl, self.shape)
         return self.restriction.clamp_min(statistic)  # type: ignore[no-any-return]
 
     def to_stored(self, statistic: Tensor) -> Tensor:
