@@ -40,7 +40,7 @@ from qframework.kernels.plan import Form, Plan, Reader, known_rounding
 from qframework.kernels.prepare_minifloats import plan_minifloats
 from qframework.kernels.prepare_signs import plan_signs
 from qframework.kernels.trust import Guards, distrust, giver_of, is_plain
-from qframework.quant_tensor.record import Later
+from qframework.quant_tensor.later import Later, as_before
 
 
 def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
@@ -305,20 +305,25 @@ def _beside(width: Any, bits: int, may_wait: bool = True) -> Beside:
 
 
 class _Constants(Later):
-    """A zero point and a bit width that are known, before they are tensors."""
+    """A zero point and a bit width that are known, before they are tensors; of the scale it keeps no graph alive."""
 
-    __slots__ = ("_bits", "_place", "_scale")
+    __slots__ = ("_bits", "_device", "_dtype", "_place")
 
     def __init__(self, scale: Tensor, place: Any, bits: float) -> None:
         self._found = {}
-        self._scale, self._place, self._bits = scale, place, bits
+        self._dtype, self._device = scale.dtype, scale.device
+        self._place, self._bits = place, bits
 
     def fields(self) -> dict[str, Tensor]:
         if not self._found:
-            with torch.inference_mode(False):
-                bit_width = self._place.new_full((), self._bits)
-                self._found = {"zero_point": _zero(self._scale), "bit_width": bit_width}
+            self._found = as_before(self._numbers, False)
         return self._found
+
+    def _numbers(self) -> dict[str, Tensor]:
+        return {
+            "zero_point": torch.zeros((), dtype=self._dtype, device=self._device),
+            "bit_width": self._place.new_full((), self._bits),
+        }
 
 
 #: The dtypes of bit widths.
