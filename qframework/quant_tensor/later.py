@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 _tracing_state = torch._C._get_tracing_state
+_set_tracing_state: Callable[[object], None] = torch._C._set_tracing_state  # type: ignore[attr-defined]
 _transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_modes, _function_modes = (
     torch._C._len_torch_dispatch_stack,
@@ -47,11 +48,11 @@ def _without_onlookers() -> Iterator[None]:
         stack.enter_context(temporarily_clear_interpreter_stack())
         if _dispatch_modes():
             stack.enter_context(_disable_current_modes())
-        torch._C._set_tracing_state(None)
+        _set_tracing_state(None)
         try:
             yield
         finally:
-            torch._C._set_tracing_state(trace)
+            _set_tracing_state(trace)
 
 
 def as_before(make: Callable[[], dict[str, Tensor]], grad: bool) -> dict[str, Tensor]:

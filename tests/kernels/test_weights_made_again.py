@@ -34,6 +34,7 @@ def in_parts(monkeypatch) -> None:
     """Whatever the size, in several parts."""
     monkeypatch.setattr(tensors, "SMALLEST", 1)
     monkeypatch.setattr(recomputation, "LARGE", 1)
+    monkeypatch.setattr(autograd, "_WORTH", 1)
     monkeypatch.setattr(products, "_AT_ONCE", 1400)  # the last part is shorter
     with qframework.settings.use(kernels="auto", recompute="auto"):
         yield
