@@ -121,6 +121,11 @@ def giver_of(kind: type, name: str) -> Any:
     return next((c for c in kind.__mro__ if name in vars(c)), None)
 
 
+def are_ours(kind: type, *methods: str) -> bool:
+    """Whether methods of a class of parts are the package's, rather than of one that vouches for its own rule."""
+    return all(giver_of(kind, name).__module__.startswith("qframework.") for name in methods)
+
+
 def distrust(part: nn.Module, method: str = "rule") -> str | None:
     """Why what a part states isn't what it computes; None where it is.
 
@@ -241,6 +246,7 @@ def function_names(kind: type) -> tuple[str, ...]:
 _distrust_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
 distrust_all._dynamo_marked_constant = True  # type: ignore[attr-defined]
 function_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
+are_ours._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _contents(held: Any) -> Iterator[Any]:
