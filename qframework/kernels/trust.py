@@ -277,6 +277,7 @@ class Guards:
     def __init__(self) -> None:
         self.parts: list[nn.Module] = []
         self.types: list[type] = []
+        self.own: list[dict[str, Any]] = []
         self.containers: list[Sized] = [*_GLOBAL_HOOKS, *(vars(base) for base in _BASES)]  # type: ignore[list-item]
         self.namespaces: list[Any] = []
         self.names: list[str] = []
@@ -310,6 +311,7 @@ class Guards:
         self.parts.append(part)
         self.types.append(type(part))
         own = vars(part)
+        self.own.append(own)
         self.containers.append(own)
         for name, value in own.items():
             if name in _HOOKS:
@@ -374,7 +376,7 @@ class Guards:
         entries = [*zip(self.namespaces, self.names, self.values, strict=True)]
         entries += zip(namespaces, names, modules, strict=True)
         lengths = zip(self.containers, self.lengths, strict=True)
-        return watch(entries, lengths, zip(self.parts, self.types, strict=True)) or False
+        return watch(entries, lengths, zip(self.parts, self.types, self.own, strict=True)) or False
 
     def _are_equal(self) -> bool:
         namespaces, names, modules = self.modules
@@ -383,6 +385,7 @@ class Guards:
             and tuple(map(getitem, self.namespaces, self.names)) == self.values
             and all(map(is_, map(getitem, namespaces, names), modules))
             and list(map(type, self.parts)) == self.types
+            and all(map(is_, map(vars, self.parts), self.own))
         )
 
 
