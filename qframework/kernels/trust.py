@@ -365,6 +365,9 @@ class Guards:
 
     def hold(self) -> bool:
         """Whether nothing has changed that matters."""
+        asks = self._asks  # another thread may accept changes meanwhile
+        if not self.changeable and asks and asks():  # as nearly always
+            return True
         return self._are_unchanged() or (self._accept_bases() and self._are_unchanged())
 
     def _accept_bases(self) -> bool:
