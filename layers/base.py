@@ -172,18 +172,19 @@ class QuantLayer(nn.Module):
 
 
 def may_write(module: nn.Module) -> bool:
-    """Whether code of a user's own sees what a module gives, and may write to it by any way: a hook, or a forward of its own."""
+    """Whether code of a user's own sees what a module takes or gives, and may write to it by any way: a hook, or a forward of its own."""
     own: Any = type(module).forward
     return bool(
         _every_module_has
         or module.__dict__.get("_forward_hooks")
+        or module.__dict__.get("_forward_pre_hooks")
         or "forward" in module.__dict__
         or not is_ours(own.__module__)
     )
 
 
 def heed(quantized: object, *through: nn.Module) -> None:
-    """Where somebody may have written to what modules gave, the values aren't made again from those of before.
+    """Where somebody may have written to what modules gave or took, the values aren't made again from those of before.
 
     Asked where gradients are enabled, since nothing is made again without.
     """

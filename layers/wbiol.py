@@ -278,7 +278,7 @@ class QuantWeightBiasInputOutputLayer(QuantWeightLayer):
     def _heed(self, quant_input: object, quant_weight: object) -> None:
         """Both operands are saved where hooks or methods of a user's own may have written to them."""
         parts: Any = self._modules
-        heed(quant_input, parts["input_quant"])
+        heed(quant_input, parts["input_quant"], self)
         if knows_origin(quant_weight):
             own = getattr(self.quant_weight, "__func__", None)
             if own is not QuantWeightLayer.quant_weight or may_write(parts["weight_quant"]):

@@ -220,10 +220,11 @@ def apply(function: type[Function], *args: Any) -> Any:
 
 
 def _holders(grad: Tensor) -> tuple[int, ...]:
-    """How many hold a gradient, in Python and in C++, its memory, and what it is a view of."""
+    """How many hold a gradient and its memory, in Python and in C++, and what it is a view of; whether the memory is torch's own."""
     storage = grad.untyped_storage()
     memory: int = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
-    held = (sys.getrefcount(grad), grad._use_count(), memory)  # type: ignore[attr-defined]
+    held: tuple[int, ...] = (sys.getrefcount(grad), grad._use_count(), memory)  # type: ignore[attr-defined]
+    held = (*held, sys.getrefcount(storage), storage.resizable())
     base: Any = grad._base
     return held if base is None else (*held, sys.getrefcount(base), base._use_count())
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qframework.core.base import Constant, NotStated
 from qframework.core.binary import BinaryQuant, ClampedBinaryQuant
-from qframework.core.collector import LEARNED, is_shared
+from qframework.core.collector import LEARNED, CollectThenLearn, is_shared
 from qframework.core.float_quant import FloatQuant
 from qframework.core.quant import PrescaledRestrictIntQuant, RescalingIntQuant
 from qframework.functional import (
@@ -39,8 +39,8 @@ from qframework.kernels.learned import by_learned_scale
 from qframework.kernels.plan import Form, Plan, Reader, known_rounding
 from qframework.kernels.prepare_minifloats import plan_minifloats
 from qframework.kernels.prepare_signs import plan_signs
-from qframework.kernels.trust import Guards, distrust, giver_of, is_plain
-from qframework.quant_tensor.record import Later
+from qframework.kernels.trust import Guards, are_ours, distrust, giver_of, is_plain
+from qframework.quant_tensor.later import Later, as_before
 
 
 def prepare(quantizer: Any, activation: nn.Module | None = None) -> Plan:
@@ -206,6 +206,7 @@ def _by_learned_scale(
     beside = _beside(quantizer.msb_clamp_bit_width_impl, bits)
     held = _held(scaling)
     collects = hasattr(scaling, "is_collecting")
+    decides = collects and not are_ours(type(scaling), "to_evaluate")
     by_parts = _by_parts(quantizer, grid, False, True)
     quantize = by_learned_scale(grid, rule, relu)
     if is_compiling():
@@ -222,7 +223,7 @@ def _by_learned_scale(
             if not is_recomputing():
                 scaling.record(found.detach(), finite)
             return y, scale, *beside(y, scale)
-        follows = collects and scaling.used_when_copied is not None
+        follows = decides or (collects and scaling.used_when_copied is not None)
         stored = scaling.to_evaluate() if follows else held()
         if not is_plain(stored):
             return by_parts(x, relu)
@@ -243,9 +244,9 @@ def may_collect(scaling: Any) -> bool:
     """Whether the present call collects; under a compiler, whether it might."""
     if is_compiling():
         return bool(scaling.training and not scaling.switched)
-    counter = scaling._buffers["collected_steps"]
-    if scaling.switched and native.count_in(counter) == LEARNED:  # as it would find itself
-        return False
+    if scaling.switched and type(scaling).is_collecting is CollectThenLearn.is_collecting:
+        if native.count_in(scaling._buffers["collected_steps"]) == LEARNED:  # as it would find
+            return False
     return bool(scaling.is_collecting())
 
 
@@ -278,7 +279,8 @@ def _by_minmax(quantizer: RescalingIntQuant, bits: int, grid: IntegerGrid, rule:
 
 def _constant(width: Any, bits: int) -> Callable[[], Tensor]:
     """The function that gives a constant bit width as a tensor."""
-    return partial(width.number, float(bits)) if isinstance(width, Constant) else width.forward
+    known = isinstance(width, Constant) and are_ours(type(width), "forward")
+    return partial(width.number, float(bits)) if known else width.forward
 
 
 def _zero(scale: Tensor) -> Tensor:
@@ -301,24 +303,30 @@ def _beside(width: Any, bits: int, may_wait: bool = True) -> Beside:
             return _zero(scale), number()
         return (_Constants(scale, width._buffers["place"], float(bits)),)
 
-    return later if may_wait and isinstance(width, Constant) and not is_compiling() else now
+    known = isinstance(width, Constant) and are_ours(type(width), "forward", "number")
+    return later if may_wait and known and not is_compiling() else now
 
 
 class _Constants(Later):
-    """A zero point and a bit width that are known, before they are tensors."""
+    """A zero point and a bit width that are known, before they are tensors; of the scale it keeps no graph alive."""
 
-    __slots__ = ("_bits", "_place", "_scale")
+    __slots__ = ("_bits", "_device", "_dtype", "_place")
 
     def __init__(self, scale: Tensor, place: Any, bits: float) -> None:
         self._found = {}
-        self._scale, self._place, self._bits = scale, place, bits
+        self._dtype, self._device = scale.dtype, scale.device
+        self._place, self._bits = place, bits
 
     def fields(self) -> dict[str, Tensor]:
         if not self._found:
-            with torch.inference_mode(False):
-                bit_width = self._place.new_full((), self._bits)
-                self._found = {"zero_point": _zero(self._scale), "bit_width": bit_width}
+            self._found = as_before(self._numbers, False)
         return self._found
+
+    def _numbers(self) -> dict[str, Tensor]:
+        return {
+            "zero_point": torch.zeros((), dtype=self._dtype, device=self._device),
+            "bit_width": self._place.new_full((), self._bits),
+        }
 
 
 #: The dtypes of bit widths.

@@ -130,7 +130,7 @@ class _Note(NamedTuple):
     Attributes:
         x, scale, zero_point, scheme, node, shape: of the origin.
         version: of the quantized values when they were made.
-        address: where they were.
+        memory: where they were; kept, so that no other has its address.
     """
 
     x: ReferenceType[Tensor]
@@ -140,7 +140,13 @@ class _Note(NamedTuple):
     node: Any
     shape: torch.Size
     version: int
-    address: int
+    memory: torch.UntypedStorage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            set,
+            (),
+        )  # copies of values elsewhere know of no origin; any reader of tensors may make a set
 
 
 def is_large(weight: Tensor) -> bool:
@@ -153,11 +159,11 @@ def origin_of(y: Tensor) -> Origin | None:
     """What ``y`` was made of; None where that isn't known, where it was written to since, and where it doesn't count."""
     found: _Note | None = y.__dict__.get("origin")
     if (
-        found is None
+        not found
         or y.is_leaf
         or y.output_nr != 0
         or y._version != found.version
-        or native.address_to_read(y) != found.address
+        or y.untyped_storage()._cdata != found.memory._cdata
         or not is_grad_enabled()
         or not may_fuse()
         or torch.is_autocast_enabled("cpu" if y.is_cpu else y.device.type)
@@ -196,7 +202,7 @@ def keep_origin(viewed: Tensor, y: Tensor) -> Tensor:
         y: quantized values.
     """
     found: _Note | None = None if is_compiling() else y.__dict__.get("origin")
-    if found is not None and viewed.numel() == y.numel() and viewed is not y:
+    if found and viewed.numel() == y.numel() and viewed is not y:
         viewed.origin = found._replace(shape=viewed.shape)  # type: ignore[attr-defined]
     return viewed
 
@@ -215,5 +221,5 @@ def note_origin(
         return y
     if wanted != "never" and (quick or wanted == "always") and y.requires_grad:
         made_of = (scale, zero_point, scheme, y.grad_fn, y.shape)
-        y.origin = _Note(ref(x), *made_of, y._version, native.address_to_read(y))  # type: ignore[attr-defined]
+        y.origin = _Note(ref(x), *made_of, y._version, y.untyped_storage())  # type: ignore[attr-defined]
     return y

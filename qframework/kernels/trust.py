@@ -121,6 +121,11 @@ def giver_of(kind: type, name: str) -> Any:
     return next((c for c in kind.__mro__ if name in vars(c)), None)
 
 
+def are_ours(kind: type, *methods: str) -> bool:
+    """Whether methods of a class of parts are the package's, rather than of one that vouches for its own rule."""
+    return all(giver_of(kind, name).__module__.startswith("qframework.") for name in methods)
+
+
 def distrust(part: nn.Module, method: str = "rule") -> str | None:
     """Why what a part states isn't what it computes; None where it is.
 
@@ -241,6 +246,7 @@ def function_names(kind: type) -> tuple[str, ...]:
 _distrust_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
 distrust_all._dynamo_marked_constant = True  # type: ignore[attr-defined]
 function_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
+are_ours._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _contents(held: Any) -> Iterator[Any]:
@@ -271,11 +277,12 @@ class Guards:
     def __init__(self) -> None:
         self.parts: list[nn.Module] = []
         self.types: list[type] = []
+        self.own: list[dict[str, Any]] = []
         self.containers: list[Sized] = [*_GLOBAL_HOOKS, *(vars(base) for base in _BASES)]  # type: ignore[list-item]
         self.namespaces: list[Any] = []
         self.names: list[str] = []
         self.values: tuple[Any, ...] = ()
-        self.modules: tuple[list[Any], list[str], list[nn.Module]] = ([], [], [])
+        self.held: tuple[list[Any], list[str], list[Any]] = ([], [], [])
         self.lengths: tuple[int, ...] = ()
         self.changeable: list[tuple[Iterable[Any], list[Any]]] = []
         self._expected: list[Any] = []
@@ -285,12 +292,16 @@ class Guards:
         for entry in _TORCH:
             self._expect(*entry)
 
+    def watch_place(self, namespace: dict[str, Any], name: str) -> None:
+        """Remember what is somewhere, by identity: a module that is equal may hold other numbers."""
+        namespaces, names, held = self.held
+        namespaces.append(namespace)
+        names.append(name)
+        held.append(namespace[name])
+
     def _expect(self, namespace: Any, name: str, value: Any) -> None:
-        if isinstance(value, nn.Module):  # by identity: one that is equal may hold other numbers
-            namespaces, names, modules = self.modules
-            namespaces.append(namespace)
-            names.append(name)
-            modules.append(value)
+        if isinstance(value, nn.Module):
+            self.watch_place(namespace, name)
             return
         self.namespaces.append(namespace)
         self.names.append(name)
@@ -304,6 +315,7 @@ class Guards:
         self.parts.append(part)
         self.types.append(type(part))
         own = vars(part)
+        self.own.append(own)
         self.containers.append(own)
         for name, value in own.items():
             if name in _HOOKS:
@@ -352,7 +364,23 @@ class Guards:
         self.values = tuple(self._expected)
 
     def hold(self) -> bool:
-        """Whether nothing has changed."""
+        """Whether nothing has changed that matters."""
+        asks = self._asks  # another thread may accept changes meanwhile
+        if not self.changeable and asks and asks():  # as nearly always
+            return True
+        return self._are_unchanged() or (self._accept_bases() and self._are_unchanged())
+
+    def _accept_bases(self) -> bool:
+        """Take for granted what was added to torch's own classes, if it says nothing of what parts compute: a compiler adds notes."""
+        first = len(_GLOBAL_HOOKS)
+        behind = first + len(_BASES)
+        now = tuple(map(len, self.containers[first:behind]))
+        if now == self.lengths[first:behind] or distrust_all() is not None:
+            return False
+        self.lengths, self._asks = (*self.lengths[:first], *now, *self.lengths[behind:]), None
+        return True
+
+    def _are_unchanged(self) -> bool:
         if self._asks is None and can_watch():
             self._asks = self._watched()
         try:
@@ -364,19 +392,20 @@ class Guards:
 
     def _watched(self) -> Callable[[], bool] | Literal[False]:
         """What is asked first, in C++; False where all has to be compared by Python."""
-        namespaces, names, modules = self.modules
+        namespaces, names, held = self.held
         entries = [*zip(self.namespaces, self.names, self.values, strict=True)]
-        entries += zip(namespaces, names, modules, strict=True)
+        entries += zip(namespaces, names, held, strict=True)
         lengths = zip(self.containers, self.lengths, strict=True)
-        return watch(entries, lengths, zip(self.parts, self.types, strict=True)) or False
+        return watch(entries, lengths, zip(self.parts, self.types, self.own, strict=True)) or False
 
     def _are_equal(self) -> bool:
-        namespaces, names, modules = self.modules
+        namespaces, names, held = self.held
         return (
             tuple(map(len, self.containers)) == self.lengths
             and tuple(map(getitem, self.namespaces, self.names)) == self.values
-            and all(map(is_, map(getitem, namespaces, names), modules))
+            and all(map(is_, map(getitem, namespaces, names), held))
             and list(map(type, self.parts)) == self.types
+            and all(map(is_, map(vars, self.parts), self.own))
         )
 
 

@@ -2,16 +2,16 @@
 
 While a model is frozen its weights are constants: quantized once, without a gradient of their own. Whatever changes them thaws
 the quantizers that it concerns, so that they compute at each call again: ``train()``, ``to()``, ``load_state_dict``, a write in place,
-an optimizer's step, an assigned parameter, quantizer or part of one, a hook on a part, a write to the result. What leaves no trace
-isn't seen until the model is thawed: a write in place through ``.data`` or NumPy, a step with ``fused=True``, a plain setting of a
-part.
+an optimizer's step, an assigned parameter, quantizer or part of one, a setting of a part, what is written to its class, a hook, a
+write to the result. What leaves no trace isn't seen until the model is thawed: a write in place through ``.data`` or NumPy, a step
+with ``fused=True``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter, getitem, is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,8 +20,7 @@ from torch.utils import _pytree as pytree
 
 from qframework.arguments import check_module
 from qframework.core.base import parts
-from qframework.kernels.native.watched import can_watch
-from qframework.kernels.native.watched import watch as watch_objects
+from qframework.kernels.trust import Guards
 
 if TYPE_CHECKING:
     from qframework.proxy.base import QuantProxy
@@ -42,58 +41,37 @@ def watch(
     """A function that tells whether a result still is right, as far as assignments and writes in place are concerned.
 
     Args:
-        quantizer: that computed it; its parts, parameters and buffers, hooks and methods are watched.
+        quantizer: that computed it; its parts, their classes and settings, parameters and buffers, hooks and methods are watched.
         others: what else it looks at.
         given: what it quantized.
         made: the result, which must not be written to either.
     """
-    holders, places = [], list(others)
+    places, guards = list(others), Guards()
     modules = [quantizer, *(place[name] for place, name in places)]
     below = [part for m in modules if isinstance(m, nn.Module) for part in parts(m)]
     for part in below:
-        holders += [(part._modules, name) for name in part._modules]
-        holders += [(vars(part), n) for n, v in vars(part).items() if isinstance(v, nn.Module)]
+        guards.watch(part)
+        guards.watch_settings(part)
         kinds: Any = (part._parameters, part._buffers)
         places += [(kind, n) for kind in kinds for n, t in kind.items() if t is None or t.numel()]
-    held_parts = tuple(place[name] for place, name in holders)
-    held = tuple(place[name] for place, name in places)
-    of_parts, of_others = _columns(holders), _columns(places)
+    held = [place[name] for place, name in places]
+    for place, name in places:
+        guards.watch_place(place, name)
+    guards.close()
     read = _distinct((*given, *held))
     written = _distinct((*read, *made))
     versions, pointers = tuple(map(_version, written)), tuple(map(_pointer, read))
-    own = list(map(vars, below))  # hooks and assigned methods appear there
-    attributes = (*own, *(held[n] for held in own for n in held if n.endswith("_hooks")))
-    lengths = tuple(map(len, attributes))
-    quick: Callable[[], bool] | None = None
-    if can_watch():
-        found = (*zip(holders, held_parts, strict=True), *zip(places, held, strict=True))
-        entries = [(place, name, what) for (place, name), what in found]
-        quick = watch_objects(entries, zip(attributes, lengths, strict=True))
-
-    def is_same() -> bool:
-        return (
-            tuple(map(getitem, *of_parts)) == held_parts
-            and tuple(map(len, attributes)) == lengths
-            and (not places or all(map(is_, map(getitem, *of_others), held)))
-        )
 
     def holds() -> bool:
-        try:
-            return (
-                tuple(map(_version, written)) == versions
-                and tuple(map(_pointer, read)) == pointers
-                and ((quick is not None and quick()) or is_same())
-            )
-        except KeyError:  # something was removed
-            return False
+        return (
+            tuple(map(_version, written)) == versions
+            and tuple(map(_pointer, read)) == pointers
+            and guards.hold()
+        )
 
     # As torch.compiler.assume_constant_result does: a compiler asks while it traces.
     holds._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return holds
-
-
-def _columns(places: list[Place]) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
-    return tuple(place for place, _ in places), tuple(name for _, name in places)
 
 
 def _distinct(tensors: Iterable[Any]) -> tuple[Tensor, ...]:
@@ -186,8 +164,8 @@ def freeze(model: nn.Module) -> None:
     """Quantize all weights, biases and scales of a model once, until :func:`unfreeze`; for evaluation.
 
     Gradients flow to inputs, not to weights. ``train()``, ``to()``, ``load_state_dict``, an optimizer's step and other writes in
-    place, what is assigned (parameters, quantizers, their parts) and hooks on parts thaw the quantizers that they concern. What leaves
-    no trace isn't seen: a write in place through ``.data`` or NumPy, a step with ``fused=True``, a plain setting of a part. Copies of a
+    place, what is assigned (parameters, quantizers, their parts and settings, methods of classes) and hooks thaw the quantizers that
+    they concern. What leaves no trace isn't seen: a write in place through ``.data`` or NumPy, a step with ``fused=True``. Copies of a
     model aren't frozen.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from qframework.quant_tensor.base import QuantTensor
+from qframework.quant_tensor.later import Later, can_wait
 from qframework.quant_tensor.source import Source, can_read
 from qframework.quant_tensor.validation import check_names
 
@@ -20,50 +20,8 @@ Self = TypeVar("Self", bound="Record")
 Codes = Tensor | Callable[[], Tensor | None] | None
 
 
-# Named here, because to look them up in torch each time takes long where nothing is in a cache.
+# Named here, because to look it up in torch each time takes long where nothing is in a cache.
 is_compiling = torch.compiler.is_compiling
-_tracing_state = torch._C._get_tracing_state
-_transforms_active = torch._C._are_functorch_transforms_active
-_dispatch_modes, _function_modes = (
-    torch._C._len_torch_dispatch_stack,
-    torch._C._len_torch_function_stack,
-)
-
-
-def _can_wait() -> bool:
-    """Whether what is computed later is what would be computed now: nothing looks on that may look no more."""
-    return not (
-        is_compiling()
-        or _tracing_state() is not None
-        or _transforms_active()
-        or _dispatch_modes()
-        or _function_modes()
-        or forward_ad._current_level >= 0
-    )
-
-
-class Later:
-    """Fields of records that are computed when they are first looked at, once for all records that share them.
-
-    Args:
-        make: gives them.
-    """
-
-    __slots__ = ("_found", "_grad", "_make")
-
-    def __init__(self, make: Callable[[], dict[str, Tensor]]) -> None:
-        self._make: Callable[[], dict[str, Tensor]] | None = make
-        self._found: dict[str, Tensor] = {}
-        self._grad = torch.is_grad_enabled()
-
-    def fields(self) -> dict[str, Tensor]:
-        """The tensors, by the names of their fields."""
-        make = self._make
-        if make is not None:
-            with torch.inference_mode(False), torch.set_grad_enabled(self._grad):
-                self._found = make()
-            self._make = None
-        return self._found
 
 
 class Record(QuantTensor):
@@ -123,7 +81,7 @@ class Record(QuantTensor):
             later: gives the tensors, by the names of their fields.
             **changes: as for :meth:`replace`.
         """
-        if not _can_wait():
+        if not can_wait():
             return self.replace(**later(), **changes)
         wait = Later(later)
         given = {n: changes[n] if n in changes else getattr(self, n) for n in self.static_names}
@@ -132,10 +90,14 @@ class Record(QuantTensor):
         return out
 
     def __getattr__(self, name: str) -> Any:
-        wait: Later | None = self.__dict__.get("_later")
+        held = self.__dict__
+        wait: Later | None = held.get("_later")
+        if wait is None and name in held:  # another thread has looked meanwhile
+            return held[name]
         if wait is None or name not in self.tensor_names:
             return super().__getattr__(name)
-        held = self.__dict__
+        if torch.compiler.is_compiling():  # which may not see what this writes
+            return wait.fields()[name]
         for n, t in wait.fields().items():
             held.setdefault(n, t)
         held.pop("_later", None)

@@ -1,6 +1,7 @@
 """Layers keep what their input was quantized from; gradients are those of layers that keep the input itself."""
 
 import gc
+import io
 import weakref
 
 import pytest
@@ -218,10 +219,31 @@ def other_data(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return linear(y, w * 1)
 
 
-@pytest.mark.parametrize("change", [in_place, other_data])
+def other_memory_there(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    y = quantized(x)
+    held = y.detach().numpy()
+    y.data = torch.from_numpy(held)  # as memory that was freed may be had again
+    held *= 3
+    return linear(y, w * 1)
+
+
+@pytest.mark.parametrize("change", [in_place, other_data, other_memory_there])
 def test_quantized_values_that_are_written_to_are_used_as_they_are(change) -> None:
     for a, b in zip(*both(change, leaf(5, 8), leaf(4, 8)), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_copies_elsewhere_are_values_alone() -> None:
+    y = quantized(leaf(5, 8) * 1)
+    with io.BytesIO() as file:
+        torch.save(y, file)
+        file.seek(0)
+        copied = torch.load(file)
+    assert "origin" in vars(y) and not vars(copied).get("origin")
+    w = leaf(4, 8)
+    linear(copied.requires_grad_() * 1, w * 1).sum().backward()
+    torch.testing.assert_close(w.grad[0], y.detach().sum(0))
 
 
 def test_quantized_values_may_be_written_to_afterwards() -> None:

@@ -268,6 +268,24 @@ def with_forward(name: str) -> QuantLinear:
     return layer
 
 
+class HalvedInput(QuantLinear):
+    """A user's own."""
+
+    def forward(self, input: object) -> object:
+        halve(self, (), input)
+        return super().forward(input)
+
+
+def before(linear: nn.Module) -> nn.Module:
+    return nn.Sequential(QuantIdentity(), linear)
+
+
+def hooked_before() -> nn.Module:
+    layer = QuantLinear(70, 24)
+    layer.register_forward_pre_hook(lambda module, args: halve(module, (), args[0]))
+    return before(layer)
+
+
 def behind(act: nn.Module) -> nn.Module:
     return nn.Sequential(act, QuantLinear(70, 24))
 
@@ -287,6 +305,8 @@ WRITERS = {
     "a hook on an activation": lambda: hooked(QuantIdentity(), ""),
     "a hook on an activation's quantizer": lambda: hooked(QuantIdentity(), "act_quant"),
     "an activation's forward": lambda: behind(HalvedResult()),
+    "a hook in front of a layer": hooked_before,
+    "a layer's forward": lambda: before(HalvedInput(70, 24)),
 }
 
 

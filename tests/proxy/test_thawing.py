@@ -84,6 +84,81 @@ def test_what_changes_a_weight_thaws_it(change, weight) -> None:
     assert torch.equal(inside, without_memory(layer, x))
 
 
+def a_method_of_its_class(scaling: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = type(scaling).forward
+    monkeypatch.setattr(type(scaling), "forward", lambda self, *args: method(self, *args) * 2)
+
+
+def an_override_in_between(scaling: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def doubled(self: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        return nn.Module.__call__(self, *args) * 2
+
+    monkeypatch.setattr(type(scaling), "__call__", doubled, raising=False)
+
+
+def another_class(scaling: nn.Module, _: object) -> None:
+    kind = type(scaling)
+    methods = {"forward": lambda self, *args: kind.forward(self, *args) * 2}
+    scaling.__class__ = type("Own", (kind,), methods)
+
+
+def another_dictionary(scaling: nn.Module, _: object) -> None:
+    method = scaling.forward
+    scaling.__dict__ = {**vars(scaling), "forward": lambda *args: method(*args) * 2}
+
+
+def a_hook_on_all_modules(scaling: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hook(module: nn.Module, args: object, result: torch.Tensor) -> torch.Tensor | None:
+        return result * 2 if module is scaling else None
+
+    monkeypatch.setitem(nn.modules.module._global_forward_hooks, 1, hook)
+
+
+CODE = [
+    a_method_of_its_class,
+    an_override_in_between,
+    another_class,
+    another_dictionary,
+    a_hook_on_all_modules,
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CODE, ids=lambda c: c.__name__)
+@pytest.mark.parametrize("of", ["weight_quant", "input_quant"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_other_code_of_a_part_counts_at_the_next_call(frozen, of, change, monkeypatch) -> None:
+    layer, x = full(WEIGHTS[0], None)
+    if frozen:
+        qframework.freeze(layer)
+    before = layer(x)
+    change(getattr(layer, of).tensor_quant.scaling_impl, monkeypatch)
+    after = layer(x)
+    assert not torch.equal(after, before)
+    with qframework.settings.use(kernels="reference"):
+        assert torch.equal(after, without_memory(layer, x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("of", ["weight_quant", "input_quant"])
+def test_a_setting_of_a_part_thaws_it(of) -> None:
+    layer, x = full(WEIGHTS[0], None)
+    qframework.freeze(layer)
+    before = layer(x)
+    getattr(layer, of).tensor_quant.msb_clamp_bit_width_impl.bits = 3
+    after = layer(x)
+    assert not torch.equal(after, before) and torch.equal(after, without_memory(layer, x))
+
+
+@torch.no_grad()
+def test_what_a_compiler_notes_in_the_class_of_all_modules_thaws_nothing(monkeypatch) -> None:
+    layer, x = full(WEIGHTS[0], None)
+    qframework.freeze(layer)
+    monkeypatch.setattr(nn.Module, "___a_note", False, raising=False)
+    layer(x)
+    assert layer.weight_quant.is_frozen
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("quantizer", [Int32Bias, Int8BiasPerTensorFloatInternalScaling])
 @pytest.mark.parametrize(

@@ -20,14 +20,15 @@ class _Watched(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("entries", "containers", "objects")),
         *((name, c_void_p) for name in ("dictionaries", "keys", "values", "held")),
-        *((name, c_void_p) for name in ("lengths", "of_types", "types")),
+        *((name, c_void_p) for name in ("lengths", "parts", "types", "own")),
     ]
 
 
 @cache
 def _functions() -> Any:
     """The library, called with the interpreter's lock; None where it isn't in a process that has what it calls."""
-    loaded = ctypes.PyDLL(build.library()._name)
+    found = build.library()
+    loaded = ctypes.PyDLL(found._name, handle=found._handle)  # the file may be gone
     loaded.qframework_can_watch.restype = c_int
     loaded.qframework_is_same.argtypes, loaded.qframework_is_same.restype = (
         [POINTER(_Watched)],
@@ -44,7 +45,7 @@ def can_watch() -> bool:
 def watch(
     entries: Iterable[tuple[Any, str, Any]],
     lengths: Iterable[tuple[Sized, int]],
-    types: Iterable[tuple[object, type]] = (),
+    objects: Iterable[tuple[object, type, dict[str, Any]]] = (),
 ) -> Callable[[], bool] | None:
     """A function that tells whether all is as it is said to be; False may also mean that something equal took a place.
 
@@ -53,7 +54,7 @@ def watch(
     Args:
         entries: dictionaries (those of classes, too), a key, and what is there.
         lengths: containers, and their lengths.
-        types: objects, and their types.
+        objects: with their types and dictionaries.
 
     Returns:
         None where something else than dictionaries and lists is to be watched.
@@ -63,11 +64,11 @@ def watch(
         held = [(c if type(c) is list else _dictionary(c), n) for c, n in lengths]
     except TypeError:
         return None
-    objects = list(types)
-    columns = [*_columns(places, 3), *_columns(held, 2), *_columns(objects, 2)]
+    parts = list(objects)
+    columns = [*_columns(places, 3), *_columns(held, 2), *_columns(parts, 3)]
     arrays = [_addresses(column) for column in columns]
     arrays[4] = (c_int64 * len(held))(*columns[4])
-    watched = _Watched(len(places), len(held), len(objects), *map(ctypes.addressof, arrays))
+    watched = _Watched(len(places), len(held), len(parts), *map(ctypes.addressof, arrays))
     watched.kept = (columns, arrays)  # type: ignore[attr-defined]
     return partial(_functions().qframework_is_same, watched)
 
