@@ -16,8 +16,8 @@ from qframework.kernels.autograd import (
     may_fuse_in_graph,
     safe_from_writes,
 )
+from qframework.kernels.guards import Guards
 from qframework.kernels.trust import (
-    Guards,
     distrust,
     distrust_all,
     function_names,

@@ -35,11 +35,12 @@ from qframework.functional import (
 from qframework.kernels import native
 from qframework.kernels.absmax import by_absmax
 from qframework.kernels.autograd import is_compiling
+from qframework.kernels.guards import Guards
 from qframework.kernels.learned import by_learned_scale
 from qframework.kernels.plan import Form, Plan, Reader, known_rounding
 from qframework.kernels.prepare_minifloats import plan_minifloats
 from qframework.kernels.prepare_signs import plan_signs
-from qframework.kernels.trust import Guards, are_ours, distrust, giver_of, is_plain
+from qframework.kernels.trust import are_ours, distrust, giver_of, is_plain
 from qframework.quant_tensor.later import Later, as_before
 
 

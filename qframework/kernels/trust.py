@@ -7,10 +7,9 @@ it without a rule of its own, of which a method was assigned, or whose calls hoo
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
-from operator import getitem, is_
+from collections.abc import Sized
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,8 +20,6 @@ from torch.utils._device import DeviceContext
 
 from qframework.core.base import CompactModule, CoreModule, Stateless
 from qframework.core.following import FollowsParameters
-from qframework.core.tracked import TrackedParameters
-from qframework.kernels.native.watched import can_watch, watch
 
 _is_compiling = torch.compiler.is_compiling
 
@@ -69,32 +66,33 @@ _HARMLESS = frozenset(
         "set_extra_state",
     ]
 )
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: The hooks on all modules of the process.
-_GLOBAL_HOOKS: tuple[Sized, ...] = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
+GLOBAL_HOOKS: tuple[Sized, ...] = tuple(getattr(torch_module, f"_global{name}") for name in HOOKS)
 #: The classes of torch, of which only the way from a call to ``forward`` is looked at.
 _CALLS = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__")
-_TORCH = tuple((vars(nn.Module), name, vars(nn.Module)[name]) for name in _CALLS)
+TORCH_CALLS = tuple((vars(nn.Module), name, vars(nn.Module)[name]) for name in _CALLS)
 #: The bases of parts that say nothing of what these compute, as long as they don't define what goes before it.
-_BASES: tuple[type, ...] = (nn.Module, object, CompactModule, CoreModule, Stateless)
+BASES: tuple[type, ...] = (nn.Module, object, CompactModule, CoreModule, Stateless)
 _ABSENT = tuple(
     (base, name)
-    for base in _BASES
+    for base in BASES
     for name in (*_CALLS, "__getattribute__")
     if name not in vars(base)
 )
 #: Attributes that every module has, and what they hold is looked at where it matters.
-_COMMON = frozenset([*vars(nn.Module()), "_constants"])
+COMMON = frozenset([*vars(nn.Module()), "_constants"])
 
 
-def _is_code(what: Any) -> bool:
+def is_code(what: Any) -> bool:
+    """Whether what a class holds is a function, a property, or another descriptor."""
     return callable(what) or hasattr(type(what), "__get__")
 
 
 _defined: WeakKeyDictionary[type, dict[str, Any]] = WeakKeyDictionary()
 
 
-def _definition(cls: type) -> dict[str, Any]:
+def definition_of(cls: type) -> dict[str, Any]:
     """What a class defined when it was first seen."""
     found = _defined.get(cls)
     if found is None:
@@ -105,15 +103,15 @@ def _definition(cls: type) -> dict[str, Any]:
 
 def record_definitions(cls: type[nn.Module] = CompactModule) -> None:
     """See a class and those derived from it as they are now: what is written to them later replaces something."""
-    _definition(cls)
+    definition_of(cls)
     derived: type
     for derived in cls.__subclasses__():
         record_definitions(derived)
 
 
-def _own_classes(kind: type) -> list[type]:
+def own_classes(kind: type) -> list[type]:
     """The classes of a part, but for those that say nothing of what it computes."""
-    return [c for c in kind.__mro__ if c not in _BASES]
+    return [c for c in kind.__mro__ if c not in BASES]
 
 
 def giver_of(kind: type, name: str) -> Any:
@@ -157,8 +155,8 @@ def _distrust(part: nn.Module, method: str) -> str | None:
             reason = _overrides(part, cls, order[i + 1 :])
             if reason is not None:
                 return reason
-    for cls in _own_classes(kind):
-        now, then = vars(cls), _definition(cls)
+    for cls in own_classes(kind):
+        now, then = vars(cls), definition_of(cls)
         for name, what in then.items():
             if now.get(name) is not what:
                 return f"{cls.__name__}.{name} was replaced"
@@ -166,11 +164,11 @@ def _distrust(part: nn.Module, method: str) -> str | None:
             return f"{cls.__name__}.{name} was added"
     own = vars(part)
     for name in own:
-        if name not in _COMMON and _is_code(getattr(kind, name, None)):
+        if name not in COMMON and is_code(getattr(kind, name, None)):
             return f"{name} of the {kind.__name__} was replaced"
     if own.get("_compiled_call_impl") is not None:
         return f"the {kind.__name__} was compiled by itself"
-    if any(getattr(part, name) for name in _HOOKS):
+    if any(getattr(part, name) for name in HOOKS):
         return f"the {kind.__name__} has a hook"
     return None
 
@@ -183,7 +181,7 @@ def _overrides(part: nn.Module, cls: type, bases: tuple[type, ...]) -> str | Non
             continue
         below = [vars(base)[name] for base in bases if name in vars(base)]
         # Data may take the place of a property.
-        if (below and _is_code(what)) or any(map(_is_code, below)):
+        if (below and is_code(what)) or any(map(is_code, below)):
             return f"{cls.__name__} overrides {name}"
         # A property goes before what a base's constructor assigned, and may give something else at each call. Tensors, as
         # parametrizations compute them, are no part of rules.
@@ -194,9 +192,9 @@ def _overrides(part: nn.Module, cls: type, bases: tuple[type, ...]) -> str | Non
 
 def distrust_all() -> str | None:
     """Why no part computes what it states; None where they do."""
-    if any(map(len, _GLOBAL_HOOKS)):
+    if any(map(len, GLOBAL_HOOKS)):
         return "there are hooks on all modules"
-    for namespace, name, what in _TORCH:
+    for namespace, name, what in TORCH_CALLS:
         if namespace[name] is not what:
             return f"torch.nn.Module.{name} was replaced"
     for base, name in _ABSENT:
@@ -235,7 +233,7 @@ def function_names(kind: type) -> tuple[str, ...]:
     return tuple(
         {
             n: None
-            for c in _own_classes(kind)
+            for c in own_classes(kind)
             for n, what in vars(c).items()
             if isinstance(what, FunctionType) and not n.startswith("__")
         }
@@ -247,172 +245,6 @@ _distrust_at._dynamo_marked_constant = True  # type: ignore[attr-defined]
 distrust_all._dynamo_marked_constant = True  # type: ignore[attr-defined]
 function_names._dynamo_marked_constant = True  # type: ignore[attr-defined]
 are_ours._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _contents(held: Any) -> Iterator[Any]:
-    """What a container holds, at any depth."""
-    if isinstance(held, Mapping):
-        held = (*held.keys(), *held.values())
-    if isinstance(held, (tuple, list, Set)):
-        for inner in held:
-            yield from _contents(inner)
-    else:
-        yield held
-
-
-def _is_changeable(value: Any) -> bool:
-    """Whether a container's contents can be others while it is the same object."""
-    if isinstance(value, tuple):
-        return any(map(_is_changeable, value))
-    return isinstance(value, (list, dict, set))
-
-
-class Guards:
-    """What parts were like when their rules were read.
-
-    Attributes, classes and their functions, and lengths of containers, are compared in few calls, since each call of Python
-    costs more than what it asks for.
-    """
-
-    def __init__(self) -> None:
-        self.parts: list[nn.Module] = []
-        self.types: list[type] = []
-        self.own: list[dict[str, Any]] = []
-        self.containers: list[Sized] = [*_GLOBAL_HOOKS, *(vars(base) for base in _BASES)]  # type: ignore[list-item]
-        self.namespaces: list[Any] = []
-        self.names: list[str] = []
-        self.values: tuple[Any, ...] = ()
-        self.held: tuple[list[Any], list[str], list[Any]] = ([], [], [])
-        self.lengths: tuple[int, ...] = ()
-        self.changeable: list[tuple[Iterable[Any], list[Any]]] = []
-        self._expected: list[Any] = []
-        self._asks: Callable[[], bool] | Literal[False] | None = None
-        self._seen: set[int] = set()
-        self._read: set[int] = set()
-        for entry in _TORCH:
-            self._expect(*entry)
-
-    def watch_place(self, namespace: dict[str, Any], name: str) -> None:
-        """Remember what is somewhere, by identity: a module that is equal may hold other numbers."""
-        namespaces, names, held = self.held
-        namespaces.append(namespace)
-        names.append(name)
-        held.append(namespace[name])
-
-    def _expect(self, namespace: Any, name: str, value: Any) -> None:
-        if isinstance(value, nn.Module):
-            self.watch_place(namespace, name)
-            return
-        self.namespaces.append(namespace)
-        self.names.append(name)
-        self._expected.append(value)
-
-    def watch(self, part: nn.Module) -> None:
-        """Remember of which code a part is."""
-        if id(part) in self._seen:
-            return
-        self._seen.add(id(part))
-        self.parts.append(part)
-        self.types.append(type(part))
-        own = vars(part)
-        self.own.append(own)
-        self.containers.append(own)
-        for name, value in own.items():
-            if name in _HOOKS:
-                self.containers.append(value)
-                self._expect(own, name, value)
-            elif isinstance(value, Tensor):  # one may be deleted, and a function assigned
-                self.changeable.append((own, list(_contents(own.keys()))))
-        for cls in _own_classes(type(part)):
-            if id(cls) not in self._seen:
-                self._seen.add(id(cls))
-                self.containers.append(vars(cls))  # type: ignore[arg-type]
-                self._expect_of(cls, True)
-
-    def _expect_of(self, cls: type, code: bool) -> None:
-        now = vars(cls)
-        for name in _definition(cls):
-            if name in now and _is_code(now[name]) is code:
-                self._expect(now, name, now[name])
-
-    def watch_settings(self, part: nn.Module) -> None:
-        """Remember what a part holds that its rule may depend on."""
-        if id(part) in self._read:
-            return
-        self._read.add(id(part))
-        own = vars(part)
-        self.containers.append(part._modules)
-        if part._modules:
-            self._expect(own, "_modules", part._modules)
-        for name, value in part._modules.items():
-            self._expect(part._modules, name, value)
-        for name, value in own.items():
-            if name not in _COMMON and not isinstance(value, Tensor):
-                self._expect(own, name, value)
-                if isinstance(value, TrackedParameters):
-                    self.containers.append(value.modules)
-                elif _is_changeable(value):
-                    self.changeable.append((value, list(_contents(value))))
-        for cls in _own_classes(type(part)):
-            if id(cls) not in self._read:
-                self._read.add(id(cls))
-                self._expect_of(cls, False)
-
-    def close(self) -> None:
-        """All parts are seen."""
-        self.lengths = tuple(map(len, self.containers))
-        self.values = tuple(self._expected)
-
-    def hold(self) -> bool:
-        """Whether nothing has changed that matters."""
-        asks = self._asks  # another thread may accept changes meanwhile
-        if not self.changeable and asks and asks():  # as nearly always
-            return True
-        return self._are_unchanged() or (self._accept_bases() and self._are_unchanged())
-
-    def _accept_bases(self) -> bool:
-        """Take for granted what was added to torch's own classes, if it says nothing of what parts compute: a compiler adds notes."""
-        first = len(_GLOBAL_HOOKS)
-        behind = first + len(_BASES)
-        now = tuple(map(len, self.containers[first:behind]))
-        if now == self.lengths[first:behind] or distrust_all() is not None:
-            return False
-        self.lengths, self._asks = (*self.lengths[:first], *now, *self.lengths[behind:]), None
-        return True
-
-    def _are_unchanged(self) -> bool:
-        if self._asks is None and can_watch():
-            self._asks = self._watched()
-        try:
-            return (bool(self._asks and self._asks()) or self._are_equal()) and (
-                not self.changeable or all(map(_is_unchanged, self.changeable))
-            )
-        except Exception:  # something was removed, or can't be compared with what was there
-            return False
-
-    def _watched(self) -> Callable[[], bool] | Literal[False]:
-        """What is asked first, in C++; False where all has to be compared by Python."""
-        namespaces, names, held = self.held
-        entries = [*zip(self.namespaces, self.names, self.values, strict=True)]
-        entries += zip(namespaces, names, held, strict=True)
-        lengths = zip(self.containers, self.lengths, strict=True)
-        return watch(entries, lengths, zip(self.parts, self.types, self.own, strict=True)) or False
-
-    def _are_equal(self) -> bool:
-        namespaces, names, held = self.held
-        return (
-            tuple(map(len, self.containers)) == self.lengths
-            and tuple(map(getitem, self.namespaces, self.names)) == self.values
-            and all(map(is_, map(getitem, namespaces, names), held))
-            and list(map(type, self.parts)) == self.types
-            and all(map(is_, map(vars, self.parts), self.own))
-        )
-
-
-def _is_unchanged(pair: tuple[Any, list[Any]]) -> bool:
-    held, before = pair
-    now = list(_contents(held))
-    return len(now) == len(before) and all(map(is_, now, before))
 
 
 record_definitions()

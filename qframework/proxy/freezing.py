@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from qframework.arguments import check_module
 from qframework.core.base import parts
-from qframework.kernels.trust import Guards
+from qframework.kernels.guards import Guards
 
 if TYPE_CHECKING:
     from qframework.proxy.base import QuantProxy

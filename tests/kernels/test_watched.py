@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qframework.kernels import native, trust
+from qframework.kernels import guards, native
 from qframework.kernels.native.watched import can_watch, watch
 from qframework.layers import QuantReLU
 
@@ -117,7 +117,7 @@ def test_a_change_between_the_plan_and_the_library_is_seen(monkeypatch) -> None:
     layer = QuantReLU().eval()
     proxy = layer.act_quant
     with monkeypatch.context() as early, torch.no_grad():
-        early.setattr(trust, "can_watch", lambda: False)
+        early.setattr(guards, "can_watch", lambda: False)
         plan = proxy._planned()
         assert plan.guards.hold()
     proxy.tensor_quant.int_quant.min_int = lambda bit_width: bit_width
