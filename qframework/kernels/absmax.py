@@ -45,10 +45,24 @@ def _native_layout(
     return native.serves(x, shape, scheme.rounding, *numbers, **gradients)
 
 
+def _axis_to_move(x: Tensor, scheme: native.Scheme) -> int | None:
+    """The axis of groups that C++ functions take once it is the last one."""
+    axis = None if scheme.rule is None else scheme.rule.reduced_axis
+    if axis is None or x.dim() == 0:
+        return None
+    shape = list(x.shape)
+    shape[axis] = 1
+    return native.axis_to_move(x, tuple(shape), scheme.rounding)
+
+
 def absmax_values(x: Tensor, scheme: native.Scheme) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values and scale, and the largest magnitude where there is one."""
     rule: Any = scheme.rule
     whole, layout = scheme.is_whole, _native_layout(x, scheme)
+    axis = None if whole or layout is not None else _axis_to_move(x, scheme)
+    if axis is not None:
+        y, scale, _ = absmax_values(native.axis_last(x, axis), scheme.along_last())
+        return native.axis_back(y, axis), native.axis_back(scale, axis), None
     top: Tensor | None
     if layout is not None and rule.domain == "fp":
         if whole:
@@ -119,6 +133,12 @@ def absmax_gradient(
     layout = _native_layout(x, scheme, scale, g=g, incoming=(grad_scale,))
     if layout is not None:
         return native.absmax_gradients(layout, g, x, scale, top, grad_scale, scheme, overwrite)
+    axis = None if scheme.is_whole else _axis_to_move(x, scheme)
+    if axis is not None:
+        g, x, scale = (native.axis_last(t, axis) for t in (g, x, scale))
+        grad_scale = None if grad_scale is None else native.axis_last(grad_scale, axis)
+        made = absmax_gradient(g, grad_scale, x, scale, None, scheme.along_last(), True)
+        return native.axis_back(made, axis)
     rule: Any = scheme.rule
     grad_x, whole = parts_of_gradient(g, x, scale, scheme.grid)
     whole = whole if grad_scale is None else whole + grad_scale

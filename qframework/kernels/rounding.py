@@ -30,6 +30,11 @@ def quantize_as(
 ) -> Tensor:
     """The values of a scheme for a scale that is known; None for 1."""
     grid = scheme.grid
+    if scale is not None and zero_point is None and not scheme.is_whole:
+        axis = native.axis_to_move(x, tuple(scale.shape), scheme.rounding)
+        if axis is not None:
+            x, scale = native.axis_last(x, axis), native.axis_last(scale, axis)
+            return native.axis_back(quantize_as(scheme.along_last(), x, scale, None), axis)
     if isinstance(grid, MinifloatGrid):
         return round_minifloats(x, scale, grid, scheme)
     assert scale is not None

@@ -132,6 +132,7 @@ BY_ABSMAX = [
     by_absmax("minifloats of channels", UNTIED, MINIFLOATS, 512.0, shape=(6, 1), channel_axis=0),
     by_absmax("minifloats of rows", UNTIED, MINIFLOATS, 512.0, reduced_axis=-1),
     by_absmax("minifloats of groups", UNTIED.view(6, 2, 32), MINIFLOATS, 256.0, reduced_axis=-1, **POWERS),
+    by_absmax("minifloats of groups inside", UNTIED.view(2, 3, 16, 4), MINIFLOATS, 256.0, reduced_axis=2, **POWERS),
     by_absmax("minifloats, infinities", UNTIED, MinifloatGrid(E5M2), 32768.0, reduced_axis=-1, **POWERS),
     by_absmax("unsigned minifloats", UNTIED, MinifloatGrid(E2M1, "ceil"), 8.0, reduced_axis=-1, **POWERS),
     by_absmax("below the minimum", ROWS.view(6, 2, 32), MINIFLOATS, 256.0, reduced_axis=-1, **POWERS | {"minimum": 3.0}),

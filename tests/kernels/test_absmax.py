@@ -11,15 +11,20 @@ from torch import Tensor
 import qframework
 from qframework.functional import (
     IntegerGrid,
+    MinifloatFormat,
+    MinifloatGrid,
     ScaleRule,
     fake_quantize,
     quantize_by_absmax,
     round_ste,
     scalar_clamp_min_ste,
 )
+from qframework.kernels import native
 from qframework.kernels.native import tensors
+from qframework.kernels.recomputation import origin_of
 
 GRID = IntegerGrid(-128.0, 127.0, "round", False)
+E4M3 = MinifloatFormat(3, 7, 448.0)
 
 
 @pytest.fixture(autouse=True, params=["fused", "auto"])
@@ -133,3 +138,30 @@ def test_a_clamp_that_is_differentiated_is_that_of_the_definition() -> None:
     (y, scale, grad), (z, expected, other) = found
     assert torch.equal(y, z) and torch.equal(scale, expected)
     torch.testing.assert_close(grad, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -2])
+@pytest.mark.parametrize("grid", [GRID, MinifloatGrid(E4M3)])
+def test_groups_along_any_axis_are_those_of_the_last_one(axis, grid, kernels, monkeypatch) -> None:
+    """As groups of channels are in images, which C++ functions take once they are moved."""
+    called: list[str] = []
+    for name in ("row_absmax", "row_tops", "absmax_gradients", "quantize"):
+        function = getattr(native, name)
+        monkeypatch.setattr(
+            native, name, lambda *a, f=function, n=name: (called.append(n), f(*a))[1]
+        )
+    x = values(8, 16, 24).to(torch.float32)
+    found = []
+    for reduced, moved in ((axis, x), (-1, x.movedim(axis, -1).contiguous())):
+        rule = ScaleRule("absmax", 128.0, minimum=2.0**-30, reduced_axis=reduced)
+        leaf = moved.clone().requires_grad_()
+        y, scale = quantize_by_absmax(leaf, grid, rule)
+        assert y.is_contiguous()
+        (grad,) = gradients([y, scale], [leaf], [y.detach().cos(), scale.detach().sin()])
+        again = origin_of(y)
+        found.append((y, scale, grad) if again is None else (y, scale, grad, again.values()))
+        if qframework.settings.kernels == "auto" and native.available():
+            assert {"row_absmax", "absmax_gradients"} <= set(called) and again is not None
+    for one, other in zip(*found, strict=True):
+        back = one.movedim(axis, -1)
+        torch.testing.assert_close(back, other, rtol=1e-6, atol=1e-6)

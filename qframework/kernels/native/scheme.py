@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +49,11 @@ class Scheme:
         #: whether there is one scale for all
         self.is_whole = rule is None or (rule.channel_axis is None and rule.reduced_axis is None)
         self._told: Any = None
+
+    def along_last(self) -> Scheme:
+        """The same for groups that were moved to the last axis."""
+        assert self.rule is not None
+        return Scheme(self.grid, replace(self.rule, reduced_axis=-1), self.relu)
 
     def told(self) -> Any:
         """A reference to a :class:`~qframework.kernels.native.build.Call` that names no tensors."""

@@ -178,6 +178,33 @@ def laid_out_as(grad: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, device=grad.device).copy_(grad)
 
 
+def axis_to_move(x: Tensor, shape: tuple[int, ...], rounding: str) -> int | None:
+    """The axis of groups that have a scale each, where C++ functions take them once it is the last one; None for others.
+
+    Args:
+        x: values whose groups are along an axis of their own.
+        shape: of the scale: that of ``x``, but for one axis of length 1.
+        rounding: as for :func:`serves`.
+    """
+    if _is_compiling() or len(shape) != x.dim():
+        return None
+    apart = [axis for axis, n in enumerate(shape) if n != x.shape[axis]]
+    if len(apart) != 1 or shape[apart[0]] != 1 or x.shape[apart[0]] < _SHORTEST:
+        return None
+    axis = apart[0]
+    return axis if axis != x.dim() - 1 and serves(x, (), rounding) is not None else None
+
+
+def axis_last(t: Tensor, axis: int) -> Tensor:
+    """A copy with an axis at the end, so that groups along it are rows."""
+    return t.movedim(axis, -1).contiguous()
+
+
+def axis_back(t: Tensor, axis: int) -> Tensor:
+    """What :func:`axis_last` moved, where it was."""
+    return t.movedim(-1, axis).contiguous()
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether neighbours in memory are channels of one place, as in images of torch's ``channels_last`` format."""
     return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
