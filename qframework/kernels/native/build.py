@@ -114,7 +114,7 @@ def library() -> ctypes.CDLL:
 def _loaded(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     run, spread = loaded.qframework_run, loaded.qframework_spread
-    run.argtypes = [c_int, c_int, POINTER(Call), *[c_void_p] * 11, *[c_int64] * 4, c_int]
+    run.argtypes = [c_int, c_int, *[c_void_p] * 12, *[c_int64] * 4, c_int]
     run.restype = None
     names = ("row_tops", "absmax_share", "codebook", "codebook_gradients", "signs")
     for name in (*names, "signs_gradients", "row_end_share"):

@@ -40,7 +40,7 @@ class Scheme:
         relu: whether ``relu(x)`` is quantized.
     """
 
-    __slots__ = ("_told", "grid", "is_whole", "relu", "rounding", "rule")
+    __slots__ = ("_address", "_calls", "grid", "is_whole", "relu", "rounding", "rule")
 
     def __init__(self, grid: Grid, rule: ScaleRule | None = None, relu: bool = False) -> None:
         self.grid, self.rule, self.relu = grid, rule, relu
@@ -48,21 +48,22 @@ class Scheme:
         self.rounding = rounding_of(grid)
         #: whether there is one scale for all
         self.is_whole = rule is None or (rule.channel_axis is None and rule.reduced_axis is None)
-        self._told: Any = None
+        self._address = 0
+        self._calls: list[Call] = []  # another thread may lay one out, too: both stay
 
     def along_last(self) -> Scheme:
         """The same for groups that were moved to the last axis."""
         assert self.rule is not None
         return Scheme(self.grid, replace(self.rule, reduced_axis=-1), self.relu)
 
-    def told(self) -> Any:
-        """A reference to a :class:`~qframework.kernels.native.build.Call` that names no tensors."""
-        found = self._told
-        if found is None:
+    def told(self) -> int:
+        """The address of a :class:`~qframework.kernels.native.build.Call` that names no tensors, as long as this is there."""
+        if not self._address:
             numbers = {**_numbers_of(self.grid), **_numbers_of_scale(self.rule)}
-            rounding = ROUNDINGS[self.rounding]
-            found = self._told = ctypes.byref(Call(relu=self.relu, rounding=rounding, **numbers))
-        return found
+            call = Call(relu=self.relu, rounding=ROUNDINGS[self.rounding], **numbers)
+            self._calls.append(call)
+            self._address = ctypes.addressof(call)
+        return self._address
 
 
 def _numbers_of(grid: Grid) -> dict[str, Any]:

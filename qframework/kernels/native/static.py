@@ -22,7 +22,7 @@ class StaticQuantizer:
     The numbers are copied, so that whoever moves or frees the tensors doesn't matter.
     """
 
-    __slots__ = ("_addresses", "_dtype", "_how", "_numbers", "_run")
+    __slots__ = ("_addresses", "_dtype", "_how", "_numbers", "_run", "_schemes")
 
     def __init__(
         self, dtype: torch.dtype, scale: Tensor | None, zero_point: Tensor | None, grid: Grid
@@ -30,7 +30,8 @@ class StaticQuantizer:
         self._numbers = [None if t is None else t.detach().clone() for t in (scale, zero_point)]
         self._addresses = tuple(map(at, self._numbers))
         self._dtype = dtype
-        self._how = [(DTYPES[dtype][0], Scheme(grid, relu=relu).told()) for relu in (False, True)]
+        self._schemes = [Scheme(grid, relu=relu) for relu in (False, True)]
+        self._how = [(DTYPES[dtype][0], scheme.told()) for scheme in self._schemes]
         self._run = library().qframework_run
 
     @classmethod

@@ -6,7 +6,7 @@ import ctypes
 import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence, Sized
-from ctypes import POINTER, Structure, c_int, c_int64, c_void_p
+from ctypes import Structure, c_int, c_int64, c_void_p
 from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
@@ -30,10 +30,8 @@ def _functions() -> Any:
     found = build.library()
     loaded = ctypes.PyDLL(found._name, handle=found._handle)  # the file may be gone
     loaded.qframework_can_watch.restype = c_int
-    loaded.qframework_is_same.argtypes, loaded.qframework_is_same.restype = (
-        [POINTER(_Watched)],
-        c_int,
-    )
+    # an address, which takes half the time of a pointer to be converted
+    loaded.qframework_is_same.argtypes, loaded.qframework_is_same.restype = [c_void_p], c_int
     return loaded if loaded.qframework_can_watch() else None
 
 
@@ -69,8 +67,9 @@ def watch(
     arrays = [_addresses(column) for column in columns]
     arrays[4] = (c_int64 * len(held))(*columns[4])
     watched = _Watched(len(places), len(held), len(parts), *map(ctypes.addressof, arrays))
-    watched.kept = (columns, arrays)  # type: ignore[attr-defined]
-    return partial(_functions().qframework_is_same, watched)
+    asks = partial(_functions().qframework_is_same, ctypes.addressof(watched))
+    asks.kept = (watched, columns, arrays)  # type: ignore[attr-defined]
+    return asks
 
 
 def _dictionary(place: Any) -> dict[Any, Any]:
