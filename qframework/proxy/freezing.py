@@ -221,14 +221,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
         RuntimeError: a quantizer is in training mode.
     """
     check_module(model, "frozen")
-    before = {proxy for proxy in _proxies(model) if proxy.is_frozen}
+    thawed = [proxy for proxy in _proxies(model) if not proxy.is_frozen]
     freeze(model)
     try:
         yield model
     finally:
-        for proxy in _proxies(model):
-            if proxy not in before:
-                proxy.release()
+        for proxy in thawed:
+            proxy.release()
 
 
 @contextmanager
