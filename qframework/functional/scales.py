@@ -36,7 +36,15 @@ def _bounded(magnitude: Tensor, rule: ScaleRule) -> Tensor:
 
 
 def in_shape(stored: Tensor, rule: ScaleRule) -> Tensor:
-    """A learned number in the shape of its scale: parameters have a dimension, also where the scale has none."""
+    """A learned number in the shape of its scale: parameters have a dimension, also where the scale has none.
+
+    Args:
+        stored: the number, of the shape of the scale, or of shape ``(1,)``.
+        rule: the scale.
+
+    Returns:
+        ``stored``; 0-dim where it has one dimension and the scale of the rule none.
+    """
     return stored.reshape(()) if stored.dim() == 1 and rule.shape == () else stored
 
 

@@ -143,10 +143,8 @@ class _Note(NamedTuple):
     memory: torch.UntypedStorage
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            set,
-            (),
-        )  # copies of values elsewhere know of no origin; any reader of tensors may make a set
+        # Copies elsewhere know of no origin. Every reader of tensors may make a set, which is empty.
+        return set, ()
 
 
 def is_large(weight: Tensor) -> bool:
